@@ -1,0 +1,1 @@
+"""How programs are fitted, checked and compared; names no family."""
