@@ -2,3 +2,5 @@
 
 from inference.fit import Fit as Fit, fit as fit, load as load, resume as resume
 from inference.runtime import tune_runtime as tune_runtime
+
+__distribution__ = "ppl-models"  # ppl_models/_clash.py tells this package from a stranger of the same name by this line
