@@ -82,7 +82,7 @@ def read(path: Path, template: Any, pick: Pick | None = None) -> tuple[Any, dict
     Raises :class:`CheckpointError` naming the file and what is wrong with it.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             stored = {name: file[name] for name in file.files}
         header = json.loads(str(stored.pop("__meta__")))
     except FileNotFoundError:
@@ -90,9 +90,13 @@ def read(path: Path, template: Any, pick: Pick | None = None) -> tuple[Any, dict
     except KeyError:
         raise CheckpointError(f"{path} is not a checkpoint of this package: it has no __meta__ header") from None
     except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-        raise CheckpointError(f"{path} is torn or not a checkpoint ({error}); remove it to use the one before") from error
+        raise CheckpointError(
+            f"{path} is torn or not a checkpoint ({error}); remove it to use the one before"
+        ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {header!r:.80}, expected {FORMAT!r}; it was written by other software")
+        raise CheckpointError(
+            f"{path} has format {header!r:.80}, expected {FORMAT!r}; it was written by other software"
+        )
     if pick is None:
         expected = _flatten(template)
     else:
