@@ -10,11 +10,6 @@ from pathlib import Path
 import pytest
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "data: needs the files of PPL_MODELS_DATA, or an installed data package")
-    config.addinivalue_line("markers", "slow: takes tens of seconds")
-
-
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Point the cache to a fresh folder and unset the data path; returns the folder for data files."""

@@ -303,7 +303,6 @@ def test_real_cifar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len({image.tobytes() for image in np.concatenate([x, held])}) == 4000
 
 
-@pytest.mark.data
 @pytest.mark.skipif(not FashionMNIST().package.is_dir(), reason="the package dataset-fashion-mnist is not installed")
 def test_real_fashion() -> None:
     (x, factors), (x_test, factors_test) = load("fashion_mnist"), load("fashion_mnist", "test")
