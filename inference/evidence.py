@@ -151,7 +151,7 @@ def save_evidence(table: pd.DataFrame, folder: str | Path) -> Path:
         raise ValueError(f"{folder} is not a folder; create it first")
     texts = {
         "evidence.json": json.dumps({name: table.attrs[name] for name in ATTRIBUTES}, indent=2) + "\n",
-        "evidence.csv": table.to_csv(index=False),
+        "evidence.csv": table.to_csv(index=False, na_rep="nan"),
     }
     for name, text in texts.items():
         write_text(folder / name, text)
@@ -170,7 +170,8 @@ def read_evidence(folder: str | Path) -> pd.DataFrame:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}; write both with save_evidence(evidence(fit, x, ...), folder)")
     try:
-        table = pd.read_csv(folder / "evidence.csv", float_precision="round_trip")
+        # Python's own float() is exact; which parser of pandas is, depends on its version.
+        table = pd.read_csv(folder / "evidence.csv", converters=dict.fromkeys(COLUMNS[2:], float))
         table.attrs = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))
     except ValueError as error:  # pandas' parser errors and JSON's are both ValueErrors
         raise ValueError(f"the evidence in {folder} cannot be read ({error}); compute it again") from error
