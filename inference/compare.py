@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from inference.evidence import _check_table
+from inference.evidence import check_table
 from inference.psis import khat_threshold
 
 if TYPE_CHECKING:
@@ -111,12 +111,14 @@ def _aligned(tables: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
         raise ValueError(f'compare needs at least two tables by name, got {got}; pass {{"a": table_a, "b": table_b}}')
     result: dict[str, pd.DataFrame] = {}
     for name, table in tables.items():
-        _check_table(table, f"table {name!r}")
+        check_table(table, f"table {name!r}")
         if table["datum"].duplicated().any():
             twice = table["datum"][table["datum"].duplicated()].iloc[0]
             raise ValueError(f"table {name!r} lists datum {twice} more than once; keep one row a datum")
         if len(table) < 2:
-            raise ValueError(f"table {name!r} has {len(table)} datum, a standard error needs at least 2; score more data")
+            raise ValueError(
+                f"table {name!r} has {len(table)} datum, a standard error needs at least 2; score more data"
+            )
         result[name] = table.sort_values("datum")
     (first, reference), *others = result.items()
     for name, table in others:
@@ -134,13 +136,15 @@ def _aligned(tables: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
         differs = np.flatnonzero(table["x_crc"].to_numpy() != reference["x_crc"].to_numpy())
         if differs.size:
             raise ValueError(
-                f"tables {first!r} and {name!r} score different data: {differs.size} of {len(table)} rows differ, first "
-                f"datum {table['datum'].iloc[differs[0]]}; compute both on the same array, stored in the same dtype"
+                f"tables {first!r} and {name!r} score different data: {differs.size} of {len(table)} rows differ, "
+                f"first datum {table['datum'].iloc[differs[0]]}; compute both on one array of one dtype"
             )
     return result
 
 
-def stacking_weights(log_px: Float[np.ndarray, "data models"], *, tolerance: float = 1e-6) -> Float[np.ndarray, " models"]:
+def stacking_weights(
+    log_px: Float[np.ndarray, "data models"], *, tolerance: float = 1e-6
+) -> Float[np.ndarray, " models"]:
     """Weights w on the simplex that maximise (1/n) sum_i log sum_m w_m p_m(x_i) (Yao, Vehtari, Simpson & Gelman 2018).
 
     The problem is concave.  At w, let g_m = (1/n) sum_i p_m(x_i) / sum_l w_l p_l(x_i): the optimum is at most

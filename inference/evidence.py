@@ -145,7 +145,7 @@ def save_evidence(table: pd.DataFrame, folder: str | Path) -> Path:
 
     Floats are written so that they read back bit for bit.  Each file replaces an older one in one step.
     """
-    _check_table(table, "table")
+    check_table(table, "table")
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; create it first")
@@ -175,11 +175,12 @@ def read_evidence(folder: str | Path) -> pd.DataFrame:
         table.attrs = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))
     except ValueError as error:  # pandas' parser errors and JSON's are both ValueErrors
         raise ValueError(f"the evidence in {folder} cannot be read ({error}); compute it again") from error
-    _check_table(table, f"{folder / 'evidence.csv'}")
+    check_table(table, f"{folder / 'evidence.csv'}")
     return table
 
 
-def _check_table(table: Any, what: str) -> None:
+def check_table(table: Any, what: str) -> None:
+    """Raise ``ValueError`` unless ``table`` has the columns and attrs of :func:`evidence`."""
     missing = [name for name in COLUMNS if name not in getattr(table, "columns", ())]
     if missing:
         raise ValueError(f"{what} is not an evidence table: column(s) {', '.join(missing)} missing; see evidence()")

@@ -138,7 +138,9 @@ def _factors(factors: Mapping[str, Any], n: int) -> dict[str, np.ndarray]:
     arrays = {str(name): np.asarray(value) for name, value in factors.items()}
     for name, value in arrays.items():
         if value.ndim == 0 or len(value) != n:
-            raise ValueError(f"factor {name!r} has shape {value.shape}, expected {n} rows: one value for each datum of x")
+            raise ValueError(
+                f"factor {name!r} has shape {value.shape}, expected {n} rows: one value for each datum of x"
+            )
     return arrays
 
 
@@ -176,8 +178,8 @@ class _Store:
             size = sum(leaf[0, 0].nbytes for leaf in jax.tree.leaves(block)) * self.draws * self.data
             if size > LARGEST:
                 raise ValueError(
-                    f"the posterior tree would take {size / 2**30:.1f} GiB for {self.data} data and {self.draws} draws, "
-                    f"the limit is {LARGEST / 2**30:.0f} GiB; take fewer draws, or pass a part of the data"
+                    f"the posterior tree would take {size / 2**30:.1f} GiB for {self.data} data and {self.draws} "
+                    f"draws, the limit is {LARGEST / 2**30:.0f} GiB; take fewer draws, or pass a part of the data"
                 )
             self.arrays = jax.tree.map(lambda a: np.empty((1, self.draws, self.data, *a.shape[2:]), a.dtype), block)
 

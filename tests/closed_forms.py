@@ -87,7 +87,7 @@ def linear_gaussian_program(
         density=("p(x, z) = N(z; 0, I) N(x; W z + b, noise^2 I)",),
     )  # fmt: skip
     params = {"W": jnp.asarray(W)}
-    cov = np.float64(W) @ np.float64(W).T + noise**2 * np.eye(dim)
+    cov = W.astype(float) @ W.T.astype(float) + noise**2 * np.eye(dim)
     return ClosedForm(program, params, lambda x: _gaussian_log_px(x, b, cov), _sampler(program, params))
 
 
@@ -131,7 +131,7 @@ def mixture_program(
     params = {"mu": jnp.asarray(mu)}
 
     def log_px(x: np.ndarray) -> np.ndarray:
-        wide = np.float64(W)
+        wide = W.astype(float)
         parts = [
             log_pi[k] + _gaussian_log_px(x, wide @ mu[k] + b, (wide * tau[k] ** 2) @ wide.T + noise**2 * np.eye(dim))
             for k in range(clusters)

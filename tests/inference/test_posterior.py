@@ -1,5 +1,6 @@
 """The DataTree: the right numbers in the right groups, read by stock xarray and ArviZ."""
 
+import importlib
 from dataclasses import replace
 
 import jax
@@ -10,7 +11,6 @@ import numpyro.distributions as dist
 import pytest
 import xarray as xr
 
-from inference import posterior as module
 from inference.evidence import evidence
 from inference.fit import Fit
 from inference.posterior import posterior, save_posterior
@@ -161,6 +161,6 @@ def test_bad_arguments_are_refused_before_any_work(change, message):
 
 def test_a_tree_too_large_to_hold_is_refused(monkeypatch):
     form = linear_gaussian_program()
-    monkeypatch.setattr(module, "LARGEST", 1000)
+    monkeypatch.setattr(importlib.import_module("inference.posterior"), "LARGEST", 1000)
     with pytest.raises(ValueError, match="4 data and 30 draws.*fewer draws"):
         posterior(form.fit, form.sample(KEY, 4), draws=30, key=KEY, progress=False)
