@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 PARTS = (
-    "spec.json", "run.json", "checkpoint", "history.csv", "posterior.nc", "evidence.csv", "diagnosis.csv",
-    "report.html", "figures", "samples.npz", "comparison.csv", "comparison.html",
+    "spec.json", "run.json", "checkpoint", "history.csv", "posterior.nc", "evidence.csv", "evidence.json",
+    "diagnosis.csv", "report.html", "figures", "samples.npz",
 )  # fmt: skip
 """What a run folder holds.  Only these are ever removed, and only from a folder that has a ``run.json``."""
 
@@ -67,7 +67,8 @@ def plain_warnings(show_all: bool) -> Iterator[None]:
     with warnings.catch_warnings():
         if not show_all:
             warnings.simplefilter("ignore")
-            warnings.filterwarnings("default", category=UserWarning, module=r"(ppl_models|inference)\b")
+            for category in (UserWarning, RuntimeWarning):
+                warnings.filterwarnings("default", category=category, module=r"(ppl_models|inference)\b")
             warnings.showwarning = lambda message, *args, **kwargs: say(f"warning: {message}")
         yield
 
@@ -189,35 +190,47 @@ def did_you_mean_path(path: Path) -> str:
 
 
 def claim(out: Path, *, overwrite: bool) -> None:
-    """Make the output folder and prove that it can be written, before any long work.
+    """Refuse an output folder that is in use or cannot be written; leaves nothing behind and removes nothing.
 
     Raises :class:`UsageError` where the folder holds something; ``OSError`` where it cannot be written.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {str(out)!r} is a file; give a folder that does not exist yet")
     if out.is_dir() and any(out.iterdir()):
-        if not is_run(out):
-            raise UsageError(f"--out {str(out)!r} has files that are not a run, and is left alone; give another folder")
+        foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in PARTS)
+        if not is_run(out) or (overwrite and foreign):
+            what = f"files that are not of a run ({foreign[0]}, ...)" if foreign else "parts of a run but no run.json"
+            raise UsageError(f"--out {str(out)!r} has {what} and is left alone; give another folder")
         if not overwrite:
             raise UsageError(
                 f"--out {str(out)!r} already holds a run; continue it: `ppl-models resume {shell(out)}`, replace it: "
                 "--overwrite, or give another folder"
             )
+    check_writable(out)
+
+
+def check_writable(out: Path) -> None:
+    """Prove that a folder can be made and filled, before any long work; leaves nothing behind.
+
+    Raises :class:`UsageError` for a file of that name and ``OSError`` where nothing can be written.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {str(out)!r} is a file; give a folder")
+    place = out.absolute()
+    while not place.exists():
+        place = place.parent
+    probe = place / f".ppl-models-write-test-{os.getpid()}"
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".write-test"
-        try:
-            with probe.open("wb") as file:
-                file.write(b"\0" * 65536)
-                file.flush()
-                os.fsync(file.fileno())
-        finally:
-            probe.unlink(missing_ok=True)
+        with probe.open("wb") as file:
+            file.write(b"\0" * 65536)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OSError(f"cannot write to --out {str(out)!r}: {reason}; free some space or give another folder") from error
-    if overwrite and is_run(out):
-        clear(out)
+        raise OSError(
+            f"cannot write to --out {str(out)!r}: {reason}; free some space or give another folder"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
 
 
 def clear(folder: Path) -> None:
@@ -239,7 +252,9 @@ def table_text(rows: Sequence[Sequence[Any]], header: Sequence[str]) -> str:
     numeric = [all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(header))]
     widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
     lines = [
-        "  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in zip(line, widths, numeric, strict=True)).rstrip()
+        "  ".join(
+            c.rjust(w) if right else c.ljust(w) for c, w, right in zip(line, widths, numeric, strict=True)
+        ).rstrip()
         for line in [list(header), *cells]
     ]
     return "\n".join(lines)

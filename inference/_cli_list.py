@@ -13,7 +13,6 @@ def families(as_json: bool, plugins: Sequence[Path] = ()) -> None:
     """Print every family with its presets: parameters, latent sites, shape of one datum."""
     start()
     import jax
-
     from ppl_models import program as contract
 
     load_plugins(plugins)
@@ -50,9 +49,7 @@ def data_list(as_json: bool) -> None:
     infos = [datasets.info(name) for name in datasets.names()]
     if as_json:
         facts = ("shape", "levels", "sizes", "description", "licence", "provenance", "how_to_get")
-        print(
-            to_json({i.name: {**{f: getattr(i, f) for f in facts}, "available": bool(i.available())} for i in infos})
-        )
+        print(to_json({i.name: {**{f: getattr(i, f) for f in facts}, "available": bool(i.available())} for i in infos}))
         return
     rows = [
         [

@@ -363,10 +363,7 @@ def parse(argv: Sequence[str]) -> Command:
     commands: Any = COMMANDS
     while isinstance(commands, Mapping):
         if not words or words[0] in ("-h", "--help"):
-            members = tuple(
-                Annotated[entry if isinstance(entry, type) else _Group, subcommand(name, description=_first_line(entry))]
-                for name, entry in commands.items()
-            )
+            members = tuple(_member(name, entry) for name, entry in commands.items())
             description = DESCRIPTION if prog == PROG else _first_line(commands)
             tyro.cli(Union[members], prog=prog, description=description, args=words)  # noqa: UP007 - made at run time
         word = words.pop(0)
@@ -391,6 +388,11 @@ def parse(argv: Sequence[str]) -> Command:
 @dataclass(frozen=True)
 class _Group:
     """A command with commands of its own."""
+
+
+def _member(name: str, entry: type[Command] | Mapping[str, Any]) -> Any:
+    """Return a command's entry in the list of commands."""
+    return Annotated[entry if isinstance(entry, type) else _Group, subcommand(name, description=_first_line(entry))]
 
 
 def _first_line(entry: type[Command] | Mapping[str, Any]) -> str:
@@ -426,7 +428,8 @@ def _nearest(word: str, known: Any) -> str:
 
 def version() -> str:
     """Version of the installed distribution."""
-    from importlib.metadata import PackageNotFoundError, version as installed
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
 
     try:
         return installed("ppl-models")
