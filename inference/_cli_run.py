@@ -167,9 +167,10 @@ def fit_line(fitted: Any) -> str:
     info = fitted.info
     stopped = {"patience": ", stopped early", "interrupted": ", interrupted"}.get(info["stopped"], "")
     best = f", step {info['best_step']:,} kept" if info.get("best_step") else ""
+    parameters = info.get("parameters") or fitted.program.parameter_count
     skipped = f", {info['skipped']:,} updates skipped" if info.get("skipped") else ""
     return (
-        f"{fitted.folder}: {fitted.program.parameter_count:,} parameters, {info['steps']:,} steps in "
+        f"{fitted.folder}: {parameters:,} parameters, {info['steps']:,} steps in "
         f"{info['seconds']:.1f} s{stopped}{best}{skipped}"
     )
 
