@@ -19,7 +19,7 @@ from inference._cli_read import PARTICLES, own_table, table_of
 if TYPE_CHECKING:
     import pandas as pd
 
-    from inference.cli import Compare
+    from inference._cli_commands import Compare
 
 
 def compare(command: Compare) -> None:
@@ -90,7 +90,7 @@ def sentences(frame: pd.DataFrame) -> list[str]:
         strength = "a clear difference" if ratio > 4 else "a likely difference" if ratio > 2 else "too close to call"
         lines.append(
             f"{best} is ahead of {name} by {-row['elpd_diff'] / row['n']:.3g} nats a datum "
-            f"({-row['elpd_diff']:.4g} over {row['n']:,} data, {ratio:.1f} paired standard errors): {strength}."
+            f"({-row['elpd_diff']:.4g} over {int(row['n']):,} data, {ratio:.1f} paired standard errors): {strength}."
         )
         noise = math.hypot(row["mc_se"], frame["mc_se"].iloc[0])
         if noise > row["dse"] / 2:

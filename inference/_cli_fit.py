@@ -13,6 +13,7 @@ from inference._cli_common import (
     UsageError,
     claim,
     clear,
+    is_run,
     load_plugins,
     read_run,
     read_spec,
@@ -23,7 +24,7 @@ from inference._cli_common import (
 )
 
 if TYPE_CHECKING:
-    from inference.cli import Evaluation, Fit, Resume
+    from inference._cli_commands import Evaluation, Fit, Resume
 
 
 def check_at_least(least: int, **options: int | None) -> None:
@@ -64,6 +65,8 @@ def resumable(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
+        if not is_run(folder):
+            raise
         raise Interrupted(f"{stop or 'interrupted'}; continue: ppl-models resume {shell(folder)}") from None
 
 
@@ -114,16 +117,37 @@ def resume(command: Resume) -> None:
     card = runs.run_card(command.folder, command.common.plugin)
     data = runs.load_data(card, test_n=command.evaluation.test_n)
     start()
-    from inference import fit as fitting
+    from inference.fit import load
 
     with resumable(command.folder):
         if record["info"].get("stopped") in ("steps", "patience"):
             say(f"{command.folder} is fitted already: {record['info']['steps']:,} steps")
-            fitted = fitting.load(command.folder)
+            fitted = load(command.folder)
         else:
-            show = not command.evaluation.quiet
-            fitted = fitting.resume(command.folder, data.train, validation=data.validation, progress=show)
+            fitted = _go_on(command.folder, record, data, progress=not command.evaluation.quiet)
         finish(fitted, data, command.evaluation)
+
+
+def _go_on(folder: Path, record: dict[str, Any], data: runs.Data, *, progress: bool) -> Any:
+    """Continue from the last checkpoint; a run stopped before its first one starts again, with the same numbers."""
+    import jax
+    import jax.numpy as jnp
+
+    from inference.checkpoint import checkpoints
+    from inference.fit import fit as run_fit, resume as run_resume
+    from inference.folder import RunFolder
+
+    if checkpoints(folder / "checkpoint"):
+        return run_resume(folder, data.train, validation=data.validation, progress=progress)
+    say(f"{folder} has no checkpoint yet: starting at step 0")
+    arguments = {name: value for name, value in record["arguments"].items() if name not in ("key", "validation")}
+    key = jax.random.wrap_key_data(jnp.asarray(record["arguments"]["key"], jnp.uint32))
+    program = RunFolder(folder).read_spec().build(key)
+    clear(folder)
+    return run_fit(
+        program, data.train, validation=data.validation, key=key, out=folder, card=record["card"], progress=progress,
+        **arguments,
+    )  # fmt: skip
 
 
 def finish(fitted: Any, data: runs.Data, options: Evaluation) -> None:

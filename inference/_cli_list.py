@@ -13,6 +13,7 @@ def families(as_json: bool, plugins: Sequence[Path] = ()) -> None:
     """Print every family with its presets: parameters, latent sites, shape of one datum."""
     start()
     import jax
+
     from ppl_models import program as contract
 
     load_plugins(plugins)

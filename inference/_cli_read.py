@@ -15,7 +15,7 @@ from inference._cli_fit import check_at_least
 if TYPE_CHECKING:
     import pandas as pd
 
-    from inference.cli import Diagnose, Report, Sample
+    from inference._cli_commands import Diagnose, Report, Sample
 
 PARTICLES, DRAWS = 512, 100
 
@@ -110,7 +110,7 @@ def diagnose(command: Diagnose) -> None:
     rows = [[row.verdict, row.check, f"{row.value:.4g}", row.threshold] for row in verdict.itertuples()]
     print(table_text(rows, ["verdict", "check", "value", "wanted"]))
     print()
-    print(runs.verdict_lines(verdict))
+    print(runs.verdict_lines(verdict, full=True))
     print(f"table: {fitted.folder / 'diagnosis.csv'}")
 
 

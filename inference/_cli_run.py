@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,13 +188,14 @@ def evidence_line(table: Any) -> str:
     )
 
 
-def verdict_lines(verdict: Any) -> str:
-    """Return the count of verdicts, and each check that is not ok with its remedy."""
+def verdict_lines(verdict: Any, *, full: bool = False) -> str:
+    """Return the count of verdicts, and each check that is not ok with what to try; ``full`` adds what it means."""
     counts = ", ".join(f"{(verdict['verdict'] == word).sum()} {word}" for word in ("ok", "warn", "fail"))
     lines = [f"diagnosis: {counts}"]
     for row in verdict[verdict["verdict"] != "ok"].sort_values("verdict", kind="stable").itertuples():
-        remedy = f" Try: {row.remedy}" if row.remedy else ""
-        lines.append(f"  {row.verdict}  {row.check} = {row.value:.3g} (wanted {row.threshold}). {row.meaning}{remedy}")
+        lines.append(f"  {row.verdict}  {row.check} = {row.value:.3g}, wanted {row.threshold}")
+        said = [row.meaning] * full + [f"Try: {row.remedy}"] * bool(row.remedy)
+        lines += [textwrap.fill(text, 110, initial_indent=" " * 8, subsequent_indent=" " * 8) for text in said]
     return "\n".join(lines)
 
 
