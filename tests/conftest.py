@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items):
         return
     absent = pytest.mark.skip(reason="PPL_MODELS_DATA does not name a folder of data sets")
     for item in items:
-        if "data" in item.keywords:
+        if item.get_closest_marker("data"):
             item.add_marker(absent)
 
 
