@@ -12,7 +12,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 
 _NAME = re.compile(r"step_(\d{8,})\.npz$")
 FORMAT = "ppl-models checkpoint 1"
+Pick = Callable[[Mapping[str, Any]], Sequence[str]]
 
 
 class CheckpointError(ValueError):
@@ -72,8 +73,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step_*.npz") if _NAME.search(p.name)), key=lambda p: int(p.stem[5:]))
 
 
-def read(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
+def read(path: Path, template: Any, pick: Pick | None = None) -> tuple[Any, dict[str, Any]]:
     """Return (state, header) of one checkpoint; ``template`` is the expected tree of arrays or shapes.
+
+    With ``pick`` only a part is read: ``template`` is then a tuple of trees and ``pick(header)`` names the tree path
+    of each in the file.
 
     Raises :class:`CheckpointError` naming the file and what is wrong with it.
     """
@@ -89,8 +93,13 @@ def read(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
         raise CheckpointError(f"{path} is torn or not a checkpoint ({error}); remove it to use the one before") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise CheckpointError(f"{path} has format {header!r:.80}, expected {FORMAT!r}; it was written by other software")
-    expected = _flatten(template)
-    if missing := sorted(set(expected) ^ set(stored)):
+    if pick is None:
+        expected = _flatten(template)
+    else:
+        parts = zip(pick(header), template, strict=True)
+        expected = {prefix + name: leaf for prefix, part in parts for name, leaf in _flatten(part).items()}
+    absent = set(expected) - set(stored) if pick else set(expected) ^ set(stored)
+    if missing := sorted(absent):
         raise CheckpointError(
             f"{path} belongs to another model or optimiser: {len(missing)} entries differ, first {missing[0]!r}; "
             "resume with the arguments of the original run"
@@ -109,7 +118,7 @@ def read(path: Path, template: Any) -> tuple[Any, dict[str, Any]]:
     return jax.tree.unflatten(jax.tree.structure(template), list(leaves.values())), header
 
 
-def read_newest(folder: Path, template: Any) -> tuple[Any, dict[str, Any], list[str]]:
+def read_newest(folder: Path, template: Any, pick: Pick | None = None) -> tuple[Any, dict[str, Any], list[str]]:
     """Return (state, header, warnings) of the newest readable checkpoint of a folder.
 
     Torn newer files are passed over and named in ``warnings``.  Raises :class:`CheckpointError` if none is usable.
@@ -117,7 +126,7 @@ def read_newest(folder: Path, template: Any) -> tuple[Any, dict[str, Any], list[
     problems: list[str] = []
     for path in reversed(checkpoints(folder)):
         try:
-            state, header = read(path, template)
+            state, header = read(path, template, pick)
             return state, header, problems
         except CheckpointError as error:
             problems.append(str(error))

@@ -131,6 +131,33 @@ def fused_elbo(
     return -elbo, Terms(log_lik, kl, {n: s["value"] for n, s in sites.items() if s["type"] == "mutable"})
 
 
+def _per_datum(name: str, value: Array, batch: tuple[int, ...]) -> Array:
+    if value.shape != batch:
+        raise ValueError(
+            f"site {name!r} has log density of shape {value.shape}, expected one value a datum, {batch}; "
+            "put the site in the plate over the batch and use .to_event for its own dimensions"
+        )
+    return value
+
+
+def per_datum_elbo(
+    program: Program,
+    params: Mapping[str, Any],
+    key: Key[Array, ""],
+    x: Array,
+    *,
+    mutable: Mapping[str, Any] | None = None,
+) -> Float[Array, " batch"]:
+    """ELBO of each datum of prepared ``x`` in nats, one draw of z, closed-form KL where there is one."""
+    total = jnp.zeros(x.shape[:1])
+    for name, site in trace_posterior(program, params, key, x, mutable=mutable).items():
+        if _observed(site):
+            total += _per_datum(name, _log_prob(site["fn"], site), x.shape[:1])
+        elif _latent(name, site):
+            total -= _per_datum(name, _kl(site), x.shape[:1])
+    return total
+
+
 def joint_draw(
     program: Program,
     params: Mapping[str, Any],
@@ -145,15 +172,7 @@ def joint_draw(
     has no density per datum (a latent outside the plate over the batch): evidence per datum is then undefined.
     """
     sites = trace_posterior(program, params, key, x, mutable=mutable)
-
-    def per_datum(name: str, value: Array) -> Array:
-        if value.shape != x.shape[:1]:
-            raise ValueError(
-                f"site {name!r} has log density of shape {value.shape}, expected one value a datum, "
-                f"{x.shape[:1]}; put the site in the plate over the batch and use .to_event for its own dimensions"
-            )
-        return value
-
+    batch = x.shape[:1]
     latent = {name: s for name, s in sites.items() if _latent(name, s)}
     observed = {name: s for name, s in sites.items() if _observed(s)}
     mean = {}
@@ -168,13 +187,15 @@ def joint_draw(
         latents={name: s["value"] for name, s in latent.items()},
         deterministic={name: s["value"] for name, s in sites.items() if s["type"] == "deterministic"},
         mean=mean,
-        log_prior={name: per_datum(name, _log_prob(s["infer"]["prior"], s)) for name, s in latent.items()},
-        log_q={name: per_datum(name, _log_prob(s["fn"], s)) for name, s in latent.items()},
-        log_lik={name: per_datum(name, _log_prob(s["fn"], s)) for name, s in observed.items()},
+        log_prior={name: _per_datum(name, _log_prob(s["infer"]["prior"], s), batch) for name, s in latent.items()},
+        log_q={name: _per_datum(name, _log_prob(s["fn"], s), batch) for name, s in latent.items()},
+        log_lik={name: _per_datum(name, _log_prob(s["fn"], s), batch) for name, s in observed.items()},
     )
 
 
-def init_params(program: Program, key: Key[Array, ""], x: Array) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def init_params(
+    program: Program, key: Key[Array, ""], x: Array
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return (unconstrained parameters, constraining transforms, mutable state) of a program; jit-able values.
 
     Parameters keep the initial values of the program's modules and ``numpyro.param`` statements.

@@ -1,0 +1,181 @@
+"""Where minibatches come from: an array, a sampler ``(key, n) -> batch``, or a grain dataset.
+
+Each source splits its work in two: ``feed(step, count)`` on the host returns what the next ``count`` updates need
+(indices, step numbers, or whole batches, stacked on a leading axis), and ``batch(store, item)`` inside the jitted
+update turns one item into a stored batch.  Both depend on nothing but the key and the step, so a resumed run sees
+the batches that the uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppl_models.program import Program
+
+
+class Source(Protocol):
+    """Minibatches as a pure function of (key, step)."""
+
+    store: Any
+    size: int | None
+
+    def feed(self, step: int, count: int) -> Any: ...
+    def batch(self, store: Any, item: Any) -> jax.Array: ...
+    def state(self) -> Any: ...
+    def restore(self, state: Any) -> None: ...
+
+
+def stored(program: Program, x: Any, what: str = "data") -> np.ndarray:
+    """Validate stored data (n, *shape) for a program and return them as one NumPy array.
+
+    Raises ``ValueError`` for a wrong shape, an empty array, a dtype that is neither integer, bool nor float, NaN
+    or infinite values, and whatever the program's own ``check_data`` refuses.
+    """
+    array = np.asarray(x)
+    if array.dtype == object or not (array.dtype == bool or np.issubdtype(array.dtype, np.number)):
+        raise ValueError(f"{what} must be an array of numbers, got dtype {array.dtype}; convert it first")
+    if np.issubdtype(array.dtype, np.complexfloating):
+        raise ValueError(f"{what} must be real, got dtype {array.dtype}; split real and imaginary parts")
+    if array.ndim == 0 or array.shape[1:] != program.shape:
+        raise ValueError(
+            f"{what} has shape {array.shape}, this program expects (n, {', '.join(map(str, program.shape))}): "
+            "one datum a row; reshape it, or set the spec's shape to that of one datum"
+        )
+    if array.shape[0] == 0:
+        raise ValueError(f"{what} is empty: shape {array.shape}; expected at least one datum")
+    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(1))
+        raise ValueError(
+            f"{what} has NaN or infinite values in {bad.size} of {len(array)} data, first at row {bad[0]}; "
+            "drop or impute those rows"
+        )
+    if array.dtype == np.float64:
+        array = array.astype(np.float32)
+    program.check_data(array)
+    return array
+
+
+class ArraySource:
+    """Rows of an array, shuffled anew each epoch; the array stays as stored (uint8) on the device.
+
+    An epoch is one permutation from ``fold_in(key, epoch)`` cut into full batches; the rows left over by the last
+    cut are others in the next epoch.
+    """
+
+    def __init__(self, array: np.ndarray, batch_size: int, key: jax.Array) -> None:
+        self.size = len(array)
+        if batch_size > self.size:
+            raise ValueError(
+                f"batch_size {batch_size} is larger than the data, {self.size} rows; use batch_size={self.size} or less"
+            )
+        self.store = jnp.asarray(array)
+        self.batch_size, self.key = batch_size, key
+        self.batches = self.size // batch_size
+        self._epoch, self._order = -1, np.zeros(0, np.int32)
+
+    def _indices(self, step: int) -> np.ndarray:
+        epoch, batch = divmod(step, self.batches)
+        if epoch != self._epoch:
+            seed = np.asarray(jax.random.key_data(jax.random.fold_in(self.key, epoch)))
+            self._order = np.random.default_rng(seed).permutation(self.size).astype(np.int32)
+            self._epoch = epoch
+        return self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
+
+    def feed(self, step: int, count: int) -> np.ndarray:
+        return np.stack([self._indices(step + i) for i in range(count)])
+
+    def batch(self, store: jax.Array, item: jax.Array) -> jax.Array:
+        return store[item]
+
+    def state(self) -> None:
+        return None
+
+    def restore(self, state: Any) -> None: ...
+
+
+class SamplerSource:
+    """Fresh draws ``sampler(key, n)``: inside the jitted update when the sampler is traceable, else on the host."""
+
+    size = None
+
+    def __init__(self, sampler: Callable[..., Any], batch_size: int, key: jax.Array, program: Program) -> None:
+        self.sampler, self.batch_size, self.key = sampler, batch_size, key
+        self.store: tuple[()] = ()
+        try:
+            like = jax.eval_shape(lambda k: jnp.asarray(sampler(k, batch_size)), key)
+            self.traced = True
+        except (jax.errors.JAXTypeError, TypeError):
+            like, self.traced = np.asarray(sampler(key, batch_size)), False
+        if tuple(like.shape) != (batch_size, *program.shape):
+            raise ValueError(
+                f"sampler(key, {batch_size}) returned shape {tuple(like.shape)}, expected "
+                f"({batch_size}, {', '.join(map(str, program.shape))}): n data of the program's shape"
+            )
+
+    def feed(self, step: int, count: int) -> np.ndarray:
+        steps = np.arange(step, step + count, dtype=np.int32)
+        if self.traced:
+            return steps
+        return np.stack([np.asarray(self.sampler(jax.random.fold_in(self.key, int(s)), self.batch_size)) for s in steps])
+
+    def batch(self, store: Any, item: jax.Array) -> jax.Array:
+        if self.traced:
+            return jnp.asarray(self.sampler(jax.random.fold_in(self.key, item), self.batch_size))
+        return item
+
+    def state(self) -> None:
+        return None
+
+    def restore(self, state: Any) -> None: ...
+
+
+class GrainSource:
+    """Records of a grain dataset, batched here; the iterator's own state makes a resumed run exact."""
+
+    size = None
+
+    def __init__(self, dataset: Any, batch_size: int, program: Program) -> None:
+        self.batch_size, self.shape = batch_size, program.shape
+        iterable = dataset.to_iter_dataset() if hasattr(dataset, "to_iter_dataset") else dataset
+        self.iterator = iter(iterable.batch(batch_size, drop_remainder=True))
+        self.store: tuple[()] = ()
+
+    def feed(self, step: int, count: int) -> np.ndarray:
+        try:
+            batches = np.stack([np.asarray(next(self.iterator)) for _ in range(count)])
+        except StopIteration:
+            raise ValueError(
+                f"the grain dataset ended at step {step}; add .repeat() before passing it, or ask for fewer steps"
+            ) from None
+        if batches.shape[1:] != (self.batch_size, *self.shape):
+            raise ValueError(
+                f"the grain dataset gives batches of shape {batches.shape[1:]}, expected "
+                f"{(self.batch_size, *self.shape)}; map its records to arrays of the program's shape, unbatched"
+            )
+        return batches
+
+    def batch(self, store: Any, item: jax.Array) -> jax.Array:
+        return item
+
+    def state(self) -> Any:
+        return self.iterator.get_state()
+
+    def restore(self, state: Any) -> None:
+        if state is not None:
+            self.iterator.set_state(state)
+
+
+def as_source(data: Any, program: Program, batch_size: int, key: jax.Array) -> Source:
+    """Turn an array, a sampler or a grain dataset into a :class:`Source`."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if type(data).__module__.partition(".")[0] == "grain":
+        return GrainSource(data, batch_size, program)
+    if callable(data):
+        return SamplerSource(data, batch_size, key, program)
+    return ArraySource(stored(program, data), batch_size, key)
