@@ -90,9 +90,13 @@ def read(path: Path, template: Any, pick: Pick | None = None) -> tuple[Any, dict
     except KeyError:
         raise CheckpointError(f"{path} is not a checkpoint of this package: it has no __meta__ header") from None
     except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-        raise CheckpointError(f"{path} is torn or not a checkpoint ({error}); remove it to use the one before") from error
+        raise CheckpointError(
+            f"{path} is torn or not a checkpoint ({error}); remove it to use the one before"
+        ) from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {header!r:.80}, expected {FORMAT!r}; it was written by other software")
+        raise CheckpointError(
+            f"{path} has format {header!r:.80}, expected {FORMAT!r}; it was written by other software"
+        )
     if pick is None:
         expected = _flatten(template)
     else:

@@ -121,7 +121,9 @@ class SamplerSource:
         steps = np.arange(step, step + count, dtype=np.int32)
         if self.traced:
             return steps
-        return np.stack([np.asarray(self.sampler(jax.random.fold_in(self.key, int(s)), self.batch_size)) for s in steps])
+        return np.stack(
+            [np.asarray(self.sampler(jax.random.fold_in(self.key, int(s)), self.batch_size)) for s in steps]
+        )
 
     def batch(self, store: Any, item: jax.Array) -> jax.Array:
         if self.traced:

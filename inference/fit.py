@@ -62,7 +62,7 @@ class Fit:
 
 
 class _Interrupt:
-    """Turn the first Ctrl-C into a flag, so that a step ends and a checkpoint is written; the second one is Python's."""
+    """Turn the first Ctrl-C into a flag, so that a step ends and a checkpoint is written; the second is Python's."""
 
     def __enter__(self) -> _Interrupt:
         self.asked = False
@@ -80,7 +80,9 @@ class _Interrupt:
             signal.signal(signal.SIGINT, self.before)
 
 
-def _check_arguments(steps: int, key: Any, average: float | None, patience: int | None, validation: Any, **every: Any) -> None:
+def _check_arguments(
+    steps: int, key: Any, average: float | None, patience: int | None, validation: Any, **every: Any
+) -> None:
     if not checkpoint.is_key(key) or key.shape != ():
         raise ValueError(f"key must be one new-style random key, got {key!r:.60}; use key=jax.random.key(0)")
     if not isinstance(steps, int | np.integer) or steps < 1:
@@ -191,9 +193,11 @@ def fit(
 
 def _plain(value: Any) -> Any:
     """The JSON form of an argument; schedules and optimisers are recorded by name only."""
-    return {"callable": getattr(value, "__qualname__", type(value).__name__)} if callable(value) or isinstance(
-        value, tuple
-    ) else value
+    return (
+        {"callable": getattr(value, "__qualname__", type(value).__name__)}
+        if callable(value) or isinstance(value, tuple)
+        else value
+    )
 
 
 def _same_run(folder: RunFolder, program: Program, arguments: Mapping[str, Any]) -> None:
@@ -235,7 +239,10 @@ class _Loop:
     def run(self, key: Array, resume: bool) -> Fit:
         state = self._restore(key) if resume else self.trainer.init(key)
         arguments, at = self.arguments, int(state.step)
-        every = {"log": max(1, self.steps // 100), "checkpoint": arguments["checkpoint_every"] or max(1, self.steps // 10)}
+        every = {
+            "log": max(1, self.steps // 100),
+            "checkpoint": arguments["checkpoint_every"] or max(1, self.steps // 10),
+        }
         if self.held_out is not None:
             every["validate"] = arguments["validate_every"]
         size = _dispatch(arguments["steps_per_dispatch"], self.steps, [], lambda: self.trainer.convolves(state))
@@ -296,7 +303,10 @@ class _Loop:
             if self.folder is not None:
                 self._save(state, at)
             raise FloatingPointError(f"{int(state.streak)} updates in a row at step {at} were not finite; {_REMEDY}")
-        shown = {"loss": row["loss"], **{n: v for n, v in row.items() if n.startswith(("log_lik/", "kl/", "validation"))}}
+        shown = {
+            "loss": row["loss"],
+            **{n: v for n, v in row.items() if n.startswith(("log_lik/", "kl/", "validation"))},
+        }
         if skipped:
             shown["skipped"] = skipped
         return state._replace(totals=jax.tree.map(jnp.zeros_like, state.totals)), shown
@@ -347,7 +357,7 @@ class _Loop:
         for name, default in self.program.knobs.items():
             if name in self.trainer.weights and (last := float(self.trainer.weights[name](at))) != default:
                 warnings.warn(
-                    f"knob {name!r} ended at {last:g}, evaluation uses its default {default:g}: let the schedule end there",
+                    f"knob {name!r} ended at {last:g}, evaluation uses its default {default:g}; let its schedule end there",
                     UserWarning, stacklevel=4,
                 )  # fmt: skip
         use = best if best is not None else self._in_use(state)
@@ -359,7 +369,9 @@ class _Loop:
 _REMEDY = "lower learning_rate, set clip=, or look for extreme values in the data"
 
 
-def _validator(trainer: Trainer, held_out: np.ndarray, key: Array, chunk: int = 512) -> Callable[[dict[str, Any]], float]:
+def _validator(
+    trainer: Trainer, held_out: np.ndarray, key: Array, chunk: int = 512
+) -> Callable[[dict[str, Any]], float]:
     """Mean ELBO on held-out data in nats per datum; the same noise each time, so that differences are the model's."""
     program, n = trainer.program, len(held_out)
     chunk = min(chunk, n)

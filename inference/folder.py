@@ -1,4 +1,4 @@
-"""A run as a folder: ``spec.json``, ``run.json``, ``history.csv``, ``checkpoint/``; all readable without this package."""
+"""A run as a folder: spec.json, run.json, history.csv and checkpoint/, all readable without this package."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ class RunFolder:
             write_text(self.path / ".writable", "x" * 4096)
             (self.path / ".writable").unlink()
         except OSError as error:
-            raise OSError(error.errno, f"cannot write the run folder {self.path}: {error.strerror}; choose another") from error
+            raise OSError(
+                error.errno, f"cannot write the run folder {self.path}: {error.strerror}; choose another"
+            ) from error
 
     def write_spec(self, spec: Any) -> None:
         write_text(self.path / "spec.json", spec_to_json(spec))
@@ -75,7 +77,9 @@ class RunFolder:
         try:
             run = json.loads(self._text("run.json"))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{self.path / 'run.json'} is torn or not JSON ({error}); restore it from a copy") from error
+            raise ValueError(
+                f"{self.path / 'run.json'} is torn or not JSON ({error}); restore it from a copy"
+            ) from error
         if not isinstance(run, dict) or run.get("format") != FORMAT:
             raise ValueError(f"{self.path / 'run.json'} was not written by this package: expected format {FORMAT!r}")
         return run
@@ -84,7 +88,9 @@ class RunFolder:
         try:
             return (self.path / name).read_text()
         except FileNotFoundError:
-            raise ValueError(f"{self.path} is not a run folder: it has no {name}; give the folder that fit wrote") from None
+            raise ValueError(
+                f"{self.path} is not a run folder: it has no {name}; give the folder that fit wrote"
+            ) from None
         except (NotADirectoryError, UnicodeDecodeError) as error:
             raise ValueError(f"{self.path / name} cannot be read: {error}") from error
 
@@ -103,7 +109,9 @@ class History:
             for row in csv.DictReader(file):
                 complete = None not in row and None not in row.values() and set(row) == set(self.fields)
                 if complete and row["step"].isdigit() and int(row["step"]) <= step:
-                    self.rows.append({k: (int(v) if k in ("step", "skipped") else float(v or "nan")) for k, v in row.items()})
+                    self.rows.append(
+                        {k: (int(v) if k in ("step", "skipped") else float(v or "nan")) for k, v in row.items()}
+                    )
         self._rewrite()
 
     def read(self) -> Any:

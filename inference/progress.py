@@ -17,7 +17,14 @@ class Progress:
     """
 
     def __init__(
-        self, total: int, what: str, *, unit: str = "it", show: bool = True, start: int = 0, delay: float = 1.0,
+        self,
+        total: int,
+        what: str,
+        *,
+        unit: str = "it",
+        show: bool = True,
+        start: int = 0,
+        delay: float = 1.0,
         every: float = 15.0,
     ) -> None:
         self.total, self.what, self.unit, self.show = total, what, unit, show
@@ -44,13 +51,19 @@ class Progress:
                 from tqdm import tqdm
 
                 self.bar = tqdm(
-                    total=self.total, desc=self.what, unit=self.unit, initial=self.start, leave=False,
-                    dynamic_ncols=True, mininterval=0.2,
+                    total=self.total,
+                    desc=self.what,
+                    unit=self.unit,
+                    initial=self.start,
+                    leave=False,
+                    dynamic_ncols=True,
+                    mininterval=0.2,
                 )
             if self.bar is not None:
                 if figures is not None:
-                    self.bar.set_postfix({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in figures.items()},
-                                         refresh=False)
+                    self.bar.set_postfix(
+                        {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in figures.items()}, refresh=False
+                    )
                 self.bar.update(done - self.bar.n)
         elif now - self.printed >= self.every:
             self.printed = now

@@ -12,7 +12,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def cache_folder() -> Path:
-    """Per-user cache folder: ``$PPL_MODELS_CACHE``, else ``$XDG_CACHE_HOME/ppl-models``, else ``~/.cache/ppl-models``."""
+    """Per-user cache folder: $PPL_MODELS_CACHE, else $XDG_CACHE_HOME/ppl-models, else ~/.cache/ppl-models."""
     if own := os.environ.get("PPL_MODELS_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppl-models"

@@ -139,7 +139,7 @@ def spec_from_json(text: str | Mapping[str, Any]) -> Any:
         first = sorted(unknown)[0]
         raise ValueError(
             f"unknown key {first!r} in a spec{did_you_mean(first, ('family', 'preset', 'spec'))}; "
-            "model fields go inside \"spec\""
+            'model fields go inside "spec"'
         )
     name = data["family"]
     if name not in families() and isinstance(data.get("module"), str):

@@ -28,13 +28,29 @@ from numpyro.primitives import Messenger, mutable
 
 from ppl_models._registry import (
     BUILTIN as BUILTIN,
+)
+from ppl_models._registry import (
     Family as Family,
+)
+from ppl_models._registry import (
     Spec as Spec,
+)
+from ppl_models._registry import (
     did_you_mean as did_you_mean,
+)
+from ppl_models._registry import (
     families as families,
+)
+from ppl_models._registry import (
     register as register,
+)
+from ppl_models._registry import (
     resolve as resolve,
+)
+from ppl_models._registry import (
     spec_from_json as spec_from_json,
+)
+from ppl_models._registry import (
     spec_to_json as spec_to_json,
 )
 
@@ -79,7 +95,7 @@ def commit(name: str, module: nnx.Module) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ knobs
-_KNOBS: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("knobs", default={})
+_KNOBS: contextvars.ContextVar[Mapping[str, Any] | None] = contextvars.ContextVar("knobs", default=None)
 
 
 def knob(name: str, default: float = 1.0) -> Any:
@@ -88,13 +104,13 @@ def knob(name: str, default: float = 1.0) -> Any:
     The training loop sets knobs from schedules of the step (see ``inference.fit(weights=...)``) as traced
     scalars, so a fade-in changes value at every step and compiles once.  Stock ``SVI`` sees the default.
     """
-    return _KNOBS.get().get(name, default)
+    return (_KNOBS.get() or {}).get(name, default)
 
 
 @contextlib.contextmanager
 def knobs(values: Mapping[str, Any]) -> Iterator[None]:
     """Set the values that :func:`knob` returns inside the ``with`` block."""
-    token = _KNOBS.set({**_KNOBS.get(), **values})
+    token = _KNOBS.set({**(_KNOBS.get() or {}), **values})
     try:
         yield
     finally:
