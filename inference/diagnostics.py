@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Key
 
 from inference import criticism
+from inference.data import stored
 from ppl_models.program import Check
 
 if TYPE_CHECKING:
@@ -70,9 +71,8 @@ def diagnose(
     ``ValueError`` for data that the program cannot score or a table of another number of data.
     """
     import jax
-    import pandas as pd
 
-    fit.program.check_data(x)
+    x = stored(fit.program, x, "x")
     if table is not None and len(table) != len(x):
         raise ValueError(
             f"table has {len(table)} rows, x has {len(x)} data; pass the x that the evidence was computed on"
@@ -87,6 +87,13 @@ def diagnose(
 
         tree = posterior(fit, x, draws=draws, key=tree_key)
     rates = criticism.site_rates(fit, x, key=rate_key)
+    return assemble(fit, table, tree, rates)
+
+
+def assemble(fit: Any, table: pd.DataFrame, tree: Any, rates: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Return the table of :func:`diagnose` from its ingredients: nothing is sampled here."""
+    import pandas as pd
+
     checks = [
         *finite_checks(fit, table, tree),
         *training_checks(fit.history, fit.info),
@@ -99,13 +106,17 @@ def diagnose(
     return pd.DataFrame([dataclasses.asdict(check) for check in checks], columns=list(COLUMNS))
 
 
+def _exact(table: pd.DataFrame) -> bool:
+    return table.attrs.get("estimator") == "exact"
+
+
 # --------------------------------------------------------------------------------------------- numbers
 def finite_checks(fit: Any, table: pd.DataFrame, tree: Any) -> list[Check]:
     """Count numbers that are not finite in the parameters, the evidence table and the posterior draws."""
-    numbers = table[[c for c in ("log_px", "elbo") if c in table]].to_numpy()
+    columns = ["log_px"] if _exact(table) else ["log_px", "elbo", "se"]
     places = {
         "parameters": criticism.nonfinite(dict(fit.params)),
-        "evidence table": criticism.nonfinite(numbers),
+        "evidence table": criticism.nonfinite(table[columns].to_numpy(float)),
         "posterior draws": sum(criticism.nonfinite(np.asarray(v)) for v in criticism.group(tree, "posterior").values()),
         "predictive draws": sum(
             criticism.nonfinite(np.asarray(v)) for v in criticism.group(tree, "posterior_predictive").values()
@@ -125,90 +136,80 @@ def finite_checks(fit: Any, table: pd.DataFrame, tree: Any) -> list[Check]:
 
 
 # -------------------------------------------------------------------------------------------- training
-def validation_column(history: pd.DataFrame) -> str | None:
-    """Name of the history's column of validation loss, if it has one with at least one value."""
-    return next((c for c in history if str(c).startswith("val") and history[c].notna().any()), None)
-
-
 def training_checks(history: pd.DataFrame, info: Mapping[str, Any]) -> list[Check]:
     """Were updates skipped, and was the loss still falling when training ended?"""
-    checks = []
     steps, skipped = int(info.get("steps", 0)), int(info.get("skipped", 0))
+    checks = []
     if steps:
         share = skipped / steps
         checks.append(
             Check(
                 "updates skipped", share, f"0 (fails above {SKIPPED:g})", _verdict(share, 0.0, SKIPPED),
-                f"{skipped} of {steps} updates had a gradient that was not finite and were left out."
-                if skipped else "Every update had a finite gradient.",
+                f"{skipped} of {steps} updates had a loss or gradient that was not finite and were left out."
+                if skipped else "Every update had a finite loss and gradient.",
                 "Lower the learning rate or set clip=; if it persists, look for data outside the support of the "
                 "likelihood or a scale parameter that runs to zero." if skipped else "",
             )
         )  # fmt: skip
-    column = validation_column(history)
-    if column is None or len(criticism.last_fifth(history, column)[0]) < 5:
-        column = "loss" if "loss" in history else column
-    found = criticism.trend(*criticism.last_fifth(history, column)) if column else None
-    if found is not None:
-        # A fall must be both clear of the noise and worth something: a thousandth of the loss, or 0.01 nats.
-        bound = max(2 * found.se, 1e-3 * abs(found.level), 0.01)
-        falling, rising = found.gain > bound, found.gain < -bound
-        which = "training" if column == "loss" else "validation"
-        rest = "which is within its noise or too small to matter."
-        if falling:
-            rest = "more than its noise: training was stopped before it had settled, all other lines describe an " \
-                   "unfinished fit."
-        if rising:
-            rest = "it got worse: the step size is too large, a weight was still fading in, or the fit overfits."
-        checks.append(
-            Check(
-                "still improving", found.gain, f"<= {bound:.3g} nats (2 s.e. and 0.1 % of the loss)",
-                "warn" if falling or rising else "ok",
-                f"Over the last fifth of training the {which} loss fell by {found.gain:.3g} +- {found.se:.2g} nats per "
-                f"datum, {rest}",
-                "Train for more steps (resume the run)." if falling else
-                "Lower the learning rate, use validation= with patience=, or end schedules earlier." if rising else "",
-            )
-        )  # fmt: skip
+    found, which = None, ""
+    for which, column, sign in (("validation", "validation_elbo", -1), ("training", "loss", 1)):
+        if column in history:
+            step, values = criticism.last_fifth(history, column)
+            found = criticism.trend(step, sign * values)
+            if found is not None:
+                break
+    if found is None:
+        return checks
+    # A fall must be both clear of the noise and worth something: a thousandth of the loss, or 0.01 nats.
+    bound = max(2 * found.se, 1e-3 * abs(found.level), 0.01)
+    best = info.get("best_step")
+    verdict, rest, remedy = "ok", "that is within its noise or too small to matter.", ""
+    if found.gain > bound:
+        verdict, remedy = "warn", "Train for more steps."
+        rest = "clearly more than its noise: training ended before it had settled, and every other line describes an " \
+               "unfinished fit."
+    elif found.gain < -bound and best:
+        rest = f"so it got worse; the parameters of step {best}, the best by validation, are the ones in use."
+    elif found.gain < -bound:
+        verdict = "warn"
+        rest = "so it got worse: the step size is too large, a weight was still fading in, or the fit overfits."
+        remedy = "Lower the learning rate, end schedules earlier, or use validation= with patience=."
+    checks.append(
+        Check(
+            "still improving", found.gain, f"<= {bound:.3g} nats (2 s.e., 0.1 % of the loss)", verdict,
+            f"Over the last fifth of training the {which} loss fell by {found.gain:.3g} +- {found.se:.2g} nats per "
+            f"datum; {rest}", remedy,
+        )
+    )  # fmt: skip
     return checks
 
 
 def training_elbo(history: pd.DataFrame) -> float | None:
-    """Mean ELBO of the training batches in the last fifth of training, in nats per datum, unweighted.
-
-    From the loss terms where the history has them (``log_lik...`` and ``kl...``), so that a KL weight or free bits do
-    not enter; from the loss otherwise.
-    """
-    plus = [c for c in history if str(c).startswith("log_lik")]
-    minus = [c for c in history if str(c).startswith("kl")]
-    if plus:
-        rows = history[["step", *plus, *minus]].dropna()
-        if rows.empty:
-            return None
-        values = rows.assign(elbo=rows[plus].sum(axis=1) - rows[minus].sum(axis=1))
-        return float(criticism.last_fifth(values, "elbo")[1].mean())
-    if "loss" not in history:
+    """Mean ELBO of the training batches in the last fifth of training: nats per datum, unweighted; None if unknown."""
+    if "elbo" not in history:
         return None
-    values = criticism.last_fifth(history, "loss")[1]
-    return -float(values.mean()) if len(values) else None
+    values = criticism.last_fifth(history, "elbo")[1]
+    return float(values.mean()) if len(values) else None
 
 
 def held_out_check(history: pd.DataFrame, table: pd.DataFrame) -> list[Check]:
-    """Is the ELBO of the data given here worse than that of the training batches?"""
-    trained = training_elbo(history) if "step" in history and len(history) else None
-    elbo = table["elbo"].to_numpy(float)
-    sd = float(np.std(elbo, ddof=1)) if len(elbo) > 1 else math.nan
+    """Is the ELBO (or the exact log p(x)) of the data given here worse than that of the training batches?"""
+    trained = training_elbo(history)
+    column = "log_px" if _exact(table) else "elbo"
+    values = table[column].to_numpy(float)
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
     if trained is None or not math.isfinite(trained) or not sd > 0:
         return []
-    gap, se = trained - float(elbo.mean()), sd / math.sqrt(len(elbo))
-    verdict = _verdict(gap, max(EFFECT[0] * sd, 2 * se), max(EFFECT[1] * sd, 2 * se))
+    what = "log p(x)" if _exact(table) else "ELBO"
+    gap, se = trained - float(values.mean()), sd / math.sqrt(len(values))
+    warn = max(EFFECT[0] * sd, 2 * se)
+    verdict = _verdict(gap, warn, max(EFFECT[1] * sd, 2 * se))
     return [
         Check(
-            "held-out gap", gap, f"<= {max(EFFECT[0] * sd, 2 * se):.3g} nats ({EFFECT[0]:g} sd over data, 2 s.e.)",
-            verdict,
-            f"ELBO of the last training batches minus ELBO of these data: {gap:.3g} +- {se:.2g} nats per datum. "
-            + ("The model describes new data about as well as those it saw." if verdict == "ok" else
-               "The model describes the data it saw clearly better than new ones: it overfits."),
+            "held-out gap", gap, f"<= {warn:.3g} nats ({EFFECT[0]:g} sd over data, 2 s.e.)", verdict,
+            f"{what} of the last training batches minus that of these data: {gap:.3g} +- {se:.2g} nats per datum. "
+            + ("The model describes new data about as well as those it was fitted to." if verdict == "ok" else
+               "The model describes the data it was fitted to clearly better than new ones: it overfits."),
             "" if verdict == "ok" else
             "More data, a smaller network, validation= with patience= (early stop), weight decay in optimizer=.",
         )
@@ -218,43 +219,36 @@ def held_out_check(history: pd.DataFrame, table: pd.DataFrame) -> list[Check]:
 # -------------------------------------------------------------------------------------------- evidence
 def evidence_checks(table: pd.DataFrame, rates: Mapping[str, np.ndarray]) -> list[Check]:
     """Can the importance-sampled log p(x) be trusted, and how loose is the ELBO?"""
-    checks, n = [], len(table)
-    log_px = table["log_px"].to_numpy(float)
-    if not rates:
-        return checks
-    if "khat" in table:
-        khat = table["khat"].to_numpy(float)
-        # A weight distribution too short for a fit, or broken, has no k-hat: count it as not trusted.
-        share = float(np.mean(~(khat <= KHAT)))
-        verdict = _verdict(share, *KHAT_SHARE)
-        checks.append(
-            Check(
-                "share of data with Pareto k-hat > 0.7", share,
-                f"<= {KHAT_SHARE[0]:g} (fails above {KHAT_SHARE[1]:g})", verdict,
-                f"{int(round(share * n))} of {n} data have importance weights with tails too heavy for a trustworthy "
-                "log p(x)" + ("; the rest of the table is sound." if verdict == "ok" else
-                              ": their values are likely too low and their errors too small."),
-                "" if verdict == "ok" else
-                "More particles; a richer posterior (wider encoder, full covariance); train longer. Read those data "
-                "in the figure of lowest evidence: they may be outliers.",
-            )
-        )  # fmt: skip
-    if "ess" in table:
-        ess = float(np.nanmedian(table["ess"].to_numpy(float))) if table["ess"].notna().any() else math.nan
-        verdict = _verdict(-ess, -ESS[0], -ESS[1])
-        particles = table.attrs.get("particles")
-        checks.append(
-            Check(
-                "effective sample size (median)", ess, f">= {ESS[0]:g} (fails below {ESS[1]:g})", verdict,
-                f"Half of the data have fewer than {ess:.3g} effective particles"
-                + (f" of {particles}. " if particles else ". ")
-                + ("Enough for a stable estimate." if verdict == "ok" else "Few particles carry the estimate."),
-                "" if verdict == "ok" else "More particles, or a posterior closer to the true one.",
-            )
-        )  # fmt: skip
-    if "elbo" in table:
-        checks.append(_gap_check(log_px, table["elbo"].to_numpy(float), rates))
-    if "se" in table and n > 1:
+    if _exact(table):
+        return []
+    log_px, n = table["log_px"].to_numpy(float), len(table)
+    particles = table.attrs.get("particles")
+    # A weight distribution too broken for a fit has no k-hat: not trusted either.
+    share = float(np.mean(~(table["khat"].to_numpy(float) <= KHAT)))
+    heavy = _verdict(share, *KHAT_SHARE)
+    ess = table["ess"].to_numpy(float)
+    middle = float(np.nanmedian(ess)) if np.isfinite(ess).any() else math.nan
+    few = _verdict(-middle, -ESS[0], -ESS[1])
+    checks = [
+        Check(
+            "share of data with Pareto k-hat > 0.7", share, f"<= {KHAT_SHARE[0]:g} (fails above {KHAT_SHARE[1]:g})",
+            heavy,
+            f"{round(share * n)} of {n} data have importance weights with tails too heavy for a trustworthy log p(x)"
+            + ("; the others can be trusted." if heavy == "ok" else
+               ": their values are likely too low and the stated errors too small."),
+            "" if heavy == "ok" else
+            "More particles; a richer posterior (wider encoder, full covariance); longer training. Look at these data "
+            "in the report: they may be outliers.",
+        ),
+        Check(
+            "effective sample size (median)", middle, f">= {ESS[0]:g} (fails below {ESS[1]:g})", few,
+            f"For half of the data the {particles or ''} particles are worth fewer than {middle:.3g} independent ones. "
+            + ("Enough for a stable estimate." if few == "ok" else "A few particles carry the estimate."),
+            "" if few == "ok" else "More particles, or a posterior closer to the exact one.",
+        ),
+        _gap_check(log_px, table["elbo"].to_numpy(float), rates),
+    ]  # fmt: skip
+    if n > 1:
         error = float(np.sqrt(np.sum(np.square(table["se"].to_numpy(float))))) / n
         sampling = float(np.std(log_px, ddof=1)) / math.sqrt(n)
         verdict = _verdict(error, MONTE_CARLO[0] * sampling, MONTE_CARLO[1] * sampling)

@@ -23,10 +23,6 @@ if TYPE_CHECKING:
 KHAT_GOOD, KHAT_BAD = 0.5, 0.7
 
 
-def _validation(history: pd.DataFrame) -> str | None:
-    return next((c for c in history if str(c).startswith("val") and history[c].notna().any()), None)
-
-
 def _cut_start(axis: Any, curves: Sequence[np.ndarray]) -> None:
     """Scale the y axis to what follows the first twentieth: the first steps would flatten all the rest."""
     values = np.concatenate([np.asarray(curve, float)[len(curve) // 20 :] for curve in curves] or [np.empty(0)])
@@ -43,11 +39,11 @@ def training(history: pd.DataFrame, best_step: int | None = None) -> Figure:
     left, right = axes[0]
     step = history["step"].to_numpy(float)
     if "loss" in history:
-        left.plot(step, history["loss"], color=BLUE, label="training loss", lw=1.2)
-    column = _validation(history)
-    if column:
-        rows = history[["step", column]].dropna()
-        left.plot(rows["step"], rows[column], color=RED, marker="o", ms=3, label="validation loss")
+        left.plot(step, history["loss"], color=BLUE, label="training, loss", lw=1.2)
+    if "validation_elbo" in history and history["validation_elbo"].notna().any():
+        rows = history[["step", "validation_elbo"]].dropna()
+        left.plot(rows["step"], -rows["validation_elbo"], color=RED, marker="o", ms=3, label="validation, -ELBO")
+    _cut_start(left, [line.get_ydata() for line in left.get_lines()])
     if "skipped" in history:
         new = np.diff(history["skipped"].to_numpy(float), prepend=0.0) > 0
         if new.any():
@@ -55,8 +51,7 @@ def training(history: pd.DataFrame, best_step: int | None = None) -> Figure:
                       transform=left.get_xaxis_transform())  # fmt: skip
     if best_step:
         left.axvline(best_step, color=GREEN, ls="--", lw=1.2, label=f"step kept: {best_step}")
-    left.set(title="Loss", xlabel="step", ylabel="negative ELBO, weighted (nats per datum)")
-    _cut_start(left, [history[c].to_numpy(float) for c in ("loss", column) if c and c in history])
+    left.set(title="Loss", xlabel="step", ylabel="nats per datum (lower is better)")
     if left.get_legend_handles_labels()[0]:
         left.legend()
     terms = [c for c in history if str(c).startswith(("log_lik/", "kl/"))]
@@ -74,11 +69,6 @@ def training(history: pd.DataFrame, best_step: int | None = None) -> Figure:
     return figure
 
 
-def _units(table: pd.DataFrame) -> int | None:
-    dims = table.attrs.get("dims")
-    return int(dims) if dims else None
-
-
 @styled
 def evidence_distribution(table: pd.DataFrame) -> Figure:
     """Histogram of log p(x) and of the ELBO over data, in nats, with the mean in nats and bits per dimension."""
@@ -86,16 +76,15 @@ def evidence_distribution(table: pd.DataFrame) -> Figure:
     axis = axes[0, 0]
     log_px = table["log_px"].to_numpy(float)
     log_px = log_px[np.isfinite(log_px)]
-    both = log_px
-    if "elbo" in table and not np.allclose(table["elbo"], table["log_px"], equal_nan=True):
-        elbo = table["elbo"].to_numpy(float)
-        both = np.concatenate([log_px, elbo[np.isfinite(elbo)]])
+    elbo = table["elbo"].to_numpy(float)
+    elbo = elbo[np.isfinite(elbo)]
+    both = np.concatenate([log_px, elbo])
     bins = np.histogram_bin_edges(both, bins="auto")
     bins = bins if len(bins) <= 60 else np.linspace(bins[0], bins[-1], 61)
     axis.hist(log_px, bins=bins, color=BLUE, alpha=0.75, label="log p(x)")
-    if both is not log_px:
+    if len(elbo):
         axis.hist(elbo, bins=bins, histtype="step", color=ORANGE, lw=1.6, label="ELBO")
-    dims = _units(table)
+    dims = table.attrs.get("dims")
     bits = f" = {-log_px.mean() / dims / math.log(2):.3f} bits/dim" if dims else ""
     axis.axvline(log_px.mean(), color=INK, lw=1.2, ls="--", label="mean log p(x)")
     axis.set(title=f"Mean {log_px.mean():.2f} nats{bits}", xlabel="nats per datum (higher is better)", ylabel="data")
@@ -231,26 +220,27 @@ def predictive_checks(checks: Sequence[Predictive]) -> Figure:
 
 @styled
 def comparison(frame: pd.DataFrame) -> Figure:
-    """Difference of mean held-out log p(x) to the best model, with one and two paired standard errors.
+    """Difference of held-out log p(x), summed over data, to the best model, with one and two paired standard errors.
 
     ``frame`` is the result of ``inference.compare``: one row a model, columns ``elpd_diff`` and ``dse`` (nats).
     """
-    names = [str(i) for i in (frame["model"] if "model" in frame else frame.index)]
-    difference = frame["elpd_diff"].to_numpy(float)
-    # Whatever the sign convention of the table, draw how far below the best a model is.
-    difference, se = -np.abs(difference), np.nan_to_num(frame["dse"].to_numpy(float))
+    names = [str(name) for name in frame.index]
+    difference, se = frame["elpd_diff"].to_numpy(float), np.nan_to_num(frame["dse"].to_numpy(float))
     figure, axes = canvas(7.2, 1.2 + 0.42 * len(names))
     axis = axes[0, 0]
     where = np.arange(len(names))
     axis.hlines(where, difference - 2 * se, difference + 2 * se, color=BLUE, lw=1.4)
     axis.hlines(where, difference - se, difference + se, color=BLUE, lw=4)
+    # A model without a finite evidence has no place on the axis; its row stays empty.
     best = difference == 0
     axis.plot(difference[~best], where[~best], "o", color=BLUE, ms=6, mec="white")
     axis.plot(difference[best], where[best], "D", color=GREEN, ms=7, label="best")
     axis.axvline(0, color=MUTED, lw=1, ls="--")
     axis.set_yticks(where, names)
     axis.set_ylim(len(names) - 0.4, -0.6)
-    axis.set(title="Held-out log p(x), difference to the best model",
-             xlabel="difference (nats; thick: 1 s.e., thin: 2 s.e. of the paired difference)")  # fmt: skip
+    axis.set(
+        title="Held-out log p(x) summed over the data, difference to the best model",
+        xlabel="difference (nats; thick: 1 s.e., thin: 2 s.e. of the paired difference)",
+    )
     axis.legend(loc="lower left")
     return figure
