@@ -32,7 +32,7 @@ def sections(
     fit: Any, x: np.ndarray, factors: Mapping[str, np.ndarray], tree: Any, table: pd.DataFrame,
     rates: Mapping[str, np.ndarray],
 ) -> list[Section]:  # fmt: skip
-    """The sections between the diagnosis and the family's own figures."""
+    """The sections after the diagnosis; those of the model's family come last."""
     return [
         Section(
             "evidence", "How well it predicts",
@@ -49,6 +49,11 @@ def sections(
             "data", "What the model sees and imagines",
             "Data next to what the fitted model makes of them, and data that it makes up.",
             lambda: data_panels(x, tree, table),
+        ),
+        Section(
+            "family", "What this family of models shows",
+            "Figures that only make sense for this kind of model.",
+            lambda: fit.program.panels(fit, x, factors, tree),
         ),
     ]  # fmt: skip
 
@@ -95,9 +100,9 @@ def latent_panels(
     panels = [
         Panel(
             "rates",
-            "Rate of each latent variable. E KL(q(z|x) || p(z)), the information a datum sends through it. Good: no bar "
-            "near zero; a red bar is a variable that has collapsed onto its prior. A unit is active if its posterior "
-            f"mean varies over data by more than {criticism.ACTIVE:g} (variance).",
+            "Rate of each latent variable. E KL(q(z|x) || p(z)), the information a datum sends through it. Good: no "
+            "bar near zero; a red bar is a variable that has collapsed onto its prior. A unit is active if its "
+            f"posterior mean varies over data by more than {criticism.ACTIVE:g} (variance).",
             lambda: figures.rates(rates, active),
         )
     ]
@@ -132,21 +137,22 @@ def data_panels(x: np.ndarray, tree: Any, table: pd.DataFrame) -> list[Panel]:
     """Reconstructions, prior samples, worst data and posterior predictive checks of each observed site."""
     panels: list[Panel] = []
     real, replicated = criticism.group(tree, "observed_data"), criticism.group(tree, "posterior_predictive")
-    prior = criticism.group(tree, "prior_predictive")
+    prior, expected = criticism.group(tree, "prior_predictive"), criticism.group(tree, "reconstruction")
     for site in real:
         observed = np.asarray(real[site])
         label = "" if len(real) == 1 else f" of {site}"
         span = pictures.limits(observed)
         if site in replicated:
             draws = criticism.draws_first(replicated[site])
+            mean = np.asarray(expected[site]) if site in expected else draws.mean(0)
             if draws.shape[1:] == observed.shape:
                 panels.append(
                     Panel(
                         f"reconstructions{label}",
                         "Reconstructions. Top row: data; below: the mean of what the model expects after seeing each, "
-                        "and single draws. Good: the mean keeps what makes each datum different; all columns alike "
-                        "would mean that the latent variables are ignored.",
-                        lambda o=observed, d=draws: pictures.reconstructions(o, d.mean(0), d),
+                        "and single draws, noise included. Good: the mean keeps what makes each datum different; all "
+                        "columns alike would mean that the latent variables are ignored.",
+                        lambda o=observed, m=mean, d=draws: pictures.reconstructions(o, m, d),
                     )
                 )
         if site in prior:
@@ -155,7 +161,7 @@ def data_panels(x: np.ndarray, tree: Any, table: pd.DataFrame) -> list[Panel]:
                     f"prior samples{label}",
                     "Data made up by the model. Drawn from the fitted model without looking at any datum. Good: they "
                     "could pass for real data and differ from each other.",
-                    lambda d=criticism.draws_first(prior[site]), s=span: pictures.prior_samples(d, span=s),
+                    lambda d=prior[site], s=span: pictures.prior_samples(criticism.draws_first(d)[0], span=s),
                 )
             )
     panels.append(

@@ -85,9 +85,14 @@ def diagnose(
     if tree is None:
         from inference.posterior import posterior
 
-        tree = posterior(fit, x, draws=draws, key=tree_key)
+        tree = posterior(fit, x, draws=draws, key=tree_key, predictive_draws=replicates(x, draws))
     rates = criticism.site_rates(fit, x, key=rate_key)
     return assemble(fit, table, tree, rates)
+
+
+def replicates(x: np.ndarray, draws: int) -> int:
+    """Replicated data sets for the predictive checks: one a draw, fewer where they would exceed 50 million numbers."""
+    return min(draws, max(10, 50_000_000 // max(1, x.size)))
 
 
 def assemble(fit: Any, table: pd.DataFrame, tree: Any, rates: Mapping[str, np.ndarray]) -> pd.DataFrame:
@@ -151,13 +156,12 @@ def training_checks(history: pd.DataFrame, info: Mapping[str, Any]) -> list[Chec
                 "likelihood or a scale parameter that runs to zero." if skipped else "",
             )
         )  # fmt: skip
-    found, which = None, ""
-    for which, column, sign in (("validation", "validation_elbo", -1), ("training", "loss", 1)):
-        if column in history:
-            step, values = criticism.last_fifth(history, column)
-            found = criticism.trend(step, sign * values)
-            if found is not None:
-                break
+    found, which = None, "training"
+    if "validation_elbo" in history:
+        step, elbo = criticism.last_fifth(history, "validation_elbo")
+        found, which = criticism.trend(step, -elbo), "validation"
+    if found is None and "loss" in history:
+        found, which = criticism.trend(*criticism.last_fifth(history, "loss")), "training"
     if found is None:
         return checks
     # A fall must be both clear of the noise and worth something: a thousandth of the loss, or 0.01 nats.

@@ -7,12 +7,10 @@ drawn leaves its error in its place and a line at the top; it never takes the pa
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import re
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -22,7 +20,9 @@ import numpy as np
 from jaxtyping import Key
 
 from inference import _page, criticism
-from inference._report_figures import Section, sections
+from inference._comparison_page import compare_report as compare_report
+from inference._drawn import Drawn
+from inference._report_figures import sections
 from inference.data import stored
 from inference.folder import RunFolder, versions, write_text
 from ppl_models.program import Panel, spec_to_json
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     import jax
     import pandas as pd
 
-DPI = 110
 ORDER = ("fail", "warn", "ok")
 
 FILES = {
@@ -100,10 +99,9 @@ def report(
         verdict = assemble(fit, table, tree, rates)
         write_text(folder / "diagnosis.csv", verdict.to_csv(index=False))
 
-    drawn = _Drawn(folder / "figures")
+    drawn = Drawn(folder / "figures")
     parts = [drawn.section(section) for section in sections(fit, x, factors, tree, table, rates)]
-    family = drawn.family(fit, x, factors, tree)
-    declared = _declared(fit, x, drawn)
+    declared, training = _declared(fit, x, drawn), _training(fit, drawn)
     title = _title(fit)
     body = "\n".join(
         [
@@ -111,12 +109,11 @@ def report(
             drawn.problems(),
             _summary(fit, table, verdict),
             declared,
-            _training(fit, drawn),
+            training,
             '<h2 id="diagnosis">Diagnosis</h2><p>Every check, with the threshold it is held against. '
             "<i>warn</i>: read the line before you use the result; <i>fail</i>: do not rely on the part it "
             "names.</p>" + diagnosis_table(verdict),
             *parts,
-            family,
             _files(folder),
         ]
     )
@@ -130,74 +127,6 @@ def _factors(factors: Mapping[str, Any] | None, n: int) -> dict[str, np.ndarray]
         if values.shape[:1] != (n,):
             raise ValueError(f"factor {name!r} has shape {values.shape}, expected ({n},): one value a datum of x")
     return found
-
-
-# ---------------------------------------------------------------------------------------------- figures
-class _Drawn:
-    """Draws figures to PNG files and HTML, and keeps account of those that failed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.failed, self.names = folder, [], set[str]()
-
-    def panel(self, panel: Panel) -> str:
-        """One figure as HTML; the error text in its place if drawing fails."""
-        try:
-            figure = panel.draw()
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format="png", dpi=DPI)
-            (self.folder / f"{self._file(panel.name)}.png").write_bytes(buffer.getvalue())
-            alt = f"Figure: {panel.name}. {panel.caption}"
-            # Width of the drawing in CSS pixels at 96 an inch: text keeps its size from figure to figure.
-            return _page.picture(buffer.getvalue(), alt, panel.caption, round(float(figure.get_size_inches()[0]) * 96))
-        except Exception as error:  # one figure must never take the page with it
-            return self._fail(panel.name, error)
-
-    def _fail(self, name: str, error: Exception) -> str:
-        self.failed.append(name)
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        return _page.failure(name, f"{type(error).__name__}: {error}\n(in {last.name}, {Path(last.filename).name})")
-
-    def _file(self, name: str) -> str:
-        base = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "figure"
-        unique, count = base, 2
-        while unique in self.names:
-            unique, count = f"{base}_{count}", count + 1
-        self.names.add(unique)
-        return unique
-
-    def section(self, section: Section) -> str:
-        """A heading, an introduction and its figures, or nothing if it has none."""
-        panels: Sequence[Panel] = ()
-        try:
-            panels = section.panels()
-        except Exception as error:
-            html = self._fail(section.title, error)
-        else:
-            html = "\n".join(self.panel(panel) for panel in panels)
-            html = f'<div class="pair">{html}</div>' if section.paired else html
-        if not html.strip() or (section.paired and not panels and not self.failed):
-            return ""
-        return f'<h2 id="{section.anchor}">{escape(section.title)}</h2><p>{escape(section.intro)}</p>{html}'
-
-    def family(self, fit: Any, x: Any, factors: Any, tree: Any) -> str:
-        """The panels that the model's family adds."""
-        return self.section(
-            Section(
-                "family", "What this family of models shows",
-                "Figures that only make sense for this kind of model.",
-                lambda: fit.program.panels(fit, x, factors, tree),
-            )
-        )  # fmt: skip
-
-    def problems(self) -> str:
-        """A line at the top that names the figures that are missing."""
-        if not self.failed:
-            return ""
-        names = escape(", ".join(self.failed))
-        return (
-            f'<div class="error" role="alert"><b>{len(self.failed)} part(s) of this page could not be drawn:</b> {names}. '
-            "The errors stand where the figures would be; everything else is complete.</div>"
-        )
 
 
 # --------------------------------------------------------------------------------------------- sections
@@ -226,8 +155,8 @@ def _head(title: str, fit: Any, x: np.ndarray) -> str:
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return (
         f"<h1>{escape(title)}</h1><p>A probabilistic model with {what}, fitted by variational inference and checked on "
-        f"{len(x):,} data held against it: whether it can be trusted, what was declared, how training went, and what it "
-        f"learnt.</p><p class=\"small muted\">Written {made}. Log densities are natural logarithms (nats), per datum.</p>"
+        f"{len(x):,} data: whether the fit can be trusted, what was declared, how training went, and what the model "
+        f'learnt.</p><p class="small muted">Written {made}. Log densities are natural logarithms (nats), per datum.</p>'
         f"<nav>{nav}</nav>"
     )
 
@@ -283,9 +212,7 @@ def diagnosis_table(verdict: pd.DataFrame) -> str:
             f"<td>{escape(_sentence(row['meaning']))}{remedy}</td></tr>"
         )
     head = "".join(f"<th scope=col>{h}</th>" for h in ("verdict", "check", "value", "should be", "what it means"))
-    return (
-        f'<div class="scroll"><table class="stack"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    )
+    return _page.stack(head, "".join(rows))
 
 
 def _flat(value: Any, name: str = "") -> dict[str, str]:
@@ -303,7 +230,7 @@ def _flat(value: Any, name: str = "") -> dict[str, str]:
     return {name: ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)}
 
 
-def _declared(fit: Any, x: np.ndarray, drawn: _Drawn) -> str:
+def _declared(fit: Any, x: np.ndarray, drawn: Drawn) -> str:
     from inference.model_graph import model_graph
 
     program = fit.program
@@ -322,21 +249,22 @@ def _declared(fit: Any, x: np.ndarray, drawn: _Drawn) -> str:
     return (
         '<h2 id="declared">What was declared</h2>'
         + (f"<p>The model in the symbols of its paper:</p><pre>{density}</pre>" if density else "")
-        + f"<p>What is scored: <b>{escape(program.observation)}</b>. Only tables with the same line can be compared.</p>"
+        + f"<p>What is scored: <b>{escape(program.observation)}</b>. Only models that score the same can be compared."
+        "</p>"
         + graph
         + "<h3>Specification</h3>"
         + _page.facts(_flat(_family(program.spec)[1]))
     )
 
 
-def _training(fit: Any, drawn: _Drawn) -> str:
+def _training(fit: Any, drawn: Drawn) -> str:
     from inference import figures
 
     info = fit.info
     run: dict[str, Any] = {}
     if fit.folder is not None and (Path(fit.folder) / "run.json").exists():
         run = RunFolder(fit.folder).read_run()
-    reasons = {"steps": "all steps were taken", "patience": "validation no longer improved", "interrupted": "interrupted"}
+    reasons = {"steps": "all steps were taken", "patience": "validation no longer improved"}
     rows = {
         "steps": info.get("steps"),
         "ended because": reasons.get(info.get("stopped", ""), info.get("stopped")),
@@ -371,10 +299,12 @@ def _plain(value: Any) -> str:
 
 
 def _files(folder: Path) -> str:
-    there = [(f"{name}{'/' * (folder / name).is_dir()}", what) for name, what in FILES.items() if (folder / name).exists()]
+    found = {name: folder / name for name in FILES if (folder / name).exists()}
+    rows = [(f"{name}/" if path.is_dir() else name, FILES[name]) for name, path in found.items()]
     return (
         '<h2 id="files">How to read this run without this package</h2><p>Everything lies beside this page in formats '
-        f"of the wider ecosystem:</p>{_page.table(('file', 'what it holds'), there)}<pre>{escape(_reading(folder))}</pre>"
+        "of the wider ecosystem:</p>"
+        f"{_page.table(('file', 'what it holds'), rows)}<pre>{escape(_reading(folder))}</pre>"
         "<p>ArviZ takes the tree as it is: <code>arviz.summary(tree)</code>, <code>arviz.plot_forest(tree)</code>. "
         "The draws are independent draws from the fitted posterior, one chain, so R-hat says nothing here: "
         "read k-hat instead.</p>"
@@ -383,83 +313,5 @@ def _files(folder: Path) -> str:
 
 def _reading(folder: Path) -> str:
     """The example code, without the lines of files that are not there."""
-    lines = [line for line in READ.splitlines() if not (m := re.search(r'"([\w.]+)"\)', line)) or (folder / m[1]).exists()]
-    return "\n".join(lines)
-
-
-# ------------------------------------------------------------------------------------------- comparison
-def compare_report(
-    comparison: pd.DataFrame, runs: Mapping[str, str | os.PathLike[str]], out: str | os.PathLike[str]
-) -> Path:
-    """Write one page that compares several runs: table, figure, and links to each run's own report.
-
-    ``comparison``  the result of ``inference.compare``, one row a model, best first.
-    ``runs``        folder of each run by the model's name.
-    ``out``         the page to write (``*.html``), or a folder, which then gets ``comparison.html``.
-
-    The figure is written beside the page as ``comparison.png``.
-    """
-    from inference import figures
-
-    path = Path(out)
-    if path.suffix != ".html":
-        path = path / "comparison.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawn = _Drawn(path.parent)
-    figure = drawn.panel(
-        Panel(
-            "comparison",
-            "How far each model falls behind the best. A difference is worth believing when the thin line (two "
-            "standard errors of the paired difference) stays clear of zero; models whose line crosses zero are not "
-            "told apart by these data.",
-            lambda: figures.comparison(comparison),
-        )
-    )
-    columns = {
-        "rank": "rank", "elpd_mean": "log p(x) per datum (nats)", "bits_per_dim": "bits per dim",
-        "elpd_diff": "difference (nats, summed)", "dse": "its s.e.", "weight": "stacking weight",
-        "mc_se": "Monte Carlo error", "khat_bad": "share with bad k-hat",
-    }  # fmt: skip
-    shown = [c for c in columns if c in comparison]
-    rows = [[str(name), *(_native(row[c]) for c in shown)] for name, row in comparison.iterrows()]
-    best = str(comparison.index[0])
-    links = []
-    for name, folder in runs.items():
-        page = Path(folder) / "report.html"
-        where = os.path.relpath(page, path.parent).replace(os.sep, "/")
-        links.append(
-            f'<li><a href="{escape(where)}">{escape(str(name))}</a></li>' if page.exists()
-            else f"<li>{escape(str(name))} <span class=muted>(has no report.html)</span></li>"
-        )  # fmt: skip
-    observation = comparison.attrs.get("observation")
-    n = int(comparison["n"].iloc[0]) if "n" in comparison else None
-    on = f"the same {n:,} held-out data" if n else "the same held-out data"
-    body = (
-        f"<h1>Comparison of {len(comparison)} models</h1><p>Each model was scored by log p(x) on {on}; differences are "
-        f"taken datum by datum, so what is hard for all models cancels.</p>{drawn.problems()}"
-        + (f"<p>What is scored: <b>{escape(observation)}</b>.</p>" if observation else "")
-        + f"<h2>Result</h2><p><b>{escape(_conclusion(comparison, best))}</b></p>{_page.table(('model', *(columns[c] for c in shown)), rows)}"
-        + "<p class=\"small muted\">Difference: sum over the data of log p(x) minus that of the best model. Stacking "
-        "weight: the mixture of the models that predicts these data best. Share with bad k-hat: data whose log p(x) "
-        f"cannot be trusted.</p>{figure}<h2>The runs</h2><ul>{''.join(links)}</ul>"
-    )
-    write_text(path, _page.page("Comparison of models", body))
-    return path
-
-
-def _native(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _conclusion(comparison: pd.DataFrame, best: str) -> str:
-    """One sentence: is the best model clearly better than the next?"""
-    if len(comparison) < 2:
-        return f"{best} is the only model."
-    difference, se = float(comparison["elpd_diff"].iloc[1]), float(comparison["dse"].iloc[1])
-    second = comparison.index[1]
-    if not np.isfinite(difference):
-        return f"{best} is the only model with a finite log p(x) on all data."
-    ratio = abs(difference) / se if se > 0 else float("inf")
-    if ratio < 2:
-        return f"{best} and {second} are not told apart by these data: {abs(difference):.3g} nats, {ratio:.1f} standard errors."
-    return f"{best} describes these data better than {second}, by {abs(difference):.4g} nats ({ratio:.1f} standard errors)."
+    named = [(line, re.search(r'"([\w.]+)"\)', line)) for line in READ.splitlines()]
+    return "\n".join(line for line, name in named if name is None or (folder / name[1]).exists())
