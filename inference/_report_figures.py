@@ -159,9 +159,11 @@ def data_panels(x: np.ndarray, tree: Any, table: pd.DataFrame) -> list[Panel]:
             panels.append(
                 Panel(
                     f"prior samples{label}",
-                    "Data made up by the model. Drawn from the fitted model without looking at any datum. Good: they "
-                    "could pass for real data and differ from each other.",
-                    lambda d=prior[site], s=span: pictures.prior_samples(criticism.draws_first(d)[0], span=s),
+                    "Data made up by the model. Drawn from the fitted model without looking at any datum, noise included. Good: "
+                    "they could pass for real data and differ from each other.",
+                    lambda d=prior[site], s=span, o=observed: pictures.prior_samples(
+                        criticism.draws_first(d)[0], span=s, observed=o
+                    ),
                 )
             )
     panels.append(

@@ -189,7 +189,7 @@ def statistics(x: Shaped[np.ndarray, "N ..."]) -> dict[str, Callable[[np.ndarray
 
 
 def predictive_checks(
-    observed: Shaped[np.ndarray, "N ..."], replicated: Shaped[np.ndarray, "S N ..."]
+    observed: Shaped[np.ndarray, "N ..."], replicated: Shaped[np.ndarray, "S M ..."]
 ) -> list[Predictive]:
     """Return one check a statistic: is the average of T over the real data like that of replicated data sets?
 

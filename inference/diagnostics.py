@@ -181,7 +181,7 @@ def training_checks(history: pd.DataFrame, info: Mapping[str, Any]) -> list[Chec
     checks.append(
         Check(
             "still improving", found.gain, f"<= {bound:.3g} nats (2 s.e., 0.1 % of the loss)", verdict,
-            f"Over the last fifth of training the {which} loss fell by {found.gain:.3g} +- {found.se:.2g} nats per "
+            f"Over the last fifth of training the {which} loss fell by {found.gain:.3g} ± {found.se:.2g} nats per "
             f"datum; {rest}", remedy,
         )
     )  # fmt: skip
@@ -211,7 +211,7 @@ def held_out_check(history: pd.DataFrame, table: pd.DataFrame) -> list[Check]:
     return [
         Check(
             "held-out gap", gap, f"<= {warn:.3g} nats ({EFFECT[0]:g} sd over data, 2 s.e.)", verdict,
-            f"{what} of the last training batches minus that of these data: {gap:.3g} +- {se:.2g} nats per datum. "
+            f"{what} of the last training batches minus that of these data: {gap:.3g} ± {se:.2g} nats per datum. "
             + ("The model describes new data about as well as those it was fitted to." if verdict == "ok" else
                "The model describes the data it was fitted to clearly better than new ones: it overfits."),
             "" if verdict == "ok" else
@@ -285,7 +285,7 @@ def _gap_check(log_px: np.ndarray, elbo: np.ndarray, rates: Mapping[str, np.ndar
         )  # fmt: skip
     verdict = _verdict(gap, warn, fail)
     return Check(
-        "evidence - ELBO gap", gap, f"<= {warn:.3g} nats ({GAP[0]:.0%} of the rate)", verdict, meaning,
+        "evidence - ELBO gap", gap, f"<= {warn:.3g} nats ({100 * GAP[0]:.0f} % of the rate)", verdict, meaning,
         "" if verdict == "ok" else
         "A richer posterior: wider encoder, full covariance, more levels; compare models by log p(x), not by ELBO.",
     )  # fmt: skip
@@ -352,8 +352,9 @@ def predictive_lines(tree: Any) -> list[Check]:
                     + (" The model does not reproduce this property." if misfit else
                        " The difference is real but small." if result.tail < TAIL else ""),
                     "" if not misfit else
-                    "Another likelihood or a learnt noise scale; a larger decoder. A Bernoulli likelihood on grey "
-                    "values cannot pass: binarise the data or score them with a density for grey values.",
+                    "A learnt or smaller noise scale, a larger decoder, another likelihood. A likelihood that can draw "
+                    "what the data cannot be (a Normal on grey levels with many exact zeros, a Bernoulli on grey "
+                    "levels) does not pass: binarise the data, or score grey levels as such.",
                 )
             )  # fmt: skip
     return checks

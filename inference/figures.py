@@ -24,8 +24,8 @@ KHAT_GOOD, KHAT_BAD = 0.5, 0.7
 
 
 def _cut_start(axis: Any, curves: Sequence[np.ndarray]) -> None:
-    """Scale the y axis to what follows the first twentieth: the first steps would flatten all the rest."""
-    values = np.concatenate([np.asarray(curve, float)[len(curve) // 20 :] for curve in curves] or [np.empty(0)])
+    """Scale the y axis to what follows the first tenth: the first steps would flatten all the rest."""
+    values = np.concatenate([np.asarray(curve, float)[len(curve) // 10 :] for curve in curves] or [np.empty(0)])
     values = values[np.isfinite(values)]
     if len(values) > 1 and np.ptp(values) > 0:
         margin = 0.06 * np.ptp(values)
@@ -102,8 +102,8 @@ def khat(table: pd.DataFrame) -> Figure:
     axis.scatter(log_px, k, c=colors, s=11, alpha=0.75, lw=0)
     for level, color, text in ((KHAT_GOOD, ORANGE, "0.5: good below"), (KHAT_BAD, RED, "0.7: unreliable above")):
         axis.axhline(level, color=color, lw=1.2, ls="--")
-        axis.annotate(text, (1.0, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8,
-                      color=MUTED)  # fmt: skip
+        axis.annotate(text, (1.0, level), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=8,
+                      color=INK, bbox={"fc": "white", "ec": "none", "pad": 1.5, "alpha": 0.85})  # fmt: skip
     share = float(np.mean(~(k <= KHAT_BAD)))
     axis.set(title=f"{share:.1%} of data above 0.7", xlabel="log p(x) (nats)", ylabel="Pareto k-hat")
     return figure

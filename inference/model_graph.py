@@ -16,13 +16,13 @@ from inference._style import BLUE, INK, MUTED, ORANGE, PAPER, canvas, styled
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_ROW, _COLUMN = 1.25, 1.75
+_ROW, _COLUMN = 1.45, 1.75
 """Distance of rows and columns of nodes, in inches."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A site placed at (x, y), inches from the lower left; ``kind``: latent, observed, deterministic or param."""
+    """A site at (x, y) in inches; ``kind``: latent, observed, deterministic or param; ``law``: its distribution."""
 
     name: str
     kind: str
@@ -55,7 +55,7 @@ def layout(found: Mapping[str, Any]) -> tuple[dict[str, Node], list[tuple[str, s
     """Place the sites of a model: (nodes by name, edges (parent, child), sites of each plate).
 
     A site's row is the length of the longest path that leads to it; within a row, sites are ordered by the mean
-    place of their parents.  Parameters stand at the left of the row above the first site that reads them.
+    place of their parents.  Parameters stand outside the plates, near the first site that reads them.
     """
     up = _parents(found)
     order = list(found["sample_sample"])
@@ -84,27 +84,29 @@ def layout(found: Mapping[str, Any]) -> tuple[dict[str, Node], list[tuple[str, s
             above = [place[p] for p in up[name] if p in place]
             return sum(above) / len(above) if above else names.index(name) - (len(names) - 1) / 2
 
-        names.sort(key=wish)
+        names = sorted(names, key=wish)
         middle = sum(wish(n) for n in names) / len(names) if level else 0.0
         for i, name in enumerate(names):
             place[name] = middle + i - (len(names) - 1) / 2
-    left = min(place.values(), default=0.0) - 1.0
-    last = max(rows, default=0)
+    left, last = min(place.values(), default=0.0), max(rows, default=0)
     nodes: dict[str, Node] = {}
-
-    def at(x: float, level: float) -> tuple[float, float]:
-        return 0.9 + (x - left) * _COLUMN, 0.8 + (last - level) * _ROW
-
     for name in order:
         law = found["sample_dist"].get(name, "")
         kind = "observed" if name in found["observed"] else "deterministic" if law == "Deterministic" else "latent"
-        nodes[name] = Node(name, kind, "" if kind == "deterministic" else law, *at(place[name], depth[name]))
-    taken: dict[int, int] = {}
+        law = "" if kind == "deterministic" else law
+        nodes[name] = Node(name, kind, law, place[name] * _COLUMN, (last - depth[name]) * _ROW)
+    taken: dict[tuple[str, int], int] = {}
     for name in params:
-        level = min(depth[n] for n in readers[name])
-        slot = taken.get(level, 0)
-        taken[level] = slot + 1
-        nodes[name] = Node(name, "param", "", *at(left, level - 0.28 + 0.34 * slot))
+        first = min(readers[name], key=depth.__getitem__)
+        if depth[first] == 0:  # above the plate, straight over its reader
+            slot = taken.setdefault((first, 0), 0)
+            at = nodes[first].x + 0.35 * slot, nodes[first].y + 1.0
+            taken[first, 0] += 1
+        else:  # left of the plate, half a row higher: the arrow runs between two rows
+            slot = taken.setdefault(("", depth[first]), 0)
+            at = (left - 0.75) * _COLUMN, (last - depth[first] + 0.5) * _ROW - 0.3 * slot
+            taken["", depth[first]] += 1
+        nodes[name] = Node(name, "param", "", *at)
     edges = [(parent, child) for child, parents in up.items() for parent in parents]
     return nodes, edges, {name: list(sites) for name, sites in found["plate_sample"].items() if sites}
 
@@ -113,7 +115,7 @@ def _size(node: Node) -> tuple[float, float]:
     """Half width and half height of a node's shape, inches."""
     if node.kind == "param":
         return 0.055, 0.055
-    return max(0.42, 0.046 * len(node.name) + 0.2), 0.31
+    return max(0.45, 0.047 * len(node.name) + 0.2, 0.033 * len(node.law) + 0.18), 0.33
 
 
 def _arrow(axis: Any, tail: Node, head: Node, bend: float) -> None:
@@ -147,23 +149,29 @@ def model_graph(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Figure:
     from matplotlib.patches import Ellipse, FancyBboxPatch
 
     nodes, edges, plates = layout(relations(model, *args, **kwargs))
-    width = max(3.6, max(n.x + _size(n)[0] for n in nodes.values()) + 0.75)
-    height = max(n.y for n in nodes.values()) + 0.95
-    figure, axes = canvas(width, height + 0.35)
+    boxes = {}
+    for inset, (name, sites) in enumerate(sorted(plates.items(), key=lambda item: -len(item[1]))):
+        inside, pad = [nodes[s] for s in sites], 0.27 - 0.07 * min(inset, 3)
+        x0, x1 = min(n.x - _size(n)[0] for n in inside) - pad, max(n.x + _size(n)[0] for n in inside) + pad
+        boxes[name] = x0, min(n.y for n in inside) - 0.5 - pad, x1, max(n.y for n in inside) + 0.36 + pad
+    around = [*boxes.values(), *((n.x - a, n.y - b, n.x + a, n.y + b) for n in nodes.values() for a, b in [_size(n)])]
+    x0, y0 = (min(box[i] for box in around) - 0.12 for i in (0, 1))
+    x1, y1 = (max(box[i] for box in around) + 0.12 for i in (2, 3))
+    if any(n.kind == "param" for n in nodes.values()):
+        x0, y1 = x0 - 0.35, y1 + 0.1  # room for their names
+    figure, axes = canvas(x1 - x0 + 0.1, y1 - y0 + 0.1)
     axis = axes[0, 0]
     axis.set_axis_off()
-    axis.set(xlim=(0, width), ylim=(-0.35, height), aspect="equal")
-    for inset, (name, sites) in enumerate(sorted(plates.items(), key=lambda item: -len(item[1]))):
-        inside = [nodes[s] for s in sites]
-        pad = 0.27 - 0.07 * min(inset, 3)
-        x0, x1 = min(n.x - _size(n)[0] for n in inside) - pad, max(n.x + _size(n)[0] for n in inside) + pad
-        y0, y1 = min(n.y for n in inside) - 0.42 - pad, max(n.y for n in inside) + 0.36 + pad
+    axis.set(xlim=(x0, x1), ylim=(y0, y1), aspect="equal")
+    for name, (left, low, right, high) in boxes.items():
         axis.add_patch(
-            FancyBboxPatch((x0, y0), x1 - x0, y1 - y0, boxstyle="round,pad=0,rounding_size=0.14", fc="#f5f7fa",
-                           ec="#aab3bf", lw=1, zorder=0)
+            FancyBboxPatch(
+                (left, low), right - left, high - low, boxstyle="round,pad=0,rounding_size=0.14", fc="#f5f7fa",
+                ec="#aab3bf", lw=1, zorder=0,
+            )
         )  # fmt: skip
         label = name.removesuffix("__CLONE")
-        axis.text(x1 - 0.1, y0 + 0.07, f"plate {label}", ha="right", va="bottom", fontsize=8, color=MUTED, zorder=3)
+        axis.text(right - 0.1, low + 0.06, f"plate {label}", ha="right", va="bottom", fontsize=8, color=MUTED, zorder=3)
     for tail, head in edges:
         a, b = nodes[tail], nodes[head]
         blocked = any(
@@ -175,15 +183,15 @@ def model_graph(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Figure:
         a, b = _size(node)
         if node.kind == "param":
             axis.plot(node.x, node.y, "o", ms=5, color=ORANGE, zorder=3)
-            axis.text(node.x, node.y - 0.09, node.name.removesuffix("$params"), ha="center", va="top", fontsize=7.5,
-                      color=MUTED)  # fmt: skip
+            axis.text(node.x, node.y + 0.08, node.name.removesuffix("$params"), ha="center", va="bottom",
+                      fontsize=7.5, color=MUTED)  # fmt: skip
             continue
         face = {"observed": "#cfe3f3", "latent": PAPER, "deterministic": PAPER}[node.kind]
         axis.add_patch(
             Ellipse((node.x, node.y), 2 * a, 2 * b, fc=face, ec=BLUE if node.kind == "observed" else INK, lw=1.2,
                     ls="--" if node.kind == "deterministic" else "-", zorder=3)
         )  # fmt: skip
-        axis.text(node.x, node.y, node.name, ha="center", va="center", fontsize=9.5, zorder=4)
-        if node.law:
-            axis.text(node.x, node.y - b - 0.03, node.law, ha="center", va="top", fontsize=7, color=MUTED, zorder=4)
+        lift = 0.07 if node.law else 0.0
+        axis.text(node.x, node.y + lift, node.name, ha="center", va="center", fontsize=9.5, zorder=4)
+        axis.text(node.x, node.y - 0.12, node.law, ha="center", va="center", fontsize=6.5, color=MUTED, zorder=4)
     return figure

@@ -167,11 +167,11 @@ def _summary(fit: Any, table: pd.DataFrame, verdict: pd.DataFrame) -> str:
     log_px, n = table["log_px"].to_numpy(float), len(table)
     mean = log_px.mean()
     se = log_px.std(ddof=1) / np.sqrt(n) if n > 1 else float("nan")
-    values = [(f"{mean:.2f} ± {se:.2g} nats", "mean log p(x), with its standard error over data")]
+    values = [(f"{mean:.2f} ± {se:.2g}", "mean log p(x) in nats, with its standard error over data")]
     if table.attrs.get("dims"):
         values.append((f"{-mean / table.attrs['dims'] / np.log(2):.3f}", "bits per dimension (lower is better)"))
     if np.isfinite(table["elbo"]).any():
-        values.append((f"{table['elbo'].mean():.2f} nats", "mean ELBO, the bound that training maximises"))
+        values.append((f"{table['elbo'].mean():.2f}", "mean ELBO in nats, the bound that training maximises"))
     values.append((f"{n:,}", "data evaluated"))
     if fit.info.get("parameters"):
         values.append((f"{fit.info['parameters']:,}", "trainable parameters"))
@@ -204,7 +204,7 @@ def diagnosis_table(verdict: pd.DataFrame) -> str:
     """The table of ``diagnose`` as HTML, verdicts in colour and in words."""
     rows = []
     for row in verdict.to_dict("records"):
-        remedy = f'<br><span class="muted">Try: {escape(row["remedy"])}</span>' if row["remedy"] else ""
+        remedy = f'<br><span class="muted">Try: {escape(row["remedy"])}</span>' if row["verdict"] != "ok" else ""
         rows.append(
             f'<tr><td>{_page.badge(row["verdict"])}</td><td><b>{escape(row["check"])}</b></td>'
             f'<td class="number" data-label="value">{escape(_page.number(row["value"]))}</td>'
@@ -215,19 +215,15 @@ def diagnosis_table(verdict: pd.DataFrame) -> str:
     return _page.stack(head, "".join(rows))
 
 
-def _flat(value: Any, name: str = "") -> dict[str, str]:
-    """Fields of a spec, nested ones by dotted names."""
-    if isinstance(value, Mapping):
-        found: dict[str, str] = {}
-        for key, inner in value.items():
-            found |= _flat(inner, f"{name}.{key}" if name else str(key))
-        return found
-    if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
-        found = {}
-        for i, inner in enumerate(value):
-            found |= _flat(inner, f"{name}[{i}]")
-        return found
-    return {name: ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)}
+def _flat(spec: Mapping[str, Any]) -> dict[str, str]:
+    """Fields of a spec, one line each; a list of parts has one line a part."""
+    found = {}
+    for name, value in spec.items():
+        if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
+            found |= {f"{name} {i + 1}": _plain(part) for i, part in enumerate(value)}
+        else:
+            found[name] = _plain(value)
+    return found
 
 
 def _declared(fit: Any, x: np.ndarray, drawn: Drawn) -> str:
@@ -240,9 +236,10 @@ def _declared(fit: Any, x: np.ndarray, drawn: Drawn) -> str:
     graph = drawn.panel(
         Panel(
             "model graph",
-            "The generative model as a graph. Circles are random variables, with their distribution underneath; "
-            "shaded ones are observed; dashed ones are computed from their parents; orange dots are trained "
-            "parameters; a box repeats what is inside it, once a datum. An arrow points to what depends on its tail.",
+            "The generative model as a graph. Ellipses are random variables with their distribution; shaded ones are "
+            "observed, dashed ones are computed from their parents. Orange dots are trained parameters. A box repeats "
+            "what is inside it, once a datum. An arrow points to what depends on its tail. Good: it is the model that "
+            "you meant.",
             lambda: model_graph(program.model, fit.prepare(x[:2], jax.random.key(0))),
         )
     )
@@ -293,9 +290,14 @@ def _training(fit: Any, drawn: Drawn) -> str:
 
 
 def _plain(value: Any) -> str:
+    """A value of a spec or an argument as text."""
     if isinstance(value, Mapping):
-        return ", ".join(str(v) if k == "callable" else f"{k}: {_plain(v)}" for k, v in value.items())
-    return str(value)
+        return ", ".join(str(v) if k == "callable" else f"{k} {_plain(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return " × ".join(map(str, value)) if all(isinstance(v, int) for v in value) else ", ".join(map(_plain, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
 
 
 def _files(folder: Path) -> str:
