@@ -216,6 +216,8 @@ class Program:
                     dequantise), inside the jitted step; pure in the key.
     ``check_data``  raises ``ValueError`` for stored data that this program cannot score; runs before any work.
     ``observation`` one line that says what is scored; only tables with equal lines are comparable.
+    ``bits_offset`` where the score is a code length of the stored data, bits/dim = -log2 p(x) / D + bits_offset: 0 for
+                    a probability mass, log2(levels) for a density of (x + u)/levels; ``None`` where it is none.
     ``density``     the factorisation in the paper's symbols, one line each, for the report.
     ``knobs``       scheduled weights that the model reads, with their defaults.
     ``weights``     the family's own schedules (step -> value) for its sites and knobs.
@@ -234,6 +236,7 @@ class Program:
     prepare: Callable[[Shaped[Array, "..."], Key[Array, ""], bool], Array] = _cast
     check_data: Callable[[Any], None] = lambda x: None
     observation: str = "x as given"
+    bits_offset: float | None = None
     density: tuple[str, ...] = ()
     knobs: Mapping[str, float] = field(default_factory=dict)
     weights: Mapping[str, Schedule] = field(default_factory=dict)
