@@ -50,6 +50,12 @@ class Model(Protocol):
 
 
 # ---------------------------------------------------------------------------------------------- modules
+def _split(module: nnx.Module) -> tuple[Any, Any, Any]:
+    """Graph, parameters and the rest of a module (the one call whose stub mypy cannot read)."""
+    split: Callable[..., Any] = nnx.split
+    return split(module, nnx.Param, nnx.Not(nnx.Param))
+
+
 def bind(name: str, module: nnx.Module) -> Any:
     """Return a live copy of an NNX module whose weights are NumPyro parameters.
 
@@ -61,7 +67,7 @@ def bind(name: str, module: nnx.Module) -> Any:
     The same name bound in model and guide is one set of weights.  The initial values are those of ``module``,
     which is never modified: the SVI key does not seed them, ``spec.build(key)`` does.
     """
-    graph, params, rest = nnx.split(module, nnx.Param, nnx.Not(nnx.Param))
+    graph, params, rest = _split(module)
     values = numpyro.param(f"{name}$params", nnx.to_pure_dict(params))
     if values is not None:
         nnx.replace_by_pure_dict(params, values)
@@ -74,8 +80,7 @@ def bind(name: str, module: nnx.Module) -> Any:
 
 def commit(name: str, module: nnx.Module) -> None:
     """Write the non-parameter state of a bound module (running statistics) back to its mutable site."""
-    _, _, rest = nnx.split(module, nnx.Param, nnx.Not(nnx.Param))
-    state = nnx.to_pure_dict(rest)
+    state = nnx.to_pure_dict(_split(module)[2])
     if state:
         mutable(f"{name}$state")["state"] = jax.lax.stop_gradient(state)
 
