@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -18,6 +18,7 @@ def _opt(metavar: str, unset: str | None = None) -> Any:
     return arg(metavar=metavar, help_behavior_hint=f"(default: {unset})" if unset else None)
 
 
+@runtime_checkable
 class Command(Protocol):
     """One command of the line: a frozen dataclass of its arguments that can run."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from inference._cli_common import data_info, load_plugins, start, table_text, to_json
+from inference._cli_common import data_info, load_plugins, say, start, table_text, to_json
 
 
 def families(as_json: bool, plugins: Sequence[Path] = ()) -> None:
@@ -47,37 +48,37 @@ def data_list(as_json: bool) -> None:
     """Print every data set with its shape, sizes, licence, and whether it is at hand."""
     from ppl_models import datasets
 
-    infos = [datasets.info(name) for name in datasets.names()]
+    found = {entry["name"]: entry for entry in datasets.table()}
     if as_json:
-        facts = ("shape", "levels", "sizes", "description", "licence", "provenance", "how_to_get")
-        print(to_json({i.name: {**{f: getattr(i, f) for f in facts}, "available": bool(i.available())} for i in infos}))
+        print(to_json(found))
         return
     rows = [
         [
-            info.name,
-            "yes" if info.available() else "no",
-            _shape(info.shape),
-            " + ".join(f"{size:,} {split}" for split, size in info.sizes.items()),
-            info.licence.partition(";")[0].partition(",")[0],
-            info.description.partition(". ")[0],
+            name,
+            "yes" if entry["available"] else "no",
+            _shape(entry["shape"] or ()),
+            " + ".join(f"{size:,} {split}" for split, size in (entry["sizes"] or {}).items()),
+            textwrap.shorten(entry["description"] or entry["where"] or "", 60, placeholder=" ..."),
         ]
-        for info in infos
+        for name, entry in found.items()
     ]
-    print(table_text(rows, ["name", "at hand", "shape", "sizes", "licence", "what it is"]))
-    if not all(info.available() for info in infos):
-        print("\nnot at hand? ppl-models data get NAME says how to get it")
+    print(table_text(rows, ["name", "at hand", "shape", "sizes", "what it is"]))
+    print("\nppl-models data get NAME fetches a set where that is possible, and says how to get it and its licence")
 
 
 def data_get(name: str) -> None:
-    """Load the training split once, fetching it where that is possible, and print what came."""
+    """Fetch a set that is not at hand where that is possible, and print what is there and its licence."""
     from ppl_models import datasets
+    from ppl_models.datasets.download import RECIPES
 
     info = data_info(name)
-    x, factors = datasets.load(name, "train", n=None)
+    if not info.available() and name in RECIPES:
+        datasets.fetch(name, progress=say)
+    x, factors = datasets.load(name, "train", n=1)
     held_out = ", ".join(f"{size:,} {split}" for split, size in info.sizes.items())
     print(f"{info.name}: {x.dtype} {_shape(x.shape[1:])}, {held_out}; factors: {', '.join(factors) or 'none'}")
     print(f"{info.description}\nlicence: {info.licence}\nprovenance: {info.provenance}")
 
 
 def _shape(shape: Sequence[int]) -> str:
-    return "x".join(str(size) for size in shape) or "scalar"
+    return "x".join(str(size) for size in shape)

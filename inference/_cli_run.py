@@ -44,10 +44,7 @@ def make_card(
 ) -> dict[str, Any]:
     """Return the data card that ``run.json`` keeps, from which later commands load the same data."""
     info = data_info(name)
-    size = info.sizes["train"]
-    if n is not None and n > size:
-        raise UsageError(f"--n {n} is more than data {name!r} has, {size:,}; give at most {size}, or leave --n out")
-    used = size if n is None else n
+    used = info.sizes["train"] if n is None else n
     if validation >= used:
         raise UsageError(f"--validation {validation} leaves nothing to fit of {used:,} data; give at most {used - 1}")
     return {

@@ -22,7 +22,7 @@ import numpy as np
 
 from inference.data import stored
 from inference.folder import write_text
-from inference.per_datum import check_count, check_key, draw_one, pairs_at_once, prepare_one, sweep
+from inference.per_datum import check_count, check_key, compiled, draw_one, pairs_at_once, prepare_one, sweep
 from inference.psis import pareto_k
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _log_weights(fit: Any, x: np.ndarray, draws: int, key: jax.Array, pairs: int
             return jnp.broadcast_to(program.log_prob(params, jax.random.fold_in(key, datum), x)[0], index.shape)
         return jax.vmap(lambda i: draw_one(program, params, mutable, key, x, datum, i).log_weight[0])(index)
 
-    kernel = jax.jit(jax.vmap(one, in_axes=(None, None, None, 0, 0, None)))
+    kernel = compiled(jax.vmap(one, in_axes=(None, None, None, 0, 0, None)))
     out = np.empty((len(x), draws), np.float32)
     blocks = sweep(
         lambda datum, index: kernel(fit.params, fit.mutable, key, x[datum], datum, index),
