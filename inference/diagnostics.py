@@ -91,8 +91,8 @@ def diagnose(
 
 
 def replicates(x: np.ndarray, draws: int) -> int:
-    """Replicated data sets for the predictive checks: one a draw, fewer where they would exceed 50 million numbers."""
-    return min(draws, max(10, 50_000_000 // max(1, x.size)))
+    """Replicated data sets for the predictive checks: one a draw, fewer where they would exceed 10 million numbers."""
+    return min(draws, max(10, 10_000_000 // max(1, x.size)))
 
 
 def assemble(fit: Any, table: pd.DataFrame, tree: Any, rates: Mapping[str, np.ndarray]) -> pd.DataFrame:

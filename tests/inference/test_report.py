@@ -109,6 +109,7 @@ def fit(x: np.ndarray) -> Fit:
 @pytest.fixture(scope="module")
 def page(fit: Fit, x: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
+    (out / "posterior.nc").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_drawn, "DPI", 25)
         tree, table = fake_tree(x), fake_table(len(x))
@@ -137,6 +138,7 @@ def test_the_page_says_what_was_declared_and_what_was_found(page: Path, fit: Fit
     assert fit.program.observation in said
     for what in ("Verdict", "Training", "Diagnosis", "Pareto k-hat > 0.7", "rate of z", "open_datatree"):
         assert what in said
+    assert "history.csv" not in said  # only what lies beside the page is listed
     # Worst first: the failed line stands before the table of all checks.
     assert said.index("a & b") < said.index("non-finite values")
     assert "A < b." in said and "c > d." in said
