@@ -297,7 +297,7 @@ def site_checks(rates: Mapping[str, np.ndarray], draws: Mapping[str, Any]) -> li
     checks = []
     for name, values in rates.items():
         rate = float(np.mean(values))
-        active = total = None
+        active, total = None, 0
         if name in draws and np.issubdtype(np.asarray(draws[name]).dtype, np.floating):
             variance = criticism.unit_variance(criticism.draws_first(draws[name]))
             if np.isfinite(variance).any():

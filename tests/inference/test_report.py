@@ -172,7 +172,9 @@ def test_comparison_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     read = Page(path)
     assert path == tmp_path / "c" / "comparison.html"
     assert read.links == ["../a/report.html"]
-    assert "one <i> describes these data better than two, by 30 nats, 6.0 standard errors." in read.said
+    assert "‘one <i>’ describes these data better than ‘two’, by 30 nats, 6.0 standard errors." in read.said
     assert len(read.images) == 1
+    assert "With care" not in read.said
+    assert "up to 40 %" in Page(compare_report(frame.assign(khat_bad=[0.0, 0.4]), {}, tmp_path / "bad.html")).said
     near = frame.assign(dse=[0.0, 25.0])
     assert "not told apart" in Page(compare_report(near, {}, tmp_path / "near.html")).said
