@@ -141,7 +141,7 @@ def test_the_page_says_what_was_declared_and_what_was_found(page: Path, fit: Fit
     assert "history.csv" not in said  # only what lies beside the page is listed
     # Worst first: the failed line stands before the table of all checks.
     assert said.index("a & b") < said.index("non-finite values")
-    assert "A < b." in said and "c > d." in said
+    assert "A < b." in said and "C > d." in said
 
 
 def test_a_broken_figure_leaves_its_error_and_a_line_at_the_top(page: Path) -> None:
