@@ -18,6 +18,9 @@ from ppl_models.program import Panel
 if TYPE_CHECKING:
     import pandas as pd
 
+BAD_KHAT = 0.25
+"""Share of data with unreliable log p(x) from which the conclusion says so (that at which ``diagnose`` fails)."""
+
 
 def compare_report(
     comparison: pd.DataFrame, runs: Mapping[str, str | os.PathLike[str]], out: str | os.PathLike[str]
@@ -52,6 +55,7 @@ def compare_report(
         "mc_se": "Monte Carlo error", "khat_bad": "share with bad k-hat",
     }  # fmt: skip
     shown = [c for c in columns if c in comparison]
+    comparison = comparison.assign(weight=comparison["weight"].round(4))
     rows = [[str(name), *(_native(row[c]) for c in shown)] for name, row in comparison.iterrows()]
     best = str(comparison.index[0])
     links = []
@@ -86,13 +90,19 @@ def _native(value: Any) -> Any:
 def _conclusion(comparison: pd.DataFrame, best: str) -> str:
     """One sentence: is the best model clearly better than the next?"""
     if len(comparison) < 2:
-        return f"{best} is the only model."
+        return f"‘{best}’ is the only model."
     difference, se = float(comparison["elpd_diff"].iloc[1]), float(comparison["dse"].iloc[1])
     second = comparison.index[1]
     if not np.isfinite(difference):
-        return f"{best} is the only model with a finite log p(x) on all data."
+        return f"‘{best}’ is the only model with a finite log p(x) on all data."
     ratio = abs(difference) / se if se > 0 else float("inf")
     size = f"{abs(difference):.4g} nats, {ratio:.1f} standard errors"
+    doubt = ""
+    if "khat_bad" in comparison and (bad := float(comparison["khat_bad"].iloc[:2].max())) > BAD_KHAT:
+        doubt = (
+            f" With care: up to {100 * bad:.0f} % of the data have an unreliable log p(x); more particles or a better "
+            "posterior may change the difference."
+        )
     if ratio < 2:
-        return f"{best} and {second} are not told apart by these data: {size}."
-    return f"{best} describes these data better than {second}, by {size}."
+        return f"‘{best}’ and ‘{second}’ are not told apart by these data: {size}.{doubt}"
+    return f"‘{best}’ describes these data better than ‘{second}’, by {size}.{doubt}"

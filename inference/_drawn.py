@@ -19,7 +19,7 @@ class Drawn:
     """Draws figures to PNG files and HTML, and keeps account of those that failed."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.failed, self.names = folder, [], set[str]()
+        self.folder, self.failed, self.names = folder, list[str](), set[str]()
 
     def panel(self, panel: Panel) -> str:
         """One figure as HTML; the error text in its place if drawing fails."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -118,7 +119,7 @@ def latent_panels(
                 f"latents by {name}",
                 f"Posterior means coloured by {name}. Each dot is a datum. Good: where a variable has learnt {name}, "
                 "colours form regions; where it has not, they are mixed. The model never saw this label.",
-                lambda name=name, factor=factor: figures.latents(means, np.asarray(factor, float), name),
+                partial(figures.latents, means, np.asarray(factor, float), name),
             )
         )
     if not numeric:
@@ -152,17 +153,17 @@ def data_panels(x: np.ndarray, tree: Any, table: pd.DataFrame) -> list[Panel]:
                         "Reconstructions. Top row: data; below: the mean of what the model expects after seeing each, "
                         "and single draws, noise included. Good: the mean keeps what makes each datum different; all "
                         "columns alike would mean that the latent variables are ignored.",
-                        lambda o=observed, m=mean, d=draws: pictures.reconstructions(o, m, d),
+                        partial(pictures.reconstructions, observed, mean, draws),
                     )
                 )
         if site in prior:
             panels.append(
                 Panel(
                     f"prior samples{label}",
-                    "Data made up by the model. Drawn from the fitted model without looking at any datum, noise included. Good: "
-                    "they could pass for real data and differ from each other.",
-                    lambda d=prior[site], s=span, o=observed: pictures.prior_samples(
-                        criticism.draws_first(d)[0], span=s, observed=o
+                    "Data made up by the model. Drawn from the fitted model without looking at any datum, noise "
+                    "included. Good: they could pass for real data and differ from each other.",
+                    partial(
+                        pictures.prior_samples, criticism.draws_first(prior[site])[0], span=span, observed=observed
                     ),
                 )
             )
@@ -182,7 +183,7 @@ def data_panels(x: np.ndarray, tree: Any, table: pd.DataFrame) -> list[Panel]:
                 "Posterior predictive checks. A simple statistic of the real data (line) among those of data sets "
                 "simulated by the fitted model (bars). Good: the line falls within the bars; far outside (tail "
                 "probability below 0.05), the model does not reproduce this property of the data.",
-                lambda c=checks: figures.predictive_checks(c),
+                partial(figures.predictive_checks, checks),
             )
         )
     return panels

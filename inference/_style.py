@@ -12,7 +12,7 @@ BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PINK, YELLOW = "#56B4E9", "#CC79A7", "#F0E442"
 CYCLE = (BLUE, ORANGE, GREEN, RED, PINK, SKY, "#7a5195", MUTED, YELLOW, INK)
 
-_RC = {
+_RC: dict[str, Any] = {
     "font.size": 9.5, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"],
     "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 8,
     "axes.labelsize": 9.5, "axes.labelcolor": INK, "axes.edgecolor": "#aab3bf", "axes.linewidth": 0.8,
@@ -30,8 +30,10 @@ def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(draw)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         import matplotlib as mpl
+        from cycler import cycler
 
-        with mpl.rc_context({**_RC, "axes.prop_cycle": mpl.cycler(color=CYCLE)}):
+        settings: Any = {**_RC, "axes.prop_cycle": cycler(color=CYCLE)}
+        with mpl.rc_context(settings):
             return draw(*args, **kwargs)
 
     return wrapper

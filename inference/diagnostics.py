@@ -91,8 +91,8 @@ def diagnose(
 
 
 def replicates(x: np.ndarray, draws: int) -> int:
-    """Replicated data sets for the predictive checks: one a draw, fewer where they would exceed 50 million numbers."""
-    return min(draws, max(10, 50_000_000 // max(1, x.size)))
+    """Replicated data sets for the predictive checks: one a draw, fewer where they would exceed 10 million numbers."""
+    return min(draws, max(10, 10_000_000 // max(1, x.size)))
 
 
 def assemble(fit: Any, table: pd.DataFrame, tree: Any, rates: Mapping[str, np.ndarray]) -> pd.DataFrame:
@@ -297,7 +297,7 @@ def site_checks(rates: Mapping[str, np.ndarray], draws: Mapping[str, Any]) -> li
     checks = []
     for name, values in rates.items():
         rate = float(np.mean(values))
-        active = total = None
+        active, total = None, 0
         if name in draws and np.issubdtype(np.asarray(draws[name]).dtype, np.floating):
             variance = criticism.unit_variance(criticism.draws_first(draws[name]))
             if np.isfinite(variance).any():

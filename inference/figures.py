@@ -171,8 +171,8 @@ def latents(
     columns = min(len(names), 3)
     rows = math.ceil(len(names) / columns)
     figure, axes = canvas(3.4 * columns + (1.0 if factor is not None else 0.2), 3.2 * rows, rows, columns)
-    kinds = None if factor is None else np.unique(factor)
-    classes = kinds is not None and len(kinds) <= len(CYCLE) and np.all(np.mod(kinds, 1) == 0)
+    kinds = np.empty(0) if factor is None else np.unique(factor)
+    classes = 0 < len(kinds) <= len(CYCLE) and np.all(np.mod(kinds, 1) == 0)
     drawn: Any = None
     for axis, name in zip(axes.flat, names, strict=False):
         values = np.asarray(means[name], float).reshape(len(means[name]), -1)
@@ -242,5 +242,5 @@ def comparison(frame: pd.DataFrame) -> Figure:
         title="Held-out log p(x) summed over the data, difference to the best model",
         xlabel="difference (nats; thick: 1 s.e., thin: 2 s.e. of the paired difference)",
     )
-    axis.legend(loc="lower left")
+    axis.legend(loc="upper left")  # left of the best model there is nothing
     return figure

@@ -180,7 +180,7 @@ def model_graph(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Figure:
         )
         _arrow(axis, a, b, 0.32 if blocked and abs(a.x - b.x) < 0.5 and a.kind != "param" else 0.0)
     for node in nodes.values():
-        a, b = _size(node)
+        half_width, half_height = _size(node)
         if node.kind == "param":
             axis.plot(node.x, node.y, "o", ms=5, color=ORANGE, zorder=3)
             axis.text(node.x, node.y + 0.08, node.name.removesuffix("$params"), ha="center", va="bottom",
@@ -188,8 +188,10 @@ def model_graph(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Figure:
             continue
         face = {"observed": "#cfe3f3", "latent": PAPER, "deterministic": PAPER}[node.kind]
         axis.add_patch(
-            Ellipse((node.x, node.y), 2 * a, 2 * b, fc=face, ec=BLUE if node.kind == "observed" else INK, lw=1.2,
-                    ls="--" if node.kind == "deterministic" else "-", zorder=3)
+            Ellipse(
+                (node.x, node.y), 2 * half_width, 2 * half_height, fc=face, lw=1.2, zorder=3,
+                ec=BLUE if node.kind == "observed" else INK, ls="--" if node.kind == "deterministic" else "-",
+            )
         )  # fmt: skip
         lift = 0.07 if node.law else 0.0
         axis.text(node.x, node.y + lift, node.name, ha="center", va="center", fontsize=9.5, zorder=4)

@@ -50,6 +50,10 @@ evidence = pandas.read_csv("evidence.csv")           # one row a datum, nats
 history = pandas.read_csv("history.csv")             # one row a logged step
 checks = pandas.read_csv("diagnosis.csv")
 """
+ARVIZ = (
+    "<p>ArviZ takes the tree as it is: <code>arviz.summary(tree)</code>, <code>arviz.plot_forest(tree)</code>. The "
+    "draws are independent draws from the fitted posterior, one chain, so R-hat says nothing here: read k-hat.</p>"
+)
 
 
 def report(
@@ -136,7 +140,8 @@ def _family(spec: Any) -> tuple[str, dict[str, Any]]:
         data = json.loads(spec_to_json(spec))
         return data["family"], data["spec"]
     except ValueError:
-        body = dataclasses.asdict(spec) if dataclasses.is_dataclass(spec) else {"spec": str(spec)}
+        known = dataclasses.is_dataclass(spec) and not isinstance(spec, type)
+        body = dataclasses.asdict(spec) if known else {"spec": str(spec)}
         return type(spec).__name__, body
 
 
@@ -217,7 +222,7 @@ def diagnosis_table(verdict: pd.DataFrame) -> str:
 
 def _flat(spec: Mapping[str, Any]) -> dict[str, str]:
     """Fields of a spec, one line each; a list of parts has one line a part."""
-    found = {}
+    found: dict[str, str] = {}
     for name, value in spec.items():
         if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
             found |= {f"{name} {i + 1}": _plain(part) for i, part in enumerate(value)}
@@ -302,14 +307,14 @@ def _plain(value: Any) -> str:
 
 def _files(folder: Path) -> str:
     found = {name: folder / name for name in FILES if (folder / name).exists()}
-    rows = [(f"{name}/" if path.is_dir() else name, FILES[name]) for name, path in found.items()]
+    listed = _page.table(
+        ("file", "what it holds"),
+        [(f"{name}/" if path.is_dir() else name, FILES[name]) for name, path in found.items()],
+    )
     return (
         '<h2 id="files">How to read this run without this package</h2><p>Everything lies beside this page in formats '
-        "of the wider ecosystem:</p>"
-        f"{_page.table(('file', 'what it holds'), rows)}<pre>{escape(_reading(folder))}</pre>"
-        "<p>ArviZ takes the tree as it is: <code>arviz.summary(tree)</code>, <code>arviz.plot_forest(tree)</code>. "
-        "The draws are independent draws from the fitted posterior, one chain, so R-hat says nothing here: "
-        "read k-hat instead.</p>"
+        f"of the wider ecosystem:</p>{listed}<pre>{escape(_reading(folder))}</pre>"
+        + (ARVIZ if "posterior.nc" in found else "")
     )
 
 

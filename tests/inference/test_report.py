@@ -109,6 +109,7 @@ def fit(x: np.ndarray) -> Fit:
 @pytest.fixture(scope="module")
 def page(fit: Fit, x: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
+    (out / "posterior.nc").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_drawn, "DPI", 25)
         tree, table = fake_tree(x), fake_table(len(x))
@@ -137,9 +138,10 @@ def test_the_page_says_what_was_declared_and_what_was_found(page: Path, fit: Fit
     assert fit.program.observation in said
     for what in ("Verdict", "Training", "Diagnosis", "Pareto k-hat > 0.7", "rate of z", "open_datatree"):
         assert what in said
+    assert "history.csv" not in said  # only what lies beside the page is listed
     # Worst first: the failed line stands before the table of all checks.
     assert said.index("a & b") < said.index("non-finite values")
-    assert "A < b." in said and "c > d." in said
+    assert "A < b." in said and "C > d." in said
 
 
 def test_a_broken_figure_leaves_its_error_and_a_line_at_the_top(page: Path) -> None:
@@ -170,7 +172,9 @@ def test_comparison_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     read = Page(path)
     assert path == tmp_path / "c" / "comparison.html"
     assert read.links == ["../a/report.html"]
-    assert "one <i> describes these data better than two, by 30 nats, 6.0 standard errors." in read.said
+    assert "‘one <i>’ describes these data better than ‘two’, by 30 nats, 6.0 standard errors." in read.said
     assert len(read.images) == 1
+    assert "With care" not in read.said
+    assert "up to 40 %" in Page(compare_report(frame.assign(khat_bad=[0.0, 0.4]), {}, tmp_path / "bad.html")).said
     near = frame.assign(dse=[0.0, 25.0])
     assert "not told apart" in Page(compare_report(near, {}, tmp_path / "near.html")).said
