@@ -65,8 +65,6 @@ def tree_of(fitted: Any, x: np.ndarray, factors: Any) -> Any:
     """Return posterior.nc where it holds these data, else compute and write it."""
     import xarray as xr
 
-    from inference.posterior import posterior
-
     path = fitted.folder / "posterior.nc"
     if path.is_file():
         try:
@@ -76,9 +74,7 @@ def tree_of(fitted: Any, x: np.ndarray, factors: Any) -> Any:
                 return tree.load()
         except (OSError, KeyError, StopIteration, ValueError) as error:
             say(f"warning: {path} cannot be used ({error}); computing it again")
-    tree = posterior(fitted, x, draws=DRAWS, key=runs.keys()["posterior"], factors=factors)
-    runs.write_tree(tree, path)
-    return tree
+    return runs.draw_posterior(fitted, x, draws=DRAWS, factors=factors)
 
 
 def newer(path: Path, folder: Path) -> bool:

@@ -126,7 +126,6 @@ def evaluate(fitted: Any, data: Data, *, particles: int, draws: int, progress: b
     """Write evidence, posterior, diagnosis and report of a fit on held-out data into its run folder."""
     from inference.diagnostics import diagnose
     from inference.evidence import evidence, save_evidence
-    from inference.posterior import posterior
     from inference.report import report
 
     noise, folder = keys(), fitted.folder
@@ -134,22 +133,23 @@ def evaluate(fitted: Any, data: Data, *, particles: int, draws: int, progress: b
         say(f"evaluating on {len(data.test):,} held-out data")
     table = evidence(fitted, data.test, particles=particles, key=noise["evidence"], progress=progress)
     save_evidence(table, folder)
-    tree = posterior(fitted, data.test, draws=draws, key=noise["posterior"], factors=data.factors)
-    write_tree(tree, folder / "posterior.nc")
+    tree = draw_posterior(fitted, data.test, draws=draws, factors=data.factors, progress=progress)
     verdict = diagnose(fitted, data.test, key=noise["diagnose"], table=table, tree=tree)
     write_table(verdict, folder / "diagnosis.csv")
     page = report(fitted, data.test, key=noise["report"], factors=data.factors, tree=tree, table=table, verdict=verdict)
     return Evaluated(table, tree, verdict, page)
 
 
-def write_tree(tree: Any, path: Path) -> None:
-    """Write a DataTree as netCDF; a name that exists is a whole file."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        tree.to_netcdf(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def draw_posterior(fitted: Any, x: np.ndarray, *, draws: int, factors: Any, progress: bool = True) -> Any:
+    """Draw from the posterior of held-out data and write posterior.nc."""
+    from inference.posterior import posterior, save_posterior
+
+    tree = posterior(
+        fitted, x, draws=draws, key=keys()["posterior"], factors=factors, predictive_draws=min(draws, 10),
+        progress=progress,
+    )  # fmt: skip
+    save_posterior(tree, fitted.folder)
+    return tree
 
 
 def write_table(frame: Any, path: Path, *, index: bool = False) -> None:

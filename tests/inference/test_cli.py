@@ -164,7 +164,6 @@ def test_a_foreign_folder_is_left_alone(capsys, tmp_path):
     for more in ([], ["--overwrite"]):
         code, _, err = call(capsys, "fit", "mfcvae", "--data", "digits", "--out", tmp_path, *more)
         assert code == 2 and "left alone" in err and note.read_text() == "mine"
-    code, _, err = call(capsys, "quickstart", "--out", tmp_path.parent / "note")
     (tmp_path / "one-facet").mkdir()
     (tmp_path / "one-facet" / "note.txt").touch()
     code, _, err = call(capsys, "quickstart", "--out", tmp_path)
@@ -288,7 +287,7 @@ def test_ctrl_c_leaves_a_run_that_resumes(runs, capsys, tmp_path):
 
 
 def test_a_closed_pipe_is_quiet():
-    process = spawn("data", "list")
-    process.stdout.close()
-    err = process.stderr.read()
-    assert process.wait(timeout=240) == 0 and err == ""
+    with spawn("data", "list") as process:
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 0 and err == ""
