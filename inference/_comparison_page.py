@@ -75,7 +75,7 @@ def compare_report(
         + (f"<p>What is scored: <b>{escape(observation)}</b>.</p>" if observation else "")
         + f"<h2>Result</h2><p><b>{escape(_conclusion(comparison, best))}</b></p>"
         + _page.table(("model", *(columns[c] for c in shown)), rows)
-        + "<p class=\"small muted\">Difference: sum over the data of log p(x) minus that of the best model. Stacking "
+        + '<p class="small muted">Difference: sum over the data of log p(x) minus that of the best model. Stacking '
         "weight: the mixture of the models that predicts these data best. Share with bad k-hat: data whose log p(x) "
         f"cannot be trusted.</p>{figure}<h2>The runs</h2><ul>{''.join(links)}</ul>"
     )

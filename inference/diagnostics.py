@@ -170,8 +170,10 @@ def training_checks(history: pd.DataFrame, info: Mapping[str, Any]) -> list[Chec
     verdict, rest, remedy = "ok", "that is within its noise or too small to matter.", ""
     if found.gain > bound:
         verdict, remedy = "warn", "Train for more steps."
-        rest = "clearly more than its noise: training ended before it had settled, and every other line describes an " \
-               "unfinished fit."
+        rest = (
+            "clearly more than its noise: training ended before it had settled, and every other line describes an "
+            "unfinished fit."
+        )
     elif found.gain < -bound and best:
         rest = f"so it got worse; the parameters of step {best}, the best by validation, are the ones in use."
     elif found.gain < -bound:
@@ -274,8 +276,10 @@ def _gap_check(log_px: np.ndarray, elbo: np.ndarray, rates: Mapping[str, np.ndar
     se = float(difference.std(ddof=1)) / math.sqrt(len(difference)) if len(difference) > 1 else math.nan
     rate = sum(float(np.mean(values)) for values in rates.values())
     warn, fail = GAP[0] * max(rate, 1.0), GAP[1] * max(rate, 1.0)
-    meaning = f"The ELBO lies {gap:.3g} nats per datum below log p(x): an estimate of KL(q(z|x) || p(z|x)), how far " \
-              f"the posterior is from the exact one, against {rate:.3g} nats that the latents carry."
+    meaning = (
+        f"The ELBO lies {gap:.3g} nats per datum below log p(x): an estimate of KL(q(z|x) || p(z|x)), how far "
+        f"the posterior is from the exact one, against {rate:.3g} nats that the latents carry."
+    )
     if gap < -3 * se - 1e-3 * max(1.0, abs(float(elbo.mean()))):
         return Check(
             "evidence - ELBO gap", gap, ">= 0", "fail",

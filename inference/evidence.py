@@ -11,6 +11,7 @@ the ELBO.  All values are natural logarithms (nats) of a density or mass of one 
 from __future__ import annotations
 
 import json
+import math
 import warnings
 import zlib
 from pathlib import Path
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("datum", "x_crc", "log_px", "se", "elbo", "ess", "khat")
-ATTRIBUTES = ("observation", "particles", "dims", "estimator")
+ATTRIBUTES = ("observation", "particles", "dims", "bits_offset", "estimator")
 
 
 def evidence(
@@ -51,7 +52,7 @@ def evidence(
 
     A program without latents, or with its own ``log_prob``, is scored exactly: ``se`` is 0; ``elbo``, ``ess`` and
     ``khat`` are nan; ``attrs["estimator"]`` is ``"exact"`` instead of ``"importance"``.  ``attrs`` further hold
-    ``observation``, ``particles`` and ``dims`` (numbers in a datum, for bits per dimension).
+    ``observation``, ``particles``, and what :func:`bits_per_dim` needs: ``dims`` (numbers in a datum), ``bits_offset``.
 
     ``fit``       what :func:`inference.fit` returns: anything with ``program``, ``params`` and ``mutable``.
     ``particles`` S, at least 2; k-hat needs 25 and is worth reading from a few hundred on.
@@ -84,6 +85,7 @@ def evidence(
         "observation": program.observation,
         "particles": int(particles),
         "dims": int(np.prod(program.shape)),
+        "bits_offset": program.bits_offset,
         "estimator": "exact" if exact else "importance",
     }
     bad = np.flatnonzero(~np.isfinite(table["log_px"].to_numpy()))
@@ -96,6 +98,18 @@ def evidence(
             stacklevel=2,
         )
     return table
+
+
+def bits_per_dim(table: pd.DataFrame) -> float:
+    """Mean code length of a stored number in bits, -mean log2 p(x) / D + bits_offset; nan where the score is none.
+
+    Lower is better.  Only a probability mass, or a density of dequantised data, is a code length: see
+    ``Program.bits_offset``.
+    """
+    offset = table.attrs["bits_offset"]
+    if offset is None:
+        return math.nan
+    return -float(table["log_px"].mean()) / (table.attrs["dims"] * math.log(2)) + offset
 
 
 def summarise(log_weight: np.ndarray) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inference._style import BLUE, CYCLE, GREEN, INK, MUTED, ORANGE, RED, SKY, canvas, note, styled
+from inference.evidence import bits_per_dim
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,8 +85,8 @@ def evidence_distribution(table: pd.DataFrame) -> Figure:
     axis.hist(log_px, bins=bins, color=BLUE, alpha=0.75, label="log p(x)")
     if len(elbo):
         axis.hist(elbo, bins=bins, histtype="step", color=ORANGE, lw=1.6, label="ELBO")
-    dims = table.attrs.get("dims")
-    bits = f" = {-log_px.mean() / dims / math.log(2):.3f} bits/dim" if dims else ""
+    code = bits_per_dim(table)
+    bits = "" if math.isnan(code) else f" = {code:.3f} bits/dim"
     axis.axvline(log_px.mean(), color=INK, lw=1.2, ls="--", label="mean log p(x)")
     axis.set(title=f"Mean {log_px.mean():.2f} nats{bits}", xlabel="nats per datum (higher is better)", ylabel="data")
     axis.legend()

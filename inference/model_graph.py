@@ -134,8 +134,16 @@ def _arrow(axis: Any, tail: Node, head: Node, bend: float) -> None:
     start, end = rim(tail, dx + across[0], dy + across[1]), rim(head, -dx + across[0], -dy + across[1])
     axis.add_patch(
         FancyArrowPatch(
-            start, end, arrowstyle="-|>", mutation_scale=10, lw=0.9, shrinkA=0, shrinkB=1.5,
-            color=ORANGE if tail.kind == "param" else MUTED, connectionstyle=f"arc3,rad={bend}", zorder=2,
+            start,
+            end,
+            arrowstyle="-|>",
+            mutation_scale=10,
+            lw=0.9,
+            shrinkA=0,
+            shrinkB=1.5,
+            color=ORANGE if tail.kind == "param" else MUTED,
+            connectionstyle=f"arc3,rad={bend}",
+            zorder=2,
         )
     )
 

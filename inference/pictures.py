@@ -192,15 +192,11 @@ def _cloud(samples: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
-def lowest_evidence(
-    observed: np.ndarray, log_px: np.ndarray, khat: np.ndarray | None = None, n: int = 16
-) -> Figure:
+def lowest_evidence(observed: np.ndarray, log_px: np.ndarray, khat: np.ndarray | None = None, n: int = 16) -> Figure:
     """The ``n`` data with the lowest log p(x), worst first, each with its value in nats (and k-hat above 0.7)."""
     log_px = np.asarray(log_px, float)
     order = np.argsort(np.where(np.isfinite(log_px), log_px, -np.inf), kind="stable")[:n]
-    titles = [
-        f"#{i}: {log_px[i]:.1f}" + (" k!" if khat is not None and not khat[i] <= 0.7 else "") for i in order
-    ]
+    titles = [f"#{i}: {log_px[i]:.1f}" + (" k!" if khat is not None and not khat[i] <= 0.7 else "") for i in order]
     return grid(np.asarray(observed)[order], titles)
 
 

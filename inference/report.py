@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from inference._comparison_page import compare_report as compare_report
 from inference._drawn import Drawn
 from inference._report_figures import sections
 from inference.data import stored
+from inference.evidence import bits_per_dim
 from inference.folder import RunFolder, versions, write_text
 from ppl_models.program import Panel, spec_to_json
 
@@ -87,10 +89,10 @@ def report(
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     tree_key, table_key, rate_key = jax.random.split(key, 3)
     if tree is None:
-        from inference.posterior import posterior
+        from inference.posterior import posterior, save_posterior
 
         tree = posterior(fit, x, key=tree_key, factors=factors or None)
-        tree.to_netcdf(folder / "posterior.nc", engine="h5netcdf")
+        save_posterior(tree, folder)
     if table is None:
         from inference.evidence import evidence, save_evidence
 
@@ -173,8 +175,8 @@ def _summary(fit: Any, table: pd.DataFrame, verdict: pd.DataFrame) -> str:
     mean = log_px.mean()
     se = log_px.std(ddof=1) / np.sqrt(n) if n > 1 else float("nan")
     values = [(f"{mean:.2f} ± {se:.2g}", "mean log p(x) in nats, with its standard error over data")]
-    if table.attrs.get("dims"):
-        values.append((f"{-mean / table.attrs['dims'] / np.log(2):.3f}", "bits per dimension (lower is better)"))
+    if not math.isnan(code := bits_per_dim(table)):
+        values.append((f"{code:.3f}", "bits per dimension (lower is better)"))
     if np.isfinite(table["elbo"]).any():
         values.append((f"{table['elbo'].mean():.2f}", "mean ELBO in nats, the bound that training maximises"))
     values.append((f"{n:,}", "data evaluated"))
@@ -211,7 +213,7 @@ def diagnosis_table(verdict: pd.DataFrame) -> str:
     for row in verdict.to_dict("records"):
         remedy = f'<br><span class="muted">Try: {escape(row["remedy"])}</span>' if row["verdict"] != "ok" else ""
         rows.append(
-            f'<tr><td>{_page.badge(row["verdict"])}</td><td><b>{escape(row["check"])}</b></td>'
+            f"<tr><td>{_page.badge(row['verdict'])}</td><td><b>{escape(row['check'])}</b></td>"
             f'<td class="number" data-label="value">{escape(_page.number(row["value"]))}</td>'
             f'<td data-label="should be">{escape(str(row["threshold"]))}</td>'
             f"<td>{escape(_sentence(row['meaning']))}{remedy}</td></tr>"
@@ -252,10 +254,7 @@ def _declared(fit: Any, x: np.ndarray, drawn: Drawn) -> str:
         '<h2 id="declared">What was declared</h2>'
         + (f"<p>The model in the symbols of its paper:</p><pre>{density}</pre>" if density else "")
         + f"<p>What is scored: <b>{escape(program.observation)}</b>. Only models that score the same can be compared."
-        "</p>"
-        + graph
-        + "<h3>Specification</h3>"
-        + _page.facts(_flat(_family(program.spec)[1]))
+        "</p>" + graph + "<h3>Specification</h3>" + _page.facts(_flat(_family(program.spec)[1]))
     )
 
 

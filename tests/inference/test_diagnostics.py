@@ -28,7 +28,7 @@ def evidence_table(khat: object = 0.3, **columns: object) -> pd.DataFrame:
     table = pd.DataFrame(
         {"datum": np.arange(N), "log_px": log_px, "se": 0.05, "elbo": log_px - 0.1, "ess": 200.0, "khat": khat}
     ).assign(**columns)
-    table.attrs = {"particles": 512, "dims": 4, "estimator": "importance", "observation": "x"}
+    table.attrs = {"particles": 512, "dims": 4, "bits_offset": 0.0, "estimator": "importance", "observation": "x"}
     return table
 
 

@@ -50,7 +50,7 @@ def test_tile_places_each_image() -> None:
 def table() -> pd.DataFrame:
     log_px = rng.normal(-20, 2, size=50)
     frame = pd.DataFrame({"log_px": log_px, "elbo": log_px - 1.0, "khat": np.r_[np.full(10, 0.9), np.full(40, 0.2)]})
-    frame.attrs = {"dims": 10, "estimator": "importance"}
+    frame.attrs = {"dims": 10, "bits_offset": 0.0, "estimator": "importance"}
     return frame
 
 

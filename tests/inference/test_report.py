@@ -82,7 +82,13 @@ def fake_table(n: int) -> pd.DataFrame:
     log_px = np.random.default_rng(1).normal(-5, 1, n)
     table = pd.DataFrame({"datum": np.arange(n), "log_px": log_px, "se": 0.01, "elbo": log_px - 0.1, "ess": 90.0})
     table["khat"] = 0.2
-    table.attrs = {"particles": 100, "dims": 4, "estimator": "importance", "observation": "x in R^d"}
+    table.attrs = {
+        "particles": 100,
+        "dims": 4,
+        "bits_offset": None,
+        "estimator": "importance",
+        "observation": "x in R^d",
+    }
     return table
 
 
@@ -99,9 +105,7 @@ def fit(x: np.ndarray) -> Fit:
         Panel("broken", "Never seen.", broken),
     ]
     own = Check("a & b", 1.0, "<= 0", "fail", "a < b", "c > d")
-    program = dataclasses.replace(
-        plain.program, panels=lambda fit, x, factors, tree: panels, checks=lambda tree: [own]
-    )
+    program = dataclasses.replace(plain.program, panels=lambda fit, x, factors, tree: panels, checks=lambda tree: [own])
     history = pd.DataFrame({"step": [1, 2, 3], "loss": [3.0, 2.0, 1.0], "elbo": [-3.0, -2.0, -1.0], "kl/z": 1.0})
     return dataclasses.replace(plain, program=program, history=history, card={"name": "<b>toy</b> & co"})
 
