@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from flax import nnx
@@ -131,6 +131,7 @@ class SeparateEncoders(nnx.Module):
 
 
 # --------------------------------------------------------------------------------------------------- merges
+@runtime_checkable
 class Merge(Protocol):
     """How a rung joins the backbone of a ladder decoder; ``out_width`` is the width of the result."""
 
