@@ -120,9 +120,11 @@ def test_shapes_under_expand_vmap_jit_and_plate(full, z):
     np.testing.assert_allclose(jax.jit(lambda m, v: m.log_prob(v))(mixture, z), mixture.log_prob(z), rtol=1e-5)
     by_datum = jax.vmap(lambda v: build(full).log_prob(v))(z)
     np.testing.assert_allclose(by_datum, mixture.log_prob(z), rtol=1e-5, atol=1e-5)
-    many = jax.vmap(lambda shift: MixtureOfGaussians(
-        mixture.logits, mixture.means + shift, mixture.scales, mixture.scale_tril
-    ).log_prob(z[0] + shift))(jnp.arange(3.0))
+    many = jax.vmap(
+        lambda shift: MixtureOfGaussians(
+            mixture.logits, mixture.means + shift, mixture.scales, mixture.scale_tril
+        ).log_prob(z[0] + shift)
+    )(jnp.arange(3.0))
     np.testing.assert_allclose(many, jnp.full(3, mixture.log_prob(z[0])), rtol=1e-4)
 
     def model():
