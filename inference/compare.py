@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from inference.evidence import check_table
+from inference.evidence import bits_per_dim, check_table
 from inference.psis import khat_threshold
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def compare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     ``weight``               stacking weight, see :func:`stacking_weights`
     ``mc_se``         nats   Monte Carlo error of ``elpd``, sqrt(sum se_i^2); more particles make it smaller
     ``khat_bad``             share of data with k-hat above its threshold (or without verdict); nan if exact
-    ``bits_per_dim``  bits   -elpd_mean / (dims ln 2), for what the common ``observation`` line says is scored
+    ``bits_per_dim``  bits   code length of a stored number, see :func:`inference.evidence.bits_per_dim`; nan if none
     ``n``                    number of data
     ``nonfinite``            data whose log p(x) is infinite or nan
     ================  =====  =====================================================================================
@@ -88,7 +88,7 @@ def compare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
                     "weight": weight[m],
                     "mc_se": math.sqrt((table["se"].to_numpy() ** 2).sum()),
                     "khat_bad": _khat_bad(table),
-                    "bits_per_dim": -elpd[m] / n / (table.attrs["dims"] * math.log(2)),
+                    "bits_per_dim": bits_per_dim(table),
                     "n": n,
                     "nonfinite": nonfinite[m],
                 }

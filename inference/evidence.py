@@ -11,6 +11,7 @@ the ELBO.  All values are natural logarithms (nats) of a density or mass of one 
 from __future__ import annotations
 
 import json
+import math
 import warnings
 import zlib
 from pathlib import Path
@@ -22,14 +23,14 @@ import numpy as np
 
 from inference.data import stored
 from inference.folder import write_text
-from inference.per_datum import check_count, check_key, draw_one, pairs_at_once, prepare_one, sweep
+from inference.per_datum import check_count, check_key, compiled, draw_one, pairs_at_once, prepare_one, sweep
 from inference.psis import pareto_k
 
 if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("datum", "x_crc", "log_px", "se", "elbo", "ess", "khat")
-ATTRIBUTES = ("observation", "particles", "dims", "estimator")
+ATTRIBUTES = ("observation", "particles", "dims", "bits_offset", "estimator")
 
 
 def evidence(
@@ -51,7 +52,7 @@ def evidence(
 
     A program without latents, or with its own ``log_prob``, is scored exactly: ``se`` is 0; ``elbo``, ``ess`` and
     ``khat`` are nan; ``attrs["estimator"]`` is ``"exact"`` instead of ``"importance"``.  ``attrs`` further hold
-    ``observation``, ``particles`` and ``dims`` (numbers in a datum, for bits per dimension).
+    ``observation``, ``particles``, and what :func:`bits_per_dim` needs: ``dims`` (numbers in a datum), ``bits_offset``.
 
     ``fit``       what :func:`inference.fit` returns: anything with ``program``, ``params`` and ``mutable``.
     ``particles`` S, at least 2; k-hat needs 25 and is worth reading from a few hundred on.
@@ -84,6 +85,7 @@ def evidence(
         "observation": program.observation,
         "particles": int(particles),
         "dims": int(np.prod(program.shape)),
+        "bits_offset": program.bits_offset,
         "estimator": "exact" if exact else "importance",
     }
     bad = np.flatnonzero(~np.isfinite(table["log_px"].to_numpy()))
@@ -96,6 +98,18 @@ def evidence(
             stacklevel=2,
         )
     return table
+
+
+def bits_per_dim(table: pd.DataFrame) -> float:
+    """Mean code length of a stored number in bits, -mean log2 p(x) / D + bits_offset; nan where the score is none.
+
+    Lower is better.  Only a probability mass, or a density of dequantised data, is a code length: see
+    ``Program.bits_offset``.
+    """
+    offset = table.attrs["bits_offset"]
+    if offset is None:
+        return math.nan
+    return -float(table["log_px"].mean()) / (table.attrs["dims"] * math.log(2)) + offset
 
 
 def summarise(log_weight: np.ndarray) -> dict[str, np.ndarray]:
@@ -129,7 +143,7 @@ def _log_weights(fit: Any, x: np.ndarray, draws: int, key: jax.Array, pairs: int
             return jnp.broadcast_to(program.log_prob(params, jax.random.fold_in(key, datum), x)[0], index.shape)
         return jax.vmap(lambda i: draw_one(program, params, mutable, key, x, datum, i).log_weight[0])(index)
 
-    kernel = jax.jit(jax.vmap(one, in_axes=(None, None, None, 0, 0, None)))
+    kernel = compiled(jax.vmap(one, in_axes=(None, None, None, 0, 0, None)))
     out = np.empty((len(x), draws), np.float32)
     blocks = sweep(
         lambda datum, index: kernel(fit.params, fit.mutable, key, x[datum], datum, index),

@@ -24,6 +24,16 @@ _PREPARE, _DRAW, GENERATE = range(3)
 _NUMBERS_AT_ONCE = 2**20
 
 
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``jax.jit`` for a kernel with a key for every pair: a pass runs briefly, so its compilation must be brief too.
+
+    On a CPU, the highest level of LLVM optimisation takes two to three times as long to compile the random numbers of
+    such a kernel, and the kernel then runs no faster.
+    """
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(function, compiler_options=options)
+
+
 def check_key(key: Any) -> None:
     """Raise ``ValueError`` unless ``key`` is one new-style JAX key."""
     if not is_key(key) or key.shape != ():

@@ -24,6 +24,7 @@ from inference.per_datum import (
     GENERATE,
     check_count,
     check_key,
+    compiled,
     draw_one,
     pair_key,
     pairs_at_once,
@@ -218,7 +219,7 @@ def _posterior_pass(
         # One entry per block on the draw axis, where sweep() looks for it.
         return kept, jax.tree.map(lambda m: m[None], {"x": x[0], "mean": total})
 
-    kernel = jax.jit(jax.vmap(one, in_axes=(None, None, None, 0, 0, None)))
+    kernel = compiled(jax.vmap(one, in_axes=(None, None, None, 0, 0, None)))
     store, prepared, means = _Store(draws, len(x)), np.zeros(0), dict[str, np.ndarray]()
     blocks = sweep(
         lambda datum, index: kernel(fit.params, fit.mutable, key, x[datum], datum, index),
@@ -261,7 +262,7 @@ def _generate_pass(
         return {"observed": found["observed"]} if held else found
 
     pair = jax.vmap(jax.vmap(one, in_axes=(None, None, None, 0, None, 0)), in_axes=(None, None, None, 0, 0, None))
-    kernel = jax.jit(pair)
+    kernel = compiled(pair)
 
     def block(datum: np.ndarray, index: np.ndarray) -> Any:
         at = np.ix_(np.minimum(index, draws - 1), datum)

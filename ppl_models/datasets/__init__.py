@@ -7,14 +7,8 @@
 The table of sets, the layout of your own files and the licences are in the README beside this file.
 """
 
-from ppl_models.datasets.catalogue import info as info
-from ppl_models.datasets.catalogue import load as load
-from ppl_models.datasets.catalogue import names as names
-from ppl_models.datasets.catalogue import table as table
+from ppl_models.datasets.catalogue import info as info, load as load, names as names, table as table
 from ppl_models.datasets.describe import Info as Info
-from ppl_models.datasets.download import HuggingFace as HuggingFace
-from ppl_models.datasets.download import OpenML as OpenML
-from ppl_models.datasets.download import fetch as fetch
-from ppl_models.datasets.facets import facet_factors as facet_factors
-from ppl_models.datasets.facets import render_facets as render_facets
+from ppl_models.datasets.download import HuggingFace as HuggingFace, OpenML as OpenML, fetch as fetch
+from ppl_models.datasets.facets import facet_factors as facet_factors, render_facets as render_facets
 from ppl_models.datasets.locate import DataMissingError as DataMissingError

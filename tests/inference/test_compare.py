@@ -19,7 +19,13 @@ def table(log_px, *, observation="binary pixels", estimator="importance", se=0.1
         {"datum": np.arange(n), "x_crc": np.arange(n) if crc is None else crc, "log_px": log_px, "se": se,
          "elbo": log_px - 1, "ess": 100.0, "khat": khat}
     )  # fmt: skip
-    result.attrs = {"observation": observation, "particles": particles, "dims": 4, "estimator": estimator}
+    result.attrs = {
+        "observation": observation,
+        "particles": particles,
+        "dims": 4,
+        "bits_offset": 0.0,
+        "estimator": estimator,
+    }
     return result
 
 

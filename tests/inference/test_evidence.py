@@ -42,7 +42,8 @@ def test_log_px_is_the_closed_form_within_its_error(scored):
 def test_table_describes_itself(scored):
     form, x, table = scored
     assert tuple(table.columns) == COLUMNS
-    assert table.attrs == {"observation": "x in R^5", "particles": 256, "dims": 5, "estimator": "importance"}
+    expected = {"particles": 256, "dims": 5, "bits_offset": None, "estimator": "importance"}
+    assert table.attrs == {"observation": "x in R^5", **expected}
     assert (table["datum"] == np.arange(200)).all() and table["x_crc"].is_unique
     assert table["ess"].between(1, 256).all() and (table["khat"] < 0.7).all()
 
@@ -184,3 +185,15 @@ def test_bad_arguments_are_refused_before_any_work(change, message):
     typed = "key" in change or change.get("particles") == 2.5
     with pytest.raises((ValueError, TypeError), match=None if typed else message):
         evidence(fit, arguments.pop("x"), **arguments)
+
+
+def test_bits_per_dim_adds_the_volume_of_a_level_and_is_nan_where_the_score_is_no_code() -> None:
+    import pandas as pd
+
+    from inference.evidence import bits_per_dim
+
+    table = pd.DataFrame({"log_px": [-4 * np.log(2)] * 3})
+    table.attrs = {"dims": 4, "bits_offset": 4.0}
+    assert bits_per_dim(table) == pytest.approx(5.0)
+    table.attrs["bits_offset"] = None
+    assert np.isnan(bits_per_dim(table))
