@@ -21,7 +21,7 @@ import pytest
 
 from inference import checkpoint
 from inference.compare import compare, stacking_weights
-from inference.evidence import evidence, read_evidence
+from inference.evidence import ATTRIBUTES, evidence, read_evidence
 from inference.fit import Fit, fit, load, resume
 from inference.posterior import posterior
 from inference.training import Trainer
@@ -93,7 +93,7 @@ def table(n: int = 3, observation: str = "pixels", shift: int = 0) -> pd.DataFra
     columns = {"datum": range(n), "x_crc": range(shift, n + shift)}
     numbers = dict.fromkeys(("log_px", "se", "elbo", "ess", "khat"), np.linspace(0.1, 0.2, n))
     frame = pd.DataFrame({**columns, **numbers})
-    frame.attrs = {"observation": observation, "particles": 64, "dims": 4, "estimator": "importance"}
+    frame.attrs = {**dict.fromkeys(ATTRIBUTES), "observation": observation, "particles": 64, "estimator": "importance"}
     return frame
 
 
@@ -152,7 +152,7 @@ CASES: dict[str, tuple[Callable[[World], Any], str]] = {
     "an empty batch": (lambda w: w.fit(batch_size=0), "batch_size must be at least 1, got 0"),
     "no steps": (lambda w: w.fit(steps=0), "steps must be a whole number of at least 1, got 0"),
     "negative steps": (lambda w: w.fit(steps=-3), "steps must be.*got -3"),
-    "half a step": (lambda w: w.fit(steps=1.5), r"steps must be a whole number.*got 1\.5"),
+    "no step a dispatch": (lambda w: w.fit(steps_per_dispatch=0), "'auto' or a whole number of at least 1, got 0"),
     "a negative rate": (lambda w: w.fit(learning_rate=-1e-3), "learning_rate must be a positive number.*got -0.001"),
     "an infinite rate": (lambda w: w.fit(learning_rate=np.inf), "learning_rate must be a positive number"),
     "rate and optimiser": (lambda w: w.fit(learning_rate=1e-3, optimizer=optax.sgd(0.1)), "either.*not both"),
