@@ -174,7 +174,7 @@ def fit_line(fitted: Any) -> str:
 
 
 def evidence_line(table: Any) -> str:
-    """Return one line on the held-out evidence, in nats a datum, and bits a dimension where the score is a code length."""
+    """Return one line on the held-out evidence: nats a datum, and bits a dimension where that is a code length."""
     from inference.evidence import bits_per_dim
 
     mean, n = table["log_px"].mean(), len(table)

@@ -152,7 +152,6 @@ CASES: dict[str, tuple[Callable[[World], Any], str]] = {
     "an empty batch": (lambda w: w.fit(batch_size=0), "batch_size must be at least 1, got 0"),
     "no steps": (lambda w: w.fit(steps=0), "steps must be a whole number of at least 1, got 0"),
     "negative steps": (lambda w: w.fit(steps=-3), "steps must be.*got -3"),
-    "no step a dispatch": (lambda w: w.fit(steps_per_dispatch=0), "'auto' or a whole number of at least 1, got 0"),
     "a negative rate": (lambda w: w.fit(learning_rate=-1e-3), "learning_rate must be a positive number.*got -0.001"),
     "an infinite rate": (lambda w: w.fit(learning_rate=np.inf), "learning_rate must be a positive number"),
     "rate and optimiser": (lambda w: w.fit(learning_rate=1e-3, optimizer=optax.sgd(0.1)), "either.*not both"),
