@@ -61,8 +61,8 @@ def check_same_observation(folders: Sequence[Path], observations: Sequence[str])
     for folder, observation in zip(folders, observations, strict=True):
         if observation != observations[0]:
             raise UsageError(
-                f"{folders[0]} scores {observations[0]!r}, {folder} scores {observation!r}; densities of different things "
-                "cannot be compared: fit both with the same likelihood"
+                f"{folders[0]} scores {observations[0]!r}, {folder} scores {observation!r}; densities of different "
+                "things cannot be compared: fit both with the same likelihood"
             )
 
 

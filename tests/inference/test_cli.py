@@ -49,7 +49,8 @@ class Mine:
             return lambda site, ctx: dist.Normal(mean, scale).to_event(1)
 
         return Program(spec=self, model=model, posterior=posterior, latents=("z",), shape=self.shape,
-                       prepare=lambda x, key, training: x.astype("float32") / 16, density=("p(x, z)",), observation=f"x / {self.levels - 1}")
+                       prepare=lambda x, key, training: x.astype("float32") / 16, density=("p(x, z)",),
+                       observation=f"x / {self.levels - 1}")
 
 
 register("mine", Mine, presets={"tiny": Mine()}, paper="none")
