@@ -33,9 +33,15 @@ class Node:
 
 def relations(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Sites and their parents, by :func:`numpyro.infer.inspect.get_model_relations` (shapes only, no array work)."""
+    from numpyro.handlers import block
     from numpyro.infer.inspect import get_model_relations
 
-    return get_model_relations(model, model_args=args, model_kwargs=kwargs)
+    try:
+        return get_model_relations(model, model_args=args, model_kwargs=kwargs)
+    except AssertionError:
+        # NumPyro before 0.22 cannot follow a parameter that is a tree of arrays: draw the graph without parameters.
+        hidden = block(model, hide_fn=lambda site: site["type"] == "param")
+        return get_model_relations(hidden, model_args=args, model_kwargs=kwargs)
 
 
 def _parents(found: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -91,6 +91,11 @@ def linear_gaussian_program(
     return ClosedForm(program, params, lambda x: _gaussian_log_px(x, b, cov), _sampler(program, params))
 
 
+def _diagonal(mean: jax.Array, sd: jax.Array) -> dist.Distribution:
+    """N(mean, diag sd^2) as a multivariate normal, the one form that mixtures of every supported NumPyro accept."""
+    return dist.MultivariateNormal(mean, scale_tril=jnp.asarray(sd)[..., None] * jnp.eye(mean.shape[-1]))
+
+
 def mixture_program(
     dim: int = 5, clusters: int = 3, *, noise: float = 0.6, spoil: float = 0.1, seed: int = 1
 ) -> ClosedForm:
@@ -108,7 +113,7 @@ def mixture_program(
 
     def model(x: jax.Array | None = None, *, size: int | None = None) -> None:
         means = numpyro.param("mu", jnp.zeros((clusters, latent)))
-        prior = dist.MixtureSameFamily(dist.Categorical(logits=log_pi), dist.Normal(means, tau).to_event(1))
+        prior = dist.MixtureSameFamily(dist.Categorical(logits=log_pi), _diagonal(means, tau))
         with numpyro.plate("data", size if x is None else x.shape[0]):
             z = numpyro.sample("z", prior, infer={"ctx": None})
             numpyro.deterministic("resp_c", jax.nn.softmax(prior.component_log_probs(z)))
@@ -121,7 +126,7 @@ def mixture_program(
         log_r = log_pi + dist.Normal(scale * means, np.sqrt((scale * tau) ** 2 + noise**2)).to_event(1).log_prob(y)
         sd = 1 / np.sqrt(1 / tau**2 + scale**2 / noise**2)
         mean = (means / tau**2 + y * scale / noise**2) * sd**2
-        parts = dist.Normal(mean + spoil * sd, (1 + spoil) * jnp.broadcast_to(sd, mean.shape)).to_event(1)
+        parts = _diagonal(mean + spoil * sd, (1 + spoil) * jnp.broadcast_to(sd, mean.shape))
         return lambda site, ctx: dist.MixtureSameFamily(dist.Categorical(logits=(1 - spoil) * log_r), parts)
 
     program = Program(

@@ -1,5 +1,6 @@
 """What every user relies on, over every registered family and preset; no skip."""
 
+from importlib.metadata import version
 from pathlib import Path
 
 import arviz as az
@@ -9,7 +10,7 @@ import numpy as np
 import numpyro
 import pytest
 import xarray as xr
-from numpyro.handlers import condition, seed, substitute, trace
+from numpyro.handlers import block, condition, seed, substitute, trace
 from numpyro.infer import SVI, Predictive, TraceMeanField_ELBO
 from numpyro.optim import Adam
 
@@ -87,7 +88,10 @@ def test_stock_svi_and_predictive_run(tiny: Program) -> None:
     held = {name: latent[name][0] for name in tiny.latents}
     sites = trace(seed(condition(substitute(tiny.model, data=params), held), KEY)).get_trace(size=len(x))
     assert all((sites[name]["value"] == value).all() and sites[name]["is_observed"] for name, value in held.items())
-    source = numpyro.render_model(tiny.model, model_args=(x,)).source
+    # NumPyro 0.21 cannot follow a parameter that is a tree of arrays, its own nnx_module's included.
+    old = version("numpyro").startswith("0.21.")
+    drawable = block(tiny.model, hide_fn=lambda site: old and site["type"] == "param")
+    source = numpyro.render_model(drawable, model_args=(x,)).source
     assert all(name in source for name in (*tiny.latents, *tiny.observed))
 
 
