@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
     from ppl_models.program import Program
 
-BUILTIN = MappingProxyType({"mfcvae": "ppl_models.mfcvae"})
+BUILTIN = MappingProxyType(
+    {
+        "mfcvae": "ppl_models.mfcvae",
+        "in_context": "ppl_models.in_context",
+    }
+)
 """Family name -> module that registers it when imported.  One line a family."""
 
 
