@@ -82,7 +82,7 @@ def read(path: Path, template: Any, pick: Pick | None = None) -> tuple[Any, dict
     Raises :class:`CheckpointError` naming the file and what is wrong with it.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             stored = {name: file[name] for name in file.files}
         header = json.loads(str(stored.pop("__meta__")))
     except FileNotFoundError:

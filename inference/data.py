@@ -1,6 +1,6 @@
 """Where minibatches come from: an array, a sampler ``(key, n) -> batch``, or a grain dataset.
 
-Each source splits its work in two: ``feed(step, count)`` on the host returns what the next ``count`` updates need
+Each source splits its work: ``example()`` is one item for shapes; ``feed(step, count)`` on the host returns what the next ``count`` updates need
 (indices, step numbers, or whole batches, stacked on a leading axis), and ``batch(store, item)`` inside the jitted
 update turns one item into a stored batch.  Both depend on nothing but the key and the step, so a resumed run sees
 the batches that the uninterrupted one would have seen.
@@ -9,7 +9,7 @@ the batches that the uninterrupted one would have seen.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,13 @@ import numpy as np
 from ppl_models.program import Program
 
 
+@runtime_checkable
 class Source(Protocol):
     """Minibatches as a pure function of (key, step)."""
 
     store: Any
-    size: int | None
 
+    def example(self) -> Any: ...
     def feed(self, step: int, count: int) -> Any: ...
     def batch(self, store: Any, item: Any) -> jax.Array: ...
     def state(self) -> Any: ...
@@ -86,6 +87,9 @@ class ArraySource:
             self._epoch = epoch
         return self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
+    def example(self) -> np.ndarray:
+        return np.zeros(self.batch_size, np.int32)
+
     def feed(self, step: int, count: int) -> np.ndarray:
         return np.stack([self._indices(step + i) for i in range(count)])
 
@@ -101,8 +105,6 @@ class ArraySource:
 class SamplerSource:
     """Fresh draws ``sampler(key, n)``: inside the jitted update when the sampler is traceable, else on the host."""
 
-    size = None
-
     def __init__(self, sampler: Callable[..., Any], batch_size: int, key: jax.Array, program: Program) -> None:
         self.sampler, self.batch_size, self.key = sampler, batch_size, key
         self.store: tuple[()] = ()
@@ -116,6 +118,9 @@ class SamplerSource:
                 f"sampler(key, {batch_size}) returned shape {tuple(like.shape)}, expected "
                 f"({batch_size}, {', '.join(map(str, program.shape))}): n data of the program's shape"
             )
+
+    def example(self) -> Any:
+        return self.feed(0, 1)[0]
 
     def feed(self, step: int, count: int) -> np.ndarray:
         steps = np.arange(step, step + count, dtype=np.int32)
@@ -139,13 +144,15 @@ class SamplerSource:
 class GrainSource:
     """Records of a grain dataset, batched here; the iterator's own state makes a resumed run exact."""
 
-    size = None
-
     def __init__(self, dataset: Any, batch_size: int, program: Program) -> None:
         self.batch_size, self.shape = batch_size, program.shape
         iterable = dataset.to_iter_dataset() if hasattr(dataset, "to_iter_dataset") else dataset
-        self.iterator = iter(iterable.batch(batch_size, drop_remainder=True))
+        self.batches = iterable.batch(batch_size, drop_remainder=True)
+        self.iterator = iter(self.batches)
         self.store: tuple[()] = ()
+
+    def example(self) -> np.ndarray:
+        return np.asarray(next(iter(self.batches)))
 
     def feed(self, step: int, count: int) -> np.ndarray:
         try:

@@ -171,8 +171,8 @@ def fit(
     held_out = None if validation is None else stored(program, validation, "validation data")
     folder = None if out is None else RunFolder(out)
     arguments = {
-        "steps": steps, "batch_size": batch_size, "learning_rate": _plain(learning_rate), "optimizer": _plain(optimizer),
-        "clip": clip, "weights": {n: _plain(w) for n, w in (weights or {}).items()}, "average": average,
+        "steps": steps, "batch_size": batch_size, "learning_rate": _plain(learning_rate),
+        "optimizer": _plain(optimizer), "clip": clip, "weights": {n: _plain(w) for n, w in (weights or {}).items()}, "average": average,
         "validate_every": validate_every, "patience": patience, "checkpoint_every": checkpoint_every,
         "steps_per_dispatch": steps_per_dispatch, "key": np.asarray(jax.random.key_data(key)).tolist(),
         "validation": held_out is not None,
@@ -357,7 +357,7 @@ class _Loop:
         for name, default in self.program.knobs.items():
             if name in self.trainer.weights and (last := float(self.trainer.weights[name](at))) != default:
                 warnings.warn(
-                    f"knob {name!r} ended at {last:g}, evaluation uses its default {default:g}; let its schedule end there",
+                    f"knob {name!r} ended at {last:g}, evaluation uses {default:g}; let the schedule end there",
                     UserWarning, stacklevel=4,
                 )  # fmt: skip
         use = best if best is not None else self._in_use(state)

@@ -16,7 +16,7 @@ import contextlib
 import contextvars
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpyro
@@ -58,6 +58,7 @@ Posterior = Callable[[str, Any], Distribution]
 Schedule = Callable[[Any], Any]
 
 
+@runtime_checkable
 class Model(Protocol):
     """A generative program: conditions on ``x`` (batch, *shape) or draws ``size`` fresh data."""
 

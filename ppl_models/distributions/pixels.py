@@ -1,0 +1,232 @@
+"""How stored grey levels become what is scored: prepare, likelihood, and the line that says so.
+
+Stored data are grey levels 0..levels-1 (256 for usual images, 17 for scikit-learn's digits).  Each dataclass
+turns them into an observation ``x`` and a decoder's output into ``p(x | z)``; two families that use the same
+dataclass score the same thing, say so in the same ``observation`` line, and may be compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Float, Key, Shaped
+
+Parameters = Mapping[str, Array]
+
+
+def _pixels(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) + " pixels"
+
+
+@dataclass(frozen=True)
+class Bernoulli:
+    """Black or white pixels: ``x = [grey > threshold * (levels - 1)]``, ``p(x | z) = prod_i Bernoulli(x_i; logits_i)``.
+
+    ``threshold``  fraction of the brightest grey level, in (0, 1).
+    ``noise``      standard deviation, in grey levels, of Gaussian noise added before the threshold and drawn anew at
+                   every training step; evaluation has none, so its observation is fixed.
+
+    Scikit-learn's digits: ``Bernoulli(threshold=7.5 / 16, noise=1.0)``.  Scores are probability masses (nats).
+    """
+
+    kind: Literal["bernoulli"] = "bernoulli"
+    threshold: float = 0.5
+    noise: float = 0.0
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise ValueError(
+                f"threshold is a fraction of the brightest level, expected 0 < threshold < 1, got {self.threshold}; "
+                "divide a grey level by (levels - 1)"
+            )
+        if not (0 <= self.noise < math.inf):
+            raise ValueError(f"noise is a standard deviation in grey levels, expected >= 0, got {self.noise}")
+
+    def check(self, x: Any, shape: tuple[int, ...], levels: int) -> None:
+        """Raise ``ValueError`` for data that are not grey levels of the declared shape."""
+        check_grey(x, shape, levels)
+
+    def prepare(
+        self, x: Shaped[Array, "batch ..."], key: Key[Array, ""], training: bool, levels: int
+    ) -> Float[Array, "batch ..."]:
+        """Threshold grey levels to 0. and 1."""
+        grey = x.astype("float32")
+        if training and self.noise > 0:
+            grey = grey + self.noise * jax.random.normal(key, grey.shape)
+        return (grey > self.threshold * (levels - 1)).astype("float32")
+
+    def parameters(self) -> dict[str, Array]:
+        """Trainable scalars of the likelihood: none."""
+        return {}
+
+    def distribution(self, decoded: Float[Array, "batch ..."], parameters: Parameters) -> dist.Distribution:
+        """``Bernoulli(logits = decoded)`` over all pixels of a datum."""
+        del parameters
+        return dist.Bernoulli(logits=decoded).to_event(decoded.ndim - 1)
+
+    def observation(self, shape: tuple[int, ...], levels: int) -> str:
+        """What is scored, in one line."""
+        cut = f"{self.threshold * (levels - 1):g} of {levels - 1}"
+        return f"binary {_pixels(shape)}, grey > {cut}; probability mass, nats"
+
+    def symbols(self) -> str:
+        """The likelihood in the paper's symbols."""
+        return "p(x|z) = ∏ᵢ Bernoulli(xᵢ; σ(fᵢ(z)))"
+
+
+@dataclass(frozen=True)
+class GreyBernoulli:
+    """``x^f (1 - x)^(1 - f)`` with grey ``x`` in [0, 1]: the cross-entropy many VAE codes train on. NOT a density.
+
+    It does not integrate to one over grey levels, so its "ELBO" is no bound on any log p(x), and its tables
+    compare only with tables of the same observation line.  Provided to repeat published recipes; prefer
+    :class:`Bernoulli` (thresholded) or :class:`Normal` (dequantised) for anything that is compared.
+    """
+
+    kind: Literal["grey_bernoulli"] = "grey_bernoulli"
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    def check(self, x: Any, shape: tuple[int, ...], levels: int) -> None:
+        """Raise ``ValueError`` for data that are not grey levels of the declared shape."""
+        check_grey(x, shape, levels)
+
+    def prepare(
+        self, x: Shaped[Array, "batch ..."], key: Key[Array, ""], training: bool, levels: int
+    ) -> Float[Array, "batch ..."]:
+        """Scale grey levels to [0, 1]."""
+        del key, training
+        return x.astype("float32") / (levels - 1)
+
+    def parameters(self) -> dict[str, Array]:
+        """Trainable scalars of the likelihood: none."""
+        return {}
+
+    def distribution(self, decoded: Float[Array, "batch ..."], parameters: Parameters) -> dist.Distribution:
+        """``Bernoulli(logits = decoded)``, unvalidated: validation would score a grey pixel as -inf."""
+        del parameters
+        return dist.Bernoulli(logits=decoded, validate_args=False).to_event(decoded.ndim - 1)
+
+    def observation(self, shape: tuple[int, ...], levels: int) -> str:
+        """What is scored, in one line."""
+        return (
+            f"grey {_pixels(shape)}, x/{levels - 1}, under an UNNORMALISED Bernoulli: not a density of the data; "
+            "compare only with tables of this same line"
+        )
+
+    def symbols(self) -> str:
+        """The likelihood in the paper's symbols."""
+        return "p̃(x|z) = ∏ᵢ σ(fᵢ(z))^xᵢ (1 − σ(fᵢ(z)))^(1 − xᵢ), xᵢ ∈ [0, 1] (unnormalised)"
+
+
+_SIGMA_FLOOR = 1e-3
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Grey pixels in [0, 1] with Gaussian noise: ``p(x | z) = prod_i N(x_i; link(f_i(z)), sigma^2)``.
+
+    ``sigma``       standard deviation on the [0, 1] scale; a factor whose effect is below it is not worth coding.
+    ``learned``     train one shared sigma (start: ``sigma``, floor .001) instead of keeping it.
+    ``dequantise``  score ``(grey + u) / levels``, u ~ U[0, 1) anew at each use, in place of ``grey / (levels - 1)``.
+    ``link``        ``"sigmoid"`` keeps means within [0, 1]; ``"identity"`` leaves the decoder's output as it is.
+
+    Without ``dequantise`` the score is a density at points of a lattice: fine within one observation line, but it can
+    be raised at will by shrinking sigma.  With it the score bounds a probability: with D values a datum,
+    ``(D log(levels) - log p) / (D log 2)`` bits/dim is an upper bound on the code length of the stored levels.
+    """
+
+    kind: Literal["normal"] = "normal"
+    sigma: float = 0.25
+    learned: bool = False
+    dequantise: bool = False
+    link: Literal["sigmoid", "identity"] = "sigmoid"
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        if not (0 < self.sigma < math.inf):
+            raise ValueError(f"sigma is a standard deviation on the [0, 1] scale, expected > 0, got {self.sigma}")
+        if self.learned and self.sigma <= _SIGMA_FLOOR:
+            raise ValueError(f"a learnt sigma starts above its floor {_SIGMA_FLOOR}, got {self.sigma}; try 0.25")
+
+    def check(self, x: Any, shape: tuple[int, ...], levels: int) -> None:
+        """Raise ``ValueError`` for data that are not grey levels of the declared shape."""
+        check_grey(x, shape, levels, whole=self.dequantise)
+
+    def prepare(
+        self, x: Shaped[Array, "batch ..."], key: Key[Array, ""], training: bool, levels: int
+    ) -> Float[Array, "batch ..."]:
+        """Scale grey levels to [0, 1], with dequantisation noise where asked for (evaluation included)."""
+        del training
+        grey = x.astype("float32")
+        if self.dequantise:
+            return (grey + jax.random.uniform(key, grey.shape)) / levels
+        return grey / (levels - 1)
+
+    def parameters(self) -> dict[str, Array]:
+        """``{"log_sigma": ...}`` when sigma is learnt."""
+        return {"log_sigma": jnp.asarray(math.log(self.sigma - _SIGMA_FLOOR), "float32")} if self.learned else {}
+
+    def distribution(self, decoded: Float[Array, "batch ..."], parameters: Parameters) -> dist.Distribution:
+        """``Normal(link(decoded), sigma)`` over all pixels of a datum."""
+        loc = jax.nn.sigmoid(decoded) if self.link == "sigmoid" else decoded
+        sigma = _SIGMA_FLOOR + jnp.exp(parameters["log_sigma"]) if self.learned else self.sigma
+        return dist.Normal(loc, sigma).to_event(decoded.ndim - 1)
+
+    def observation(self, shape: tuple[int, ...], levels: int) -> str:
+        """What is scored, in one line."""
+        if self.dequantise:
+            return f"grey {_pixels(shape)}, (x + u)/{levels} with u ~ U[0, 1); density, nats"
+        return f"grey {_pixels(shape)}, x/{levels - 1}, not dequantised; density at lattice points, nats"
+
+    def symbols(self) -> str:
+        """The likelihood in the paper's symbols."""
+        mean = "σ(fᵢ(z))" if self.link == "sigmoid" else "fᵢ(z)"
+        return f"p(x|z) = ∏ᵢ N(xᵢ; {mean}, s²), s = {self.sigma:g}" + (" at the start, learnt" if self.learned else "")
+
+
+def check_grey(x: Any, shape: tuple[int, ...], levels: int, *, whole: bool = False) -> None:
+    """Raise ``ValueError`` unless ``x`` is (N, *shape), N >= 1, of finite grey levels 0..levels-1.
+
+    ``whole`` also refuses fractions.  Floats that fit in [0, 1] are refused when there are more than two levels:
+    they have been scaled already, and scaling them again would turn every image black.
+    """
+    x = np.asarray(x)
+    if x.dtype.kind not in "uifb":
+        raise ValueError(f"data must be numbers, got dtype {x.dtype}; convert to uint8 grey levels 0..{levels - 1}")
+    if x.ndim != len(shape) + 1 or x.shape[1:] != tuple(shape):
+        hint = ""
+        if x.shape == tuple(shape):
+            hint = "; this is one datum: add a leading axis, x[None]"
+        elif math.prod(x.shape[1:]) == math.prod(shape):
+            hint = f"; the number of values agrees: try x.reshape(-1, {', '.join(map(str, shape))})"
+        else:
+            hint = "; or change the spec's shape"
+        expected = ", ".join(["N", *map(str, shape)])
+        raise ValueError(f"data must have shape ({expected}), got {x.shape}{hint}")
+    if x.shape[0] == 0:
+        raise ValueError(f"data are empty, got shape {x.shape}; expected at least one datum")
+    if x.dtype.kind == "f":
+        bad = int((~np.isfinite(x)).sum())
+        if bad:
+            raise ValueError(f"data must be finite, got {bad} NaN or infinite values; drop or fill them first")
+    low, high = x.min(), x.max()
+    if low < 0 or high > levels - 1:
+        raise ValueError(
+            f"data must be grey levels 0..{levels - 1}, got values from {low} to {high}; "
+            f"rescale them, or set the spec's levels (256 for usual images)"
+        )
+    if x.dtype.kind == "f" and levels > 2 and 0 < high <= 1:
+        raise ValueError(
+            f"data look scaled to [0, 1] already (largest value {high}), expected grey levels 0..{levels - 1}; "
+            f"multiply by {levels - 1}: the program scales them itself"
+        )
+    if whole and x.dtype.kind == "f" and not np.all(x == np.floor(x)):
+        raise ValueError("dequantisation needs whole grey levels, got fractions; round them, or use dequantise=False")

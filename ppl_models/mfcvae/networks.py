@@ -1,0 +1,141 @@
+"""Layouts: how facets attach to the networks.  Each dataclass is a table row that makes an encoder and a decoder.
+
+An encoder maps ``x`` (batch, *shape) to one ``(loc, log_scale)`` a facet; a decoder maps the facets' ``z`` and their
+fades to (batch, *shape).  Facets come shallow to deep, as in the spec.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import jax
+from flax import nnx
+from pydantic import Field
+
+from ppl_models.networks import mlp
+
+ActivationName = Literal["relu", "elu", "silu"]
+_ACTIVATIONS: dict[str, mlp.Activation] = {"relu": jax.nn.relu, "elu": jax.nn.elu, "silu": jax.nn.silu}
+
+
+# --------------------------------------------------------------------------------------------------- merges
+@dataclass(frozen=True)
+class GatedAdd:
+    """``backbone + gate * rung``; the paper's code fixes the gate at 0.1."""
+
+    kind: Literal["gated_add"] = "gated_add"
+    gate: float = 0.1
+    learned: bool = False
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        if not self.gate > 0:
+            raise ValueError(f"gate must be positive, got {self.gate}; at 0 the shallow facets would have no effect")
+
+    def make(self, width: int, rngs: nnx.Rngs) -> mlp.Merge:
+        """The merge for a backbone of this width."""
+        del rngs
+        return mlp.GatedAdd(width, self.gate, learned=self.learned)
+
+
+@dataclass(frozen=True)
+class Concat:
+    """``[backbone, rung]``: the next block finds the weights of both sides."""
+
+    kind: Literal["concat"] = "concat"
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    def make(self, width: int, rngs: nnx.Rngs) -> mlp.Merge:
+        """The merge for a backbone of this width."""
+        del rngs
+        return mlp.Concat(width)
+
+
+@dataclass(frozen=True)
+class NormAdd:
+    """``LayerNorm(backbone) + LayerNorm(rung)``: neither side can drown the other."""
+
+    kind: Literal["norm_add"] = "norm_add"
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    def make(self, width: int, rngs: nnx.Rngs) -> mlp.Merge:
+        """The merge for a backbone of this width."""
+        return mlp.NormAdd(width, rngs=rngs)
+
+
+MergeSpec = Annotated[GatedAdd | Concat | NormAdd, Field(discriminator="kind")]
+
+
+# -------------------------------------------------------------------------------------------------- layouts
+@dataclass(frozen=True)
+class MLPLadder:
+    """One block of width ``widths[j]`` for facet j: the encoder's chain goes 0, 1, ..., the decoder's comes back.
+
+    The paper's MNIST network is ``MLPLadder((500, 2000))``.
+    """
+
+    widths: tuple[int, ...] = (128, 256)
+    kind: Literal["mlp_ladder"] = "mlp_ladder"
+    activation: ActivationName = "relu"
+    merge: MergeSpec = GatedAdd()
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", _widths(self.widths))
+
+    def check(self, facets: int) -> None:
+        """Raise ``ValueError`` unless there is one width a facet."""
+        if len(self.widths) != facets:
+            raise ValueError(
+                f"MLPLadder needs one width a facet, got {len(self.widths)} widths {self.widths} for {facets} facets; "
+                f"give {facets}, shallow to deep"
+            )
+
+    def encoder(self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
+        """``q(z_j | x)``: facet j reads block j."""
+        return mlp.LadderEncoder(shape, self.widths, dims, _ACTIVATIONS[self.activation], rngs=rngs)
+
+    def decoder(self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
+        """``f(z)``: deepest facet first, a merge at each shallower one."""
+        act = _ACTIVATIONS[self.activation]
+        return mlp.LadderDecoder(shape, self.widths, dims, act, self.merge.make, rngs=rngs)
+
+
+@dataclass(frozen=True)
+class MLP:
+    """All facets at one depth: hidden ``widths`` in the encoder, the same reversed over concatenated ``z`` to decode.
+
+    ``separate`` gives each facet an encoder of its own.
+    """
+
+    widths: tuple[int, ...] = (256, 128)
+    kind: Literal["mlp"] = "mlp"
+    activation: ActivationName = "relu"
+    separate: bool = False
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", _widths(self.widths))
+
+    def check(self, facets: int) -> None:
+        """Any number of facets fits."""
+
+    def encoder(self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
+        """``q(z_j | x)``: all heads on one stack, or a stack a facet."""
+        make = mlp.SeparateEncoders if self.separate else mlp.SharedEncoder
+        return make(shape, self.widths, dims, _ACTIVATIONS[self.activation], rngs=rngs)
+
+    def decoder(self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
+        """``f(z)`` on the concatenation of all facets."""
+        return mlp.ConcatDecoder(shape, self.widths[::-1], dims, _ACTIVATIONS[self.activation], rngs=rngs)
+
+
+LayoutSpec = Annotated[MLPLadder | MLP, Field(discriminator="kind")]
+
+
+def _widths(widths: Any) -> tuple[int, ...]:
+    widths = tuple(widths)
+    if not widths or any(not isinstance(w, int) or w < 1 for w in widths):
+        raise ValueError(f"widths must be one or more positive integers, got {widths}")
+    return widths

@@ -1,0 +1,141 @@
+"""One multi-facet clustering VAE as a table row: its facets, its likelihood, its networks.
+
+Falck, Zhang, Willetts, Nicholson, Yau, Holmes, "Multi-Facet Clustering Variational Autoencoders", NeurIPS 2021
+(arXiv 2106.05241).
+"""
+
+from __future__ import annotations
+
+import keyword
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import jax
+from jaxtyping import Array, Key
+from pydantic import Field
+
+from ppl_models.distributions import Bernoulli as Bernoulli, GreyBernoulli as GreyBernoulli, Normal as Normal
+from ppl_models.mfcvae.networks import (
+    MLP as MLP,
+    Concat as Concat,
+    GatedAdd as GatedAdd,
+    LayoutSpec,
+    MLPLadder as MLPLadder,
+    NormAdd as NormAdd,
+)
+
+if TYPE_CHECKING:
+    from ppl_models.program import Program
+
+Likelihood = Annotated[Bernoulli | GreyBernoulli | Normal, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class Facet:
+    """One partition of the data: ``c ~ Cat(pi)``, ``z | c ~ N(mu_c, S_c)`` with ``z`` of length ``dim``.
+
+    ``name``        names its sites ``z_<name>`` and ``resp_<name>``; lower-case letters, digits, underscores.
+    ``dim``         length of ``z``.
+    ``clusters``    number K of mixture components; 1 makes the facet an ordinary latent block.
+    ``covariance``  of a component: ``"diag"`` or ``"full"``.
+    """
+
+    name: str
+    dim: int
+    clusters: int
+    covariance: Literal["diag", "full"] = "diag"
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier() or self.name != self.name.lower() or keyword.iskeyword(self.name):
+            raise ValueError(
+                f"a facet's name becomes part of a site name, expected lower-case letters, digits and underscores, "
+                f"starting with a letter, got {self.name!r}; try 'shape' or 'facet_0'"
+            )
+        for field, value in (("dim", self.dim), ("clusters", self.clusters)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"facet {self.name!r}: {field} must be an integer >= 1, got {value!r}")
+        if self.covariance not in ("diag", "full"):
+            raise ValueError(f"facet {self.name!r}: covariance must be 'diag' or 'full', got {self.covariance!r}")
+
+
+@dataclass(frozen=True)
+class MFCVAE:
+    """A variational autoencoder that clusters data in several ways at once, one Gaussian-mixture latent a facet.
+
+    ``p(x, z) = p(x | z_0, ..., z_{J-1}) prod_j sum_c pi_jc N(z_j; mu_jc, S_jc)``;
+    ``q(z | x) = prod_j N(z_j; m_j(x), diag s_j(x)^2)``.
+
+    ``facets``         shallow (near the data) to deep.
+    ``shape``          of one datum, e.g. (28, 28) or (32, 32, 3).
+    ``levels``         number of grey levels of the stored data: 256 for usual images, 17 for scikit-learn's digits.
+    ``likelihood``     :class:`Normal`, :class:`Bernoulli` or :class:`GreyBernoulli`.
+    ``network``        :class:`MLPLadder` (one width a facet) or :class:`MLP`.
+    ``learn_weights``  train the mixture weights ``pi``, or keep them uniform.
+    ``prior_scale``    starting standard deviation of every mixture component.
+    ``prior_spread``   standard deviation of the random starting means.
+
+    >>> spec = MFCVAE(facets=(Facet("style", 2, 5), Facet("digit", 5, 10)), shape=(8, 8), levels=17)
+    >>> [facet.name for facet in spec.facets]
+    ['style', 'digit']
+    """
+
+    facets: tuple[Facet, ...]
+    shape: tuple[int, ...]
+    levels: int = 256
+    likelihood: Likelihood = Normal()
+    network: LayoutSpec = MLP()
+    learn_weights: bool = True
+    prior_scale: float = 0.5
+    prior_spread: float = 1.0
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "facets", tuple(self.facets))
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if not self.facets:
+            raise ValueError("facets is empty, expected at least one, e.g. (Facet('digit', dim=5, clusters=10),)")
+        wrong = [f for f in self.facets if not isinstance(f, Facet)]
+        if wrong:
+            raise ValueError(f"facets must be Facet(name, dim, clusters), got {wrong[0]!r}")
+        names = [f.name for f in self.facets]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"facet names must differ, got {names}; rename one {twice[0]!r}")
+        if not self.shape or any(not isinstance(n, int) or n < 1 for n in self.shape):
+            raise ValueError(f"shape must be positive integers, the shape of one datum, got {self.shape}; try (28, 28)")
+        if not isinstance(self.levels, int) or self.levels < 2:
+            raise ValueError(f"levels counts the grey levels of the stored data, expected >= 2, got {self.levels}")
+        for field, value in (("prior_scale", self.prior_scale), ("prior_spread", self.prior_spread)):
+            if not (0 < value < math.inf):
+                raise ValueError(f"{field} must be positive and finite, got {value}")
+        self.network.check(len(self.facets))
+
+    def build(self, key: Key[Array, ""] | None = None) -> Program:
+        """Draw the starting weights from ``key`` (default: ``jax.random.key(0)``) and return the program."""
+        from ppl_models.mfcvae.program import program
+
+        return program(self, jax.random.key(0) if key is None else key)
+
+
+TINY = MFCVAE(
+    facets=(Facet("style", dim=2, clusters=3), Facet("digit", dim=3, clusters=4, covariance="full")),
+    shape=(8, 8),
+    levels=17,
+    network=MLPLadder((16, 24)),
+)
+DIGITS = MFCVAE(
+    facets=(Facet("style", dim=2, clusters=10), Facet("digit", dim=10, clusters=25)),
+    shape=(8, 8),
+    levels=17,
+    likelihood=Normal(sigma=0.2),
+    network=MLP((128, 128)),
+)
+FACETS = MFCVAE(
+    facets=(Facet("colour", dim=5, clusters=16), Facet("shape", dim=5, clusters=25)),
+    shape=(32, 32, 3),
+    likelihood=Normal(sigma=0.15),
+    network=MLP((128, 128), separate=True),
+)
+PRESETS = {"tiny": TINY, "digits": DIGITS, "facets": FACETS}

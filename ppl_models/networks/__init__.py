@@ -1,0 +1,1 @@
+"""Flax NNX parts that several families plug in.  They know nothing of NumPyro."""
