@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
 
 from ppl_models.distributions.diffusion_prior import Moments
@@ -45,11 +46,11 @@ class IsotropicMixture(NamedTuple):
         """Exact mean and covariance."""
         w = jnp.exp(self.log_weights)
         mean = w @ self.means
-        centred = self.means - mean
+        centred = self.means - mean[None, :]
         isotropic = (w @ self.scales**2) * jnp.eye(self.means.shape[-1])
         return Moments(mean, isotropic + (w[:, None] * centred).T @ centred)
 
-    def noised(self, schedule: Schedule, t: Array | float) -> IsotropicMixture:
+    def noised(self, schedule: Schedule, t: ArrayLike) -> IsotropicMixture:
         """The law of ``x_t``, again a mixture."""
         a, s = schedule.alpha(t), schedule.sigma(t)
         return IsotropicMixture(self.log_weights, a * self.means, jnp.sqrt(a**2 * self.scales**2 + s**2))
@@ -61,7 +62,7 @@ class MixtureScore:
 
     schedule: Schedule
 
-    def __call__(self, mixture: IsotropicMixture, x: Float[Array, " d"], t: Array) -> Float[Array, " d"]:
+    def __call__(self, mixture: IsotropicMixture, x: Float[Array, " d"], t: ArrayLike) -> Float[Array, " d"]:
         """Score at one point."""
         at = mixture.noised(self.schedule, t)
         residual = (at.means - x) / at.scales[:, None] ** 2
@@ -76,7 +77,7 @@ class MixtureDenoiser:
 
     schedule: Schedule
 
-    def __call__(self, mixture: IsotropicMixture, x: Float[Array, " d"], t: Array) -> Float[Array, " d"]:
+    def __call__(self, mixture: IsotropicMixture, x: Float[Array, " d"], t: ArrayLike) -> Float[Array, " d"]:
         """Conditional mean at one point."""
         a, s = self.schedule.alpha(t), self.schedule.sigma(t)
         var = a**2 * mixture.scales**2 + s**2
@@ -98,12 +99,12 @@ class LinearPosterior(NamedTuple):
         """Mean and covariance of the posterior."""
         w = jnp.exp(self.log_weights)
         mean = w @ self.means
-        centred = self.means - mean
+        centred = self.means - mean[None, :]
         return Moments(mean, jnp.einsum("k,kij->ij", w, self.covs) + (w[:, None] * centred).T @ centred)
 
 
 def linear_posterior(
-    mixture: IsotropicMixture, A: Float[Array, "m d"], y: Float[Array, " m"], noise: Array | float
+    mixture: IsotropicMixture, A: Float[Array, "m d"], y: Float[Array, " m"], noise: ArrayLike
 ) -> LinearPosterior:
     """Exact posterior of a mixture prior under a linear-Gaussian observation."""
 

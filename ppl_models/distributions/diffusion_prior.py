@@ -51,8 +51,8 @@ class Moments(NamedTuple):
 class DiffusionPrior(Distribution):
     """The law of a diffusion model over one datum of ``shape``, by its probability-flow ODE.
 
-    ``score``     what was trained: ``fn(params, x, t)`` of one datum and a scalar time, returning grad log p_t(x); or one
-                  wrapped in ``Score``, ``Noise``, ``Denoiser`` or ``Velocity`` to say what it predicts.
+    ``score``     what was trained: ``fn(params, x, t)`` of one datum and a scalar time, returning grad log p_t(x); or
+                  one wrapped in ``Score``, ``Noise``, ``Denoiser`` or ``Velocity`` to say what it predicts.
     ``schedule``  the noise schedule it was trained for.
     ``params``    the first argument of ``fn``, any pytree: a leaf of this distribution, so gradients reach it.
     ``base``      :class:`Moments` of the data: the flow starts from N(alpha m, alpha^2 Cov + sigma^2 I) at T.  Default:
@@ -90,7 +90,7 @@ class DiffusionPrior(Distribution):
     ) -> None:
         shape = tuple(shape)
         if not shape or any(not isinstance(n, int) or n < 1 for n in shape):
-            raise ValueError(f"shape is that of one datum, positive integers, got {shape!r}; (2,) for points in a plane")
+            raise ValueError(f"shape is that of one datum, positive integers, got {shape!r}; e.g. (2,)")
         self.prediction, self.schedule, self.params = as_prediction(score), schedule, params
         self.solver = RK4() if solver is None else solver
         self.trace = Exact() if trace is None else trace
@@ -191,9 +191,9 @@ def _base(base: Moments | None, alpha: float, sigma: float, size: int) -> tuple[
         left = abs(alpha) / sigma
         if left * math.sqrt(size) > BIAS:
             warnings.warn(
-                f"the base N(0, {sigma:.3g}^2 I) is not the law of x_T: a share alpha/sigma = {left:.2g} of the data is "
-                f"left at T, so log_prob is off by about {left:.2g} times the length of the data's mean, in nats; give "
-                "base=Moments.of(data), centre the data, raise T, or use Trigonometric()",
+                f"the base N(0, {sigma:.3g}^2 I) is not the law of x_T: a share alpha/sigma = {left:.2g} of the data "
+                f"is left at T, so log_prob is off by about {left:.2g} times the length of the data's mean, in nats; "
+                "give base=Moments.of(data), centre the data, raise T, or use Trigonometric()",
                 UserWarning,
                 stacklevel=4,
             )
@@ -201,8 +201,8 @@ def _base(base: Moments | None, alpha: float, sigma: float, size: int) -> tuple[
     mean, cov = jnp.asarray(base.mean).reshape(-1), jnp.asarray(base.cov)
     if mean.shape != (size,) or cov.shape not in ((size,), (size, size)):
         raise ValueError(
-            f"base holds moments of shapes {mean.shape}, {cov.shape}; a datum has {size} values, expected ({size},) and "
-            f"({size}, {size}) or ({size},)"
+            f"base holds moments of shapes {mean.shape}, {cov.shape}; a datum has {size} values, expected ({size},) "
+            f"and ({size}, {size}) or ({size},)"
         )
     if cov.ndim == 1:
         return alpha * mean, jnp.sqrt(alpha**2 * cov + sigma**2)

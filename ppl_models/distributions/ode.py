@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ Drift = Callable[[Array, Array], Array]
 Slope = Callable[[Any, Array], Any]
 
 
+@runtime_checkable
 class Solver(Protocol):
     """Integrates ``dy/dt = slope(y, t)`` between the ends of a schedule; ``y`` is any pytree of arrays."""
 
@@ -47,14 +48,14 @@ class RK4:
     and trigonometric schedules; 7 suits :class:`~ppl_models.distributions.schedules.EDM`.
     """
 
-    kind: Literal["rk4"] = "rk4"
     n: int = 80
     warp: float = 1.5
+    kind: Literal["rk4"] = "rk4"
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
         if not isinstance(self.n, int) or self.n < 1:
-            raise ValueError(f"RK4 takes a whole number n >= 1 of steps, got {self.n!r}; 40 in two dimensions, 80 above")
+            raise ValueError(f"RK4 takes a whole number n >= 1 of steps, got {self.n!r}; 40 in the plane, 80 above")
         if not 0 < self.warp < math.inf:
             raise ValueError(f"warp bends the time grid towards the data, expected > 0, got {self.warp!r}; usual: 1.5")
 
@@ -83,10 +84,10 @@ class Adaptive:
     dimensions, rtol 1e-4 leaves .001 to .05.  Prefer :class:`RK4` inside MCMC.
     """
 
-    kind: Literal["adaptive"] = "adaptive"
     rtol: float = 1e-6
     atol: float = 1e-6
     max_steps: int = 4096
+    kind: Literal["adaptive"] = "adaptive"
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
@@ -123,6 +124,7 @@ def _axpy(y: Any, h: Array, k: Any) -> Any:
 
 
 # --------------------------------------------------------------------------------------------- divergence
+@runtime_checkable
 class Trace(Protocol):
     """Makes the directions along which the Jacobian of the drift is contracted."""
 
@@ -151,9 +153,9 @@ class Hutchinson:
     ``sqrt(2 |off-diagonal of J|^2 / n)`` over probes at each time; raise ``n`` and compare seeds.
     """
 
-    kind: Literal["hutchinson"] = "hutchinson"
     n: int = 1
     seed: int = 0
+    kind: Literal["hutchinson"] = "hutchinson"
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:

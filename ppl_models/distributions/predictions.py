@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from ppl_models.distributions.schedules import Schedule
@@ -27,13 +28,14 @@ ZERO = 1e-8
 """Below this, alpha or sigma counts as zero: a formula that divides by it is refused."""
 
 
+@runtime_checkable
 class Prediction(Protocol):
     """A network's output together with its meaning."""
 
     @property
     def fn(self) -> Fn: ...
-    def drift(self, schedule: Schedule, params: Any, x: Datum, t: Array) -> Datum: ...
-    def denoise(self, schedule: Schedule, params: Any, x: Datum, t: Array) -> Datum: ...
+    def drift(self, schedule: Schedule, params: Any, x: Datum, t: ArrayLike) -> Datum: ...
+    def denoise(self, schedule: Schedule, params: Any, x: Datum, t: ArrayLike) -> Datum: ...
     def check(self, schedule: Schedule) -> None: ...
 
 
@@ -71,12 +73,12 @@ class Score:
 
     fn: Fn
 
-    def drift(self, schedule: Schedule, params: Any, x: Datum, t: Array) -> Datum:
+    def drift(self, schedule: Schedule, params: Any, x: Datum, t: ArrayLike) -> Datum:
         """``dx/dt`` of the probability-flow ODE."""
         f, g2 = schedule.sde(t)
         return f * x - 0.5 * g2 * self.fn(params, x, t)
 
-    def denoise(self, schedule: Schedule, params: Any, x: Datum, t: Array) -> Datum:
+    def denoise(self, schedule: Schedule, params: Any, x: Datum, t: ArrayLike) -> Datum:
         """``E[x_0 | x_t] = (x + sigma^2 score) / alpha``."""
         return (x + schedule.sigma(t) ** 2 * self.fn(params, x, t)) / schedule.alpha(t)
 
@@ -91,13 +93,13 @@ class Noise:
 
     fn: Fn
 
-    def drift(self, schedule: Schedule, params: Any, x: Datum, t: Array) -> Datum:
+    def drift(self, schedule: Schedule, params: Any, x: Datum, t: ArrayLike) -> Datum:
         """``f x + (sigma' - f sigma) eps``."""
         a_rate, s_rate = schedule.rates(t)
         f = a_rate / schedule.alpha(t)
         return f * x + (s_rate - f * schedule.sigma(t)) * self.fn(params, x, t)
 
-    def denoise(self, schedule: Schedule, params: Any, x: Datum, t: Array) -> Datum:
+    def denoise(self, schedule: Schedule, params: Any, x: Datum, t: ArrayLike) -> Datum:
         """``(x - sigma eps) / alpha``."""
         return (x - schedule.sigma(t) * self.fn(params, x, t)) / schedule.alpha(t)
 
@@ -113,13 +115,13 @@ class Denoiser:
 
     fn: Fn
 
-    def drift(self, schedule: Schedule, params: Any, x: Datum, t: Array) -> Datum:
+    def drift(self, schedule: Schedule, params: Any, x: Datum, t: ArrayLike) -> Datum:
         """``dx/dt`` of the probability-flow ODE; bounded where alpha = 0."""
         a_rate, s_rate = schedule.rates(t)
         ratio = s_rate / schedule.sigma(t)
         return ratio * x + (a_rate - schedule.alpha(t) * ratio) * self.fn(params, x, t)
 
-    def denoise(self, schedule: Schedule, params: Any, x: Datum, t: Array) -> Datum:
+    def denoise(self, schedule: Schedule, params: Any, x: Datum, t: ArrayLike) -> Datum:
         """The prediction itself."""
         return self.fn(params, x, t)
 
@@ -134,12 +136,12 @@ class Velocity:
 
     fn: Fn
 
-    def drift(self, schedule: Schedule, params: Any, x: Datum, t: Array) -> Datum:
+    def drift(self, schedule: Schedule, params: Any, x: Datum, t: ArrayLike) -> Datum:
         """``(alpha sigma' - sigma alpha') v``, which is ``v`` itself for the trigonometric schedule."""
         a_rate, s_rate = schedule.rates(t)
         return (schedule.alpha(t) * s_rate - schedule.sigma(t) * a_rate) * self.fn(params, x, t)
 
-    def denoise(self, schedule: Schedule, params: Any, x: Datum, t: Array) -> Datum:
+    def denoise(self, schedule: Schedule, params: Any, x: Datum, t: ArrayLike) -> Datum:
         """``alpha x - sigma v``."""
         return schedule.alpha(t) * x - schedule.sigma(t) * self.fn(params, x, t)
 

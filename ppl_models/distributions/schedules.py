@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 Scalar = Float[Array, "..."]
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """What samplers, priors and objectives ask of a schedule; ``t`` may have any shape."""
 
@@ -55,11 +56,11 @@ class VariancePreserving:
     At the usual ``T = 1`` a share ``alpha = 6.6e-3`` of the data is left: N(0, I) is not the law of ``x_T``.
     """
 
-    kind: Literal["vp"] = "vp"
     b0: float = 0.1
     b1: float = 20.0
     T: float = 1.0
     start: float = 0.0
+    kind: Literal["vp"] = "vp"
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
@@ -105,9 +106,9 @@ class VariancePreserving:
 class EDM:
     """``alpha = 1``, ``sigma = t`` from ``start`` to ``T`` (Karras et al. 2022); its grid is ``RK4(warp=7)``."""
 
-    kind: Literal["edm"] = "edm"
     T: float = 80.0
     start: float = 0.002
+    kind: Literal["edm"] = "edm"
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
@@ -142,15 +143,15 @@ class EDM:
 
 @dataclass(frozen=True)
 class Trigonometric:
-    """``x_t = cos(t) x_0 + sin(t) eps``, ``0 <= t <= pi/2``: at ``T = pi/2`` the law is N(0, I) exactly, nothing to fit.
+    """``x_t = cos(t) x_0 + sin(t) eps``, ``0 <= t <= pi/2``: at ``pi/2`` the law is N(0, I) exactly.
 
-    Every variance-preserving schedule is a change of this clock.  The ODE is ``dx/dt = E[cos(t) eps - sin(t) x_0 | x]``,
+    Every variance-preserving schedule is a change of this clock.  The drift ``E[cos(t) eps - sin(t) x_0 | x_t = x]`` is
     bounded at both ends; in terms of the score it is not, so networks should predict ``x_0`` or this velocity.
     """
 
-    kind: Literal["trigonometric"] = "trigonometric"
     T: float = math.pi / 2
     start: float = 1e-3
+    kind: Literal["trigonometric"] = "trigonometric"
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
