@@ -27,7 +27,7 @@ def ancestral_kernel(
     u: Float[Array, ""],
     *,
     variance: Variance = "large",
-) -> tuple[Float[Array, "n *shape"], Float[Array, ""]]:
+) -> tuple[Float[Array, " n *shape"], Float[Array, ""]]:
     """Mean and standard deviation of the step from ``t`` to ``u``.
 
     ``"large"`` is the forward kernel's own variance ``v``, ``"small"`` the posterior variance given ``x_0`` (Ho et al.
@@ -52,7 +52,7 @@ def ancestral(
     *,
     key: Key[Array, ""],
     variance: Variance = "large",
-) -> Float[Array, "n *shape"]:
+) -> Float[Array, " n *shape"]:
     """Draw down ``times`` from ``x`` at ``times[0]``; no noise in the last step; error of order h in law."""
 
     def step(x: Array, given: tuple[Array, Array, Array]) -> tuple[Array, None]:

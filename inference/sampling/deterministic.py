@@ -19,7 +19,7 @@ def _drift(denoise: Denoise, schedule: Schedule, x: Batch, t: Float[Array, ""]) 
 
 def ddim_step(
     denoise: Denoise, schedule: Schedule, x: Batch, t: Float[Array, ""], u: Float[Array, ""]
-) -> Float[Array, "n *shape"]:
+) -> Float[Array, " n *shape"]:
     """``alpha_u D + sigma_u (x - alpha_t D) / sigma_t`` (Song et al. 2021, arXiv 2010.02502); at u = 0, ``D``.
 
     Euler's step of the ODE for ``x / alpha`` in the variable ``sigma / alpha``: first order.
@@ -28,7 +28,7 @@ def ddim_step(
     return schedule.alpha(u) * mean + schedule.sigma(u) / schedule.sigma(t) * (x - schedule.alpha(t) * mean)
 
 
-def heun(denoise: Denoise, schedule: Schedule, x: Batch, times: Times) -> Float[Array, "n *shape"]:
+def heun(denoise: Denoise, schedule: Schedule, x: Batch, times: Times) -> Float[Array, " n *shape"]:
     """Heun's second-order steps down ``times`` from ``x`` at ``times[0]``, the last one by :func:`ddim_step`.
 
     ``2 N - 1`` calls of ``denoise`` for N steps (Karras et al. 2022, arXiv 2206.00364, algorithm 1).  The last step

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 Denoise = Callable[[Array, Array], Array]
-Batch = Float[Array, "n *shape"]
+Batch = Float[Array, " n *shape"]
 Times = Float[Array, " nodes"]
 
 
