@@ -99,7 +99,13 @@ def run(quick: bool) -> Iterable[Claim]:
         unit="arrays",
         target="== 0",
         seeds=(SEED,),
-        detail={"kills": done, "steps": steps, "steps_on_disk_at_each_kill": reached, "differ": differ, "arrays": len(a)},
+        detail={
+            "kills": done,
+            "steps": steps,
+            "steps_on_disk_at_each_kill": reached,
+            "differ": differ,
+            "arrays": len(a),
+        },
     )
     yield Claim(
         name="kills",

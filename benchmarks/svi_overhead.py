@@ -96,7 +96,11 @@ def step_times(batch: int, rounds: int, steps: int) -> dict[str, float]:
     source = ArraySource(data, batch, jax.random.key(0))
     trainer = Trainer(declared(encoder, decoder), source, make_optimizer(RATE, None, None), {}, None)
     step, state = written_by_hand(encoder, decoder)
-    states: dict[str, Any] = {"hand": state, "fit": trainer.init(jax.random.key(1)), "fit10": trainer.init(jax.random.key(1))}
+    states: dict[str, Any] = {
+        "hand": state,
+        "fit": trainer.init(jax.random.key(1)),
+        "fit10": trainer.init(jax.random.key(1)),
+    }
     taken = 0
 
     def by_hand() -> Any:
@@ -115,7 +119,9 @@ def step_times(batch: int, rounds: int, steps: int) -> dict[str, float]:
         return one
 
     singles = interleaved_cpu_time({"hand": by_hand, "fit": fitted("fit", 1)}, rounds=rounds, steps=steps)
-    tens = interleaved_cpu_time({"hand": by_hand, "fit10": fitted("fit10", 10)}, rounds=rounds, steps=max(1, steps // 10))
+    tens = interleaved_cpu_time(
+        {"hand": by_hand, "fit10": fitted("fit10", 10)}, rounds=rounds, steps=max(1, steps // 10)
+    )
     ratios = [f / h for f, h in zip(singles["fit"].rounds, singles["hand"].rounds, strict=True)]
     tens_ratios = [f / 10 / h for f, h in zip(tens["fit10"].rounds, tens["hand"].rounds, strict=True)]
     return {

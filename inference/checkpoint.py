@@ -57,7 +57,7 @@ def save(folder: Path, step: int, tree: Any, meta: Mapping[str, Any], *, keep: i
     Raises ``OSError`` (disk full, no permission) and then leaves the earlier checkpoints as they were.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = {
+    arrays: dict[str, Any] = {
         name: np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf) for name, leaf in _flatten(tree).items()
     }
     header = json.dumps({"format": FORMAT, "step": step, **meta})

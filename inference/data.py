@@ -1,9 +1,9 @@
 """Where minibatches come from: an array, a sampler ``(key, n) -> batch``, or a grain dataset.
 
-Each source splits its work: ``example()`` is one item for shapes; ``feed(step, count)`` on the host returns what the next ``count`` updates need
-(indices, step numbers, or whole batches, stacked on a leading axis), and ``batch(store, item)`` inside the jitted
-update turns one item into a stored batch.  Both depend on nothing but the key and the step, so a resumed run sees
-the batches that the uninterrupted one would have seen.
+Each source splits its work: ``example()`` is one item, for shapes; ``feed(step, count)`` on the host returns what the
+next ``count`` updates need (indices, step numbers, or whole batches, stacked on a leading axis); ``batch(store, item)``
+inside the jitted update turns one item into a stored batch.  All depend on nothing but the key and the step, so a
+resumed run sees the batches that the uninterrupted one would have seen.
 """
 
 from __future__ import annotations

@@ -172,7 +172,8 @@ def fit(
     folder = None if out is None else RunFolder(out)
     arguments = {
         "steps": steps, "batch_size": batch_size, "learning_rate": _plain(learning_rate),
-        "optimizer": _plain(optimizer), "clip": clip, "weights": {n: _plain(w) for n, w in (weights or {}).items()}, "average": average,
+        "optimizer": _plain(optimizer), "clip": clip, "weights": {n: _plain(w) for n, w in (weights or {}).items()},
+        "average": average,
         "validate_every": validate_every, "patience": patience, "checkpoint_every": checkpoint_every,
         "steps_per_dispatch": steps_per_dispatch, "key": np.asarray(jax.random.key_data(key)).tolist(),
         "validation": held_out is not None,
@@ -249,7 +250,7 @@ class _Loop:
         every = {name: -(-count // size) * size for name, count in every.items()}
         terms = sorted((n for n in state.totals if "/" in n), reverse=True)  # log_lik before kl
         fields = ["step", "seconds", "loss", "elbo", *terms, "grad_norm", "skipped", "validation_elbo"]
-        self.history = History(self.folder and self.folder.path / "history.csv", fields)
+        self.history = History(None if self.folder is None else self.folder.path / "history.csv", fields)
         if resume:
             self.history.restore(at)
         elif self.held_out is not None:

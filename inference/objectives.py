@@ -51,7 +51,9 @@ class Draw(NamedTuple):
 
     @property
     def log_weight(self) -> Float[Array, " batch"]:
-        return sum(self.log_prior.values()) + sum(self.log_lik.values()) - sum(self.log_q.values())
+        parts = (self.log_prior, self.log_lik, self.log_q)
+        prior, lik, q = (jnp.stack(list(part.values())).sum(0) if part else jnp.zeros(()) for part in parts)
+        return prior + lik - q
 
 
 def trace_posterior(

@@ -46,7 +46,7 @@ def scheduled(program: Program, weights: Mapping[str, Any] | None) -> dict[str, 
             raise ValueError(f"unknown weight {name!r}{did_you_mean(name, known)}; this program has {', '.join(known)}")
         if not callable(weight) and not (isinstance(weight, int | float) and weight >= 0):
             raise ValueError(f"weight {name!r} must be a number >= 0 or a schedule step -> number, got {weight!r}")
-    return {name: w if callable(w) else (lambda step, w=w: w) for name, w in merged.items()}
+    return {name: w if callable(w) else optax.constant_schedule(w) for name, w in merged.items()}
 
 
 def make_optimizer(learning_rate: Any, optimizer: Any, clip: float | None) -> optax.GradientTransformationExtraArgs:
@@ -125,7 +125,9 @@ class Trainer:
             x = self._prepared(state.key, item, store)
             return fused_elbo(self.program, self.constrain(params), state.key, x, mutable=state.mutable)[0]
 
-        return "conv_general_dilated" in str(jax.make_jaxpr(loss)(state.params, self.source.store, self.source.example()))
+        return "conv_general_dilated" in str(
+            jax.make_jaxpr(loss)(state.params, self.source.store, self.source.example())
+        )
 
     # ------------------------------------------------------------------------------------------ update
     def _step(self, state: State, store: Any, item: Any) -> State:

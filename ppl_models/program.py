@@ -28,29 +28,13 @@ from numpyro.primitives import Messenger, mutable
 
 from ppl_models._registry import (
     BUILTIN as BUILTIN,
-)
-from ppl_models._registry import (
     Family as Family,
-)
-from ppl_models._registry import (
     Spec as Spec,
-)
-from ppl_models._registry import (
     did_you_mean as did_you_mean,
-)
-from ppl_models._registry import (
     families as families,
-)
-from ppl_models._registry import (
     register as register,
-)
-from ppl_models._registry import (
     resolve as resolve,
-)
-from ppl_models._registry import (
     spec_from_json as spec_from_json,
-)
-from ppl_models._registry import (
     spec_to_json as spec_to_json,
 )
 
@@ -66,6 +50,12 @@ class Model(Protocol):
 
 
 # ---------------------------------------------------------------------------------------------- modules
+def _split(module: nnx.Module) -> tuple[Any, Any, Any]:
+    """Graph, parameters and the rest of a module (the one call whose stub mypy cannot read)."""
+    split: Callable[..., Any] = nnx.split
+    return split(module, nnx.Param, nnx.Not(nnx.Param))
+
+
 def bind(name: str, module: nnx.Module) -> Any:
     """Return a live copy of an NNX module whose weights are NumPyro parameters.
 
@@ -77,7 +67,7 @@ def bind(name: str, module: nnx.Module) -> Any:
     The same name bound in model and guide is one set of weights.  The initial values are those of ``module``,
     which is never modified: the SVI key does not seed them, ``spec.build(key)`` does.
     """
-    graph, params, rest = nnx.split(module, nnx.Param, ...)
+    graph, params, rest = _split(module)
     values = numpyro.param(f"{name}$params", nnx.to_pure_dict(params))
     if values is not None:
         nnx.replace_by_pure_dict(params, values)
@@ -90,9 +80,9 @@ def bind(name: str, module: nnx.Module) -> Any:
 
 def commit(name: str, module: nnx.Module) -> None:
     """Write the non-parameter state of a bound module (running statistics) back to its mutable site."""
-    rest = nnx.to_pure_dict(nnx.split(module, nnx.Param, ...)[2])
-    if rest:
-        mutable(f"{name}$state")["state"] = jax.lax.stop_gradient(rest)
+    state = nnx.to_pure_dict(_split(module)[2])
+    if state:
+        mutable(f"{name}$state")["state"] = jax.lax.stop_gradient(state)
 
 
 # ------------------------------------------------------------------------------------------------ knobs
@@ -216,6 +206,8 @@ class Program:
                     dequantise), inside the jitted step; pure in the key.
     ``check_data``  raises ``ValueError`` for stored data that this program cannot score; runs before any work.
     ``observation`` one line that says what is scored; only tables with equal lines are comparable.
+    ``bits_offset`` where the score is a code length of the stored data, bits/dim = -log2 p(x) / D + bits_offset: 0 for
+                    a probability mass, log2(levels) for a density of (x + u)/levels; ``None`` where it is none.
     ``density``     the factorisation in the paper's symbols, one line each, for the report.
     ``knobs``       scheduled weights that the model reads, with their defaults.
     ``weights``     the family's own schedules (step -> value) for its sites and knobs.
@@ -234,6 +226,7 @@ class Program:
     prepare: Callable[[Shaped[Array, "..."], Key[Array, ""], bool], Array] = _cast
     check_data: Callable[[Any], None] = lambda x: None
     observation: str = "x as given"
+    bits_offset: float | None = None
     density: tuple[str, ...] = ()
     knobs: Mapping[str, float] = field(default_factory=dict)
     weights: Mapping[str, Schedule] = field(default_factory=dict)

@@ -15,9 +15,9 @@ _CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(
 )
 # Compiled programs are kept between runs, per user; child processes of a test share them.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 jax.config.update("jax_compilation_cache_dir", _CACHE)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 def pytest_collection_modifyitems(items):
@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items):
         return
     absent = pytest.mark.skip(reason="PPL_MODELS_DATA does not name a folder of data sets")
     for item in items:
-        if "data" in item.keywords:
+        if item.get_closest_marker("data"):
             item.add_marker(absent)
 
 

@@ -1,20 +1,14 @@
 """Diffusion models trained on their denoising bound, scored and sampled by their probability-flow ODE."""
 
-from ppl_models.diffusion.program import (
-    bits_per_dim as bits_per_dim,
-    bound as bound,
-    prior as prior,
-    standard_prior as standard_prior,
-)
-from ppl_models.diffusion.spec import (
-    MLP as MLP,
-    PRESETS as PRESETS,
-    RK4 as RK4,
-    Adaptive as Adaptive,
-    Diffusion as Diffusion,
-    UNet as UNet,
-)
+from ppl_models.diffusion.networks import MLP, UNet
+from ppl_models.diffusion.program import bits_per_dim, bound, prior, standard_prior
+from ppl_models.diffusion.spec import PRESETS, Diffusion
+from ppl_models.distributions.ode import RK4, Adaptive
 from ppl_models.program import register
+
+__all__ = [
+    "MLP", "PRESETS", "RK4", "Adaptive", "Diffusion", "UNet", "bits_per_dim", "bound", "prior", "standard_prior",
+]  # fmt: skip
 
 register(
     "diffusion",

@@ -94,9 +94,7 @@ class _ImageNetwork(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(
-        self, x: Float[Array, " n *shape"], level: Float[Array, " n"]
-    ) -> Float[Array, " n *shape_outputs"]:
+    def __call__(self, x: Float[Array, " n *shape"], level: Float[Array, " n"]) -> Float[Array, " n *shape_outputs"]:
         out = self.unet(x.reshape(x.shape[0], *self.shape[:2], -1), level)
         return out.reshape(x.shape[0], *self.shape, self.outputs)
 
@@ -127,7 +125,9 @@ class GreyDenoiser(nnx.Module):
         logits = self.logits(x, phi)
         lower = (jnp.arange(self.levels, dtype=x.dtype) / self.levels - self.centre) / self.scale
         wide = (-1, *(1,) * (x.ndim - 1))
-        return box_mean(x, logits, lower, 1 / (self.levels * self.scale), jnp.cos(phi).reshape(wide), jnp.sin(phi).reshape(wide))
+        return box_mean(
+            x, logits, lower, 1 / (self.levels * self.scale), jnp.cos(phi).reshape(wide), jnp.sin(phi).reshape(wide)
+        )
 
 
 def box_mean(

@@ -10,8 +10,8 @@ import jax
 from jaxtyping import Array, Key
 from pydantic import Field
 
-from ppl_models.diffusion.networks import MLP as MLP, UNet as UNet
-from ppl_models.distributions.ode import RK4 as RK4, Adaptive as Adaptive
+from ppl_models.diffusion.networks import MLP, UNet
+from ppl_models.distributions.ode import RK4, Adaptive
 
 if TYPE_CHECKING:
     from ppl_models.program import Program

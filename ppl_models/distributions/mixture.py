@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Array, Float, Num
 from numpyro.distributions import Distribution, MultivariateNormal, Normal, constraints
 
 
@@ -64,11 +64,11 @@ class MixtureOfGaussians(Distribution):
         if self.logits.ndim < 1 or self.means.ndim < 2 or self.logits.shape[-1] != self.means.shape[-2]:
             raise ValueError(f"expected logits (..., K) and means (..., K, d), got {got}")
         K, d = self.means.shape[-2:]
-        if self.scales is not None:
-            name, spread, want, event = "scales", self.scales, (K, d), 2
-        else:
-            assert self.scale_tril is not None
-            name, spread, want, event = "scale_tril", self.scale_tril, (K, d, d), 3
+        want: tuple[int, ...] = (K, d)
+        name, spread = "scales", self.scales
+        if spread is None:
+            name, spread, want = "scale_tril", self._tril, (K, d, d)
+        event = len(want)
         if spread.shape[-event:] != want:
             raise ValueError(f"expected {name} (..., {', '.join(map(str, want))}), got {spread.shape} with {got}")
         try:
@@ -77,10 +77,15 @@ class MixtureOfGaussians(Distribution):
             raise ValueError(f"batch shapes do not broadcast: {got}, {name} {spread.shape}") from error
         return batch, (d,)
 
+    @property
+    def _tril(self) -> Array:
+        assert self.scale_tril is not None
+        return self.scale_tril
+
     def validate_args(self, strict: bool = True) -> None:
         """Raise ``ValueError`` if a concrete scale is not positive; traced values are not looked at."""
         del strict
-        diagonal = self.scales if self.scales is not None else jnp.diagonal(self.scale_tril, axis1=-2, axis2=-1)
+        diagonal = self.scales if self.scales is not None else jnp.diagonal(self._tril, axis1=-2, axis2=-1)
         if not isinstance(diagonal, jax.core.Tracer) and not np.all(np.asarray(diagonal) > 0):
             name = "scales" if self.scales is not None else "the diagonal of scale_tril"
             raise ValueError(f"{name} must be positive, got a smallest value of {np.min(np.asarray(diagonal))}")
@@ -105,14 +110,16 @@ class MixtureOfGaussians(Distribution):
             log_det = jnp.log(self.scales).sum(-1)
         else:
             # One inverse a component serves every datum: cheaper than a triangular solve for each of them.
-            eye = jnp.broadcast_to(jnp.eye(self.means.shape[-1]), jnp.shape(self.scale_tril))
-            inverse = jax.scipy.linalg.solve_triangular(self.scale_tril, eye, lower=True)
+            eye = jnp.broadcast_to(jnp.eye(self.means.shape[-1]), self._tril.shape)
+            inverse = jax.scipy.linalg.solve_triangular(self._tril, eye, lower=True)
             white = jnp.einsum("...ij,...j->...i", inverse, residual)
-            log_det = jnp.log(jnp.diagonal(self.scale_tril, axis1=-2, axis2=-1)).sum(-1)
+            log_det = jnp.log(jnp.diagonal(self._tril, axis1=-2, axis2=-1)).sum(-1)
         constant = 0.5 * self.means.shape[-1] * math.log(2 * math.pi)
         return jax.nn.log_softmax(self.logits, axis=-1) - 0.5 * (white**2).sum(-1) - log_det - constant
 
-    def log_prob(self, value: Num[ArrayLike, "*samples d"], intermediates: Any = None) -> Float[Array, "*samples_batch"]:
+    def log_prob(
+        self, value: Num[ArrayLike, "*samples d"], intermediates: Any = None
+    ) -> Float[Array, "*samples_batch"]:
         """``log p(value)`` in nats, by logsumexp over the components."""
         del intermediates
         return jax.nn.logsumexp(self.component_log_probs(value), axis=-1)
@@ -121,9 +128,11 @@ class MixtureOfGaussians(Distribution):
         """``p(c | value)``: Bayes' rule in log space, so a row sums to one however far ``value`` is from all means."""
         return jax.nn.softmax(self.component_log_probs(value), axis=-1)
 
-    def sample(self, key: Key[Array, ""] | None, sample_shape: tuple[int, ...] = ()) -> Float[Array, "..."]:
+    def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*sample_and_batch d"]:
         """Draw ``c ~ Cat(pi)``, then ``z ~ N(mu_c, S_c)``."""
         shape = (*sample_shape, *self.batch_shape)
+        if key is None:
+            raise ValueError("sample needs a key, got None; pass jax.random.key(0)")
         key_c, key_z = jax.random.split(key)
         c = jax.random.categorical(key_c, self.logits, shape=shape)[..., None, None]
         d = self.event_shape[0]
@@ -136,7 +145,7 @@ class MixtureOfGaussians(Distribution):
         mean, noise = pick(self.means, (d,)), jax.random.normal(key_z, (*shape, d), self.means.dtype)
         if self.scales is not None:
             return mean + pick(self.scales, (d,)) * noise
-        return mean + jnp.einsum("...ij,...j->...i", pick(self.scale_tril, (d, d)), noise)
+        return mean + jnp.einsum("...ij,...j->...i", pick(self._tril, (d, d)), noise)
 
     @property
     def mean(self) -> Float[Array, "*batch d"]:
@@ -147,6 +156,6 @@ class MixtureOfGaussians(Distribution):
     @property
     def variance(self) -> Float[Array, "*batch d"]:
         """Marginal variances ``sum_c pi_c (diag S_c + (mu_c - mean)^2)``."""
-        within = self.scales**2 if self.scales is not None else (self.scale_tril**2).sum(-1)
+        within = self.scales**2 if self.scales is not None else (self._tril**2).sum(-1)
         between = (self.means - jnp.expand_dims(self.mean, -2)) ** 2
         return (self.probs[..., None] * (within + between)).sum(-2)

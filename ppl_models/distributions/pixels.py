@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -36,7 +36,7 @@ class Bernoulli:
     Scikit-learn's digits: ``Bernoulli(threshold=7.5 / 16, noise=1.0)``.  Scores are probability masses (nats).
     """
 
-    kind: Literal["bernoulli"] = "bernoulli"
+    kind: Literal["bernoulli"] = field(default="bernoulli", kw_only=True)
     threshold: float = 0.5
     noise: float = 0.0
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
@@ -91,7 +91,7 @@ class GreyBernoulli:
     :class:`Bernoulli` (thresholded) or :class:`Normal` (dequantised) for anything that is compared.
     """
 
-    kind: Literal["grey_bernoulli"] = "grey_bernoulli"
+    kind: Literal["grey_bernoulli"] = field(default="grey_bernoulli", kw_only=True)
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def check(self, x: Any, shape: tuple[int, ...], levels: int) -> None:
@@ -143,7 +143,7 @@ class Normal:
     ``(D log(levels) - log p) / (D log 2)`` bits/dim is an upper bound on the code length of the stored levels.
     """
 
-    kind: Literal["normal"] = "normal"
+    kind: Literal["normal"] = field(default="normal", kw_only=True)
     sigma: float = 0.25
     learned: bool = False
     dequantise: bool = False

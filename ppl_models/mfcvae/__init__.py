@@ -1,19 +1,23 @@
 """Multi-facet clustering VAE: several partitions of one data set at once, each with its own latent and mixture."""
 
-from ppl_models.mfcvae.spec import (
-    MFCVAE as MFCVAE,
-    MLP as MLP,
-    PRESETS as PRESETS,
-    Bernoulli as Bernoulli,
-    Concat as Concat,
-    Facet as Facet,
-    GatedAdd as GatedAdd,
-    GreyBernoulli as GreyBernoulli,
-    MLPLadder as MLPLadder,
-    NormAdd as NormAdd,
-    Normal as Normal,
-)
+from ppl_models.distributions import Bernoulli, GreyBernoulli, Normal
+from ppl_models.mfcvae.networks import MLP, Concat, GatedAdd, MLPLadder, NormAdd
+from ppl_models.mfcvae.spec import MFCVAE, PRESETS, Facet
 from ppl_models.program import register
+
+__all__ = [
+    "MFCVAE",
+    "MLP",
+    "PRESETS",
+    "Bernoulli",
+    "Concat",
+    "Facet",
+    "GatedAdd",
+    "GreyBernoulli",
+    "MLPLadder",
+    "NormAdd",
+    "Normal",
+]
 
 register(
     "mfcvae",

@@ -37,7 +37,7 @@ def contingency(a: Int[np.ndarray, " n"], b: Int[np.ndarray, " n"]) -> Int[np.nd
     return table
 
 
-def entropy(p: Float[np.ndarray, "..."]) -> float:
+def entropy(p: Float[np.ndarray, "*shape"]) -> float:
     """``-sum p log p`` in nats, zero entries counting nothing."""
     p = p[p > 0]
     return float(-(p * np.log(p)).sum())
@@ -83,7 +83,7 @@ def _facet(name: str, p: Float[np.ndarray, "n K"], means: Float[np.ndarray, "n d
     found = [
         Check(
             check=f"facet {name}: active latent units",
-            value=active,
+            value=float(active),
             threshold=f">= 1 of {means.shape[1]}",
             verdict="ok" if active else "fail",
             meaning="latent dimensions whose posterior mean differs between data (variance above 0.01); none = silent",
@@ -97,7 +97,7 @@ def _facet(name: str, p: Float[np.ndarray, "n K"], means: Float[np.ndarray, "n d
         *found,
         Check(
             check=f"facet {name}: clusters used",
-            value=used,
+            value=float(used),
             threshold=f">= 2 of {K}; warn below {-(-reachable // 2)}",
             verdict="fail" if used < 2 else "warn" if 2 * used < reachable else "ok",
             meaning=f"clusters that are the most probable one of some datum; the other {K - used} are dead",

@@ -23,7 +23,7 @@ SHARPNESS = 10.0
 FLOOR = 1e-6
 
 
-def positive(u: Float[Array, "..."]) -> Float[Array, "..."]:
+def positive(u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """``1e-6 + log(1 + exp(10 u)) / 10``."""
     return FLOOR + jax.nn.softplus(SHARPNESS * u) / SHARPNESS
 

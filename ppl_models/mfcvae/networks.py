@@ -6,7 +6,7 @@ fades to (batch, *shape).  Facets come shallow to deep, as in the spec.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
@@ -24,7 +24,7 @@ _ACTIVATIONS: dict[str, mlp.Activation] = {"relu": jax.nn.relu, "elu": jax.nn.el
 class GatedAdd:
     """``backbone + gate * rung``; the paper's code fixes the gate at 0.1."""
 
-    kind: Literal["gated_add"] = "gated_add"
+    kind: Literal["gated_add"] = field(default="gated_add", kw_only=True)
     gate: float = 0.1
     learned: bool = False
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
@@ -43,7 +43,7 @@ class GatedAdd:
 class Concat:
     """``[backbone, rung]``: the next block finds the weights of both sides."""
 
-    kind: Literal["concat"] = "concat"
+    kind: Literal["concat"] = field(default="concat", kw_only=True)
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def make(self, width: int, rngs: nnx.Rngs) -> mlp.Merge:
@@ -56,7 +56,7 @@ class Concat:
 class NormAdd:
     """``LayerNorm(backbone) + LayerNorm(rung)``: neither side can drown the other."""
 
-    kind: Literal["norm_add"] = "norm_add"
+    kind: Literal["norm_add"] = field(default="norm_add", kw_only=True)
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def make(self, width: int, rngs: nnx.Rngs) -> mlp.Merge:
@@ -76,7 +76,7 @@ class MLPLadder:
     """
 
     widths: tuple[int, ...] = (128, 256)
-    kind: Literal["mlp_ladder"] = "mlp_ladder"
+    kind: Literal["mlp_ladder"] = field(default="mlp_ladder", kw_only=True)
     activation: ActivationName = "relu"
     merge: MergeSpec = GatedAdd()
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
@@ -110,7 +110,7 @@ class MLP:
     """
 
     widths: tuple[int, ...] = (256, 128)
-    kind: Literal["mlp"] = "mlp"
+    kind: Literal["mlp"] = field(default="mlp", kw_only=True)
     activation: ActivationName = "relu"
     separate: bool = False
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}

@@ -62,6 +62,7 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
         observation=spec.likelihood.observation(spec.shape, spec.levels),
         density=density(spec),
         knobs={f"fade_{name}": 1.0 for name in names},
+        weights={"kl": lambda step: jax.numpy.minimum((step + 1) / spec.warmup, 1.0)} if spec.warmup else {},
         modules={"encoder": encoder, "decoder": decoder},
         checks=lambda tree: checks.checks(tree, names),
         panels=lambda fit, x, factors, tree: panels.panels(spec, fit, x, factors, tree),
@@ -74,7 +75,8 @@ def generative(decoder: nnx.Module, mixtures: Mapping[str, Mapping[str, Array]],
     def model(x: ArrayLike | None = None, *, size: int | None = None) -> Array:
         if x is None and size is None:
             raise ValueError("the model needs data x or a size: model(x) scores x, model(size=n) draws n fresh data")
-        batch = jax.numpy.shape(x)[0] if x is not None else size
+        x = None if x is None else jax.numpy.asarray(x)
+        batch = size if x is None else x.shape[0]
         decode = bind("decoder", decoder)
         priors = {name: mixture(numpyro.param(f"mixture_{name}", dict(start))) for name, start in mixtures.items()}
         start = likelihood.parameters()

@@ -15,15 +15,8 @@ import jax
 from jaxtyping import Array, Key
 from pydantic import Field
 
-from ppl_models.distributions import Bernoulli as Bernoulli, GreyBernoulli as GreyBernoulli, Normal as Normal
-from ppl_models.mfcvae.networks import (
-    MLP as MLP,
-    Concat as Concat,
-    GatedAdd as GatedAdd,
-    LayoutSpec,
-    MLPLadder as MLPLadder,
-    NormAdd as NormAdd,
-)
+from ppl_models.distributions import Bernoulli, GreyBernoulli, Normal
+from ppl_models.mfcvae.networks import MLP, LayoutSpec, MLPLadder
 
 if TYPE_CHECKING:
     from ppl_models.program import Program
@@ -75,6 +68,8 @@ class MFCVAE:
     ``learn_weights``  train the mixture weights ``pi``, or keep them uniform.
     ``prior_scale``    starting standard deviation of every mixture component.
     ``prior_spread``   standard deviation of the random starting means.
+    ``warmup``         steps over which the weight of the KL rises from 0 to 1; without it a facet may fall silent
+                       before the decoder has learnt to use it.  Stock ``SVI`` trains at weight 1 throughout.
 
     >>> spec = MFCVAE(facets=(Facet("style", 2, 5), Facet("digit", 5, 10)), shape=(8, 8), levels=17)
     >>> [facet.name for facet in spec.facets]
@@ -89,6 +84,7 @@ class MFCVAE:
     learn_weights: bool = True
     prior_scale: float = 0.5
     prior_spread: float = 1.0
+    warmup: int = 0
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
@@ -110,6 +106,8 @@ class MFCVAE:
         for field, value in (("prior_scale", self.prior_scale), ("prior_spread", self.prior_spread)):
             if not (0 < value < math.inf):
                 raise ValueError(f"{field} must be positive and finite, got {value}")
+        if not isinstance(self.warmup, int) or self.warmup < 0:
+            raise ValueError(f"warmup is a number of steps, expected >= 0, got {self.warmup}; 0 turns it off")
         self.network.check(len(self.facets))
 
     def build(self, key: Key[Array, ""] | None = None) -> Program:
@@ -124,18 +122,23 @@ TINY = MFCVAE(
     shape=(8, 8),
     levels=17,
     network=MLPLadder((16, 24)),
+    prior_scale=1.0,
 )
 DIGITS = MFCVAE(
-    facets=(Facet("style", dim=2, clusters=10), Facet("digit", dim=10, clusters=25)),
+    facets=(Facet("style", dim=2, clusters=3), Facet("digit", dim=10, clusters=25, covariance="full")),
     shape=(8, 8),
     levels=17,
     likelihood=Normal(sigma=0.2),
     network=MLP((128, 128)),
+    prior_scale=1.0,
+    warmup=1000,
 )
 FACETS = MFCVAE(
     facets=(Facet("colour", dim=5, clusters=16), Facet("shape", dim=5, clusters=25)),
     shape=(32, 32, 3),
     likelihood=Normal(sigma=0.15),
     network=MLP((128, 128), separate=True),
+    prior_scale=1.0,
+    warmup=1000,
 )
 PRESETS = {"tiny": TINY, "digits": DIGITS, "facets": FACETS}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from flax import nnx
@@ -38,9 +38,7 @@ class Stack(nnx.Module):
 
     def __init__(self, fan_in: int, widths: Sequence[int], activation: Activation, *, rngs: nnx.Rngs) -> None:
         sizes = (fan_in, *widths)
-        self.layers = nnx.List(
-            [Dense(a, b, activation, rngs=rngs) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
-        )
+        self.layers = nnx.List([Dense(a, b, activation, rngs=rngs) for a, b in zip(sizes[:-1], sizes[1:], strict=True)])
         self.width = sizes[-1]
 
     def __call__(self, h: Float[Array, "batch fan_in"]) -> Float[Array, "batch width"]:
@@ -79,9 +77,7 @@ class LadderEncoder(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         sizes = (math.prod(shape), *widths)
-        self.blocks = nnx.List(
-            [Dense(a, b, activation, rngs=rngs) for a, b in zip(sizes[:-1], sizes[1:], strict=True)]
-        )
+        self.blocks = nnx.List([Dense(a, b, activation, rngs=rngs) for a, b in zip(sizes[:-1], sizes[1:], strict=True)])
         self.heads = nnx.List([GaussianHead(w, d, rngs=rngs) for w, d in zip(widths, dims, strict=True)])
 
     def __call__(self, x: Float[Array, "batch ..."]) -> tuple[Gaussian, ...]:
@@ -131,6 +127,7 @@ class SeparateEncoders(nnx.Module):
 
 
 # --------------------------------------------------------------------------------------------------- merges
+@runtime_checkable
 class Merge(Protocol):
     """How a rung joins the backbone of a ladder decoder; ``out_width`` is the width of the result."""
 

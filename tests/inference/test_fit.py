@@ -231,6 +231,7 @@ def test_ctrl_c_leaves_a_resumable_run(program: Program, x: np.ndarray, tmp_path
             os.kill(os.getpid(), signal.SIGINT)
         return np.random.default_rng(np.asarray(jax.random.key_data(key))).normal(size=(n, 4)).astype("float32")
 
+    calls = 100
     whole = run(program, interrupting)
     calls = 0
     with pytest.raises(KeyboardInterrupt, match="stopped at step"):

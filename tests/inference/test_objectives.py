@@ -34,7 +34,9 @@ def log_px(x: jax.Array) -> np.ndarray:
 
 def test_with_the_exact_posterior_every_draw_gives_log_px(program: Program, x: jax.Array) -> None:
     loss, terms = fused_elbo(program, PARAMS, KEY, x)
-    assert -float(loss) == pytest.approx(log_px(x).mean(), abs=1e-4) and float(terms.elbo) == pytest.approx(-float(loss))
+    assert -float(loss) == pytest.approx(log_px(x).mean(), abs=1e-4) and float(terms.elbo) == pytest.approx(
+        -float(loss)
+    )
     np.testing.assert_allclose(per_datum_elbo(program, PARAMS, KEY, x), log_px(x), atol=1e-4)
     np.testing.assert_allclose(joint_draw(program, PARAMS, KEY, x).log_weight, log_px(x), atol=1e-4)
 

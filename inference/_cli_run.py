@@ -1,0 +1,204 @@
+"""A run of the command line: its data card, the data it names, and the evaluation that fills its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inference._cli_common import UsageError, data_info, read_run, reload_plugins, say, shell, start, usage
+
+DATA_SEED = 0
+"""Seed of every subset and generated set: runs of different seeds see the same data and can be compared."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The stored data of a run: what it is fitted to, validated on, and evaluated on."""
+
+    train: np.ndarray
+    validation: np.ndarray | None
+    test: np.ndarray
+    factors: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation found, and the page that shows it."""
+
+    table: Any
+    tree: Any
+    verdict: Any
+    page: Path
+
+
+# --------------------------------------------------------------------------------------------------- data
+def make_card(
+    name: str, *, n: int | None, validation: int, test_n: int, plugins: Sequence[Mapping[str, str]] = ()
+) -> dict[str, Any]:
+    """Return the data card that ``run.json`` keeps, from which later commands load the same data."""
+    info = data_info(name)
+    used = info.sizes["train"] if n is None else n
+    if validation >= used:
+        raise UsageError(f"--validation {validation} leaves nothing to fit of {used:,} data; give at most {used - 1}")
+    return {
+        "name": name, "split": "train", "n": n, "seed": DATA_SEED, "validation": validation,
+        "held_out": info.held_out, "test_n": min(test_n, info.sizes[info.held_out]),
+        "shape": list(info.shape), "levels": info.levels, "licence": info.licence, "plugins": list(plugins),
+    }  # fmt: skip
+
+
+def load_data(card: Mapping[str, Any], *, test_n: int | None = None) -> Data:
+    """Load the data that a card names; ``test_n`` replaces its number of held-out data."""
+    from ppl_models import datasets
+
+    with usage():
+        x, _ = datasets.load(card["name"], card["split"], n=card["n"], seed=card["seed"])
+        test, factors = load_test(card, test_n=test_n)
+    cut = len(x) - card["validation"]
+    return Data(x[:cut], x[cut:] if card["validation"] else None, test, factors)
+
+
+def load_test(card: Mapping[str, Any], *, test_n: int | None = None) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
+    """Load the held-out data of a card: all in stored order, or a seeded subset of ``test_n``."""
+    from ppl_models import datasets
+
+    size = data_info(card["name"]).sizes[card["held_out"]]
+    wanted = min(card["test_n"] if test_n is None else test_n, size)
+    return datasets.load(card["name"], card["held_out"], n=wanted if wanted < size else None, seed=card["seed"])
+
+
+def fitted_to(spec: Any, card: Mapping[str, Any]) -> Any:
+    """Return the spec with the shape and grey levels of the data, and say in one line what changed."""
+    fields = {field.name for field in dataclasses.fields(spec)}
+    wanted = {"shape": tuple(card["shape"]), "levels": card["levels"]}
+    changes = {k: v for k, v in wanted.items() if k in fields and v is not None and getattr(spec, k) != v}
+    if not changes:
+        return spec
+    with usage():
+        changed = dataclasses.replace(spec, **changes)
+    told = ", ".join(f"{name} {getattr(spec, name)} -> {value}" for name, value in changes.items())
+    say(f"spec: {told}, as in data {card['name']!r}")
+    return changed
+
+
+def open_run(folder: Path, plugins: Sequence[Path]) -> tuple[Any, dict[str, Any]]:
+    """Return (fit, data card) of a run folder, its plug-ins loaded; a usage error where there is no such run."""
+    card = run_card(folder, plugins)
+    start()
+    from inference.checkpoint import CheckpointError
+    from inference.fit import load
+
+    try:
+        return load(folder), card
+    except CheckpointError as error:
+        raise ValueError(f"{error}; or continue the run: ppl-models resume {shell(folder)}") from error
+
+
+def run_card(folder: Path, plugins: Sequence[Path]) -> dict[str, Any]:
+    """Return the data card of a run and load its plug-ins."""
+    card = read_run(folder).get("card")
+    if not isinstance(card, dict) or "name" not in card or "held_out" not in card:
+        raise UsageError(
+            f"{str(folder)!r} was fitted from Python and names no data set that can be loaded again; "
+            "use inference.load(folder) and the functions of the package inference there"
+        )
+    reload_plugins(card.get("plugins", ()), plugins)
+    return card
+
+
+# --------------------------------------------------------------------------------------------- evaluation
+def keys() -> dict[str, Any]:
+    """Random keys of an evaluation: the same for every run, so that models are compared under the same noise."""
+    import jax
+
+    names = ("evidence", "posterior", "diagnose", "report")
+    return dict(zip(names, jax.random.split(jax.random.key(0), len(names)), strict=True))
+
+
+def evaluate(fitted: Any, data: Data, *, particles: int, draws: int, progress: bool) -> Evaluated:
+    """Write evidence, posterior, diagnosis and report of a fit on held-out data into its run folder."""
+    from inference.diagnostics import diagnose
+    from inference.evidence import evidence, save_evidence
+    from inference.report import report
+
+    noise, folder = keys(), fitted.folder
+    if progress:
+        say(f"evaluating on {len(data.test):,} held-out data")
+    table = evidence(fitted, data.test, particles=particles, key=noise["evidence"], progress=progress)
+    save_evidence(table, folder)
+    tree = draw_posterior(fitted, data.test, draws=draws, factors=data.factors, progress=progress)
+    verdict = diagnose(fitted, data.test, key=noise["diagnose"], table=table, tree=tree)
+    write_table(verdict, folder / "diagnosis.csv")
+    page = report(fitted, data.test, key=noise["report"], factors=data.factors, tree=tree, table=table, verdict=verdict)
+    return Evaluated(table, tree, verdict, page)
+
+
+def draw_posterior(fitted: Any, x: np.ndarray, *, draws: int, factors: Any, progress: bool = True) -> Any:
+    """Draw from the posterior of held-out data and write posterior.nc."""
+    from inference.posterior import posterior, save_posterior
+
+    tree = posterior(
+        fitted, x, draws=draws, key=keys()["posterior"], factors=factors, predictive_draws=min(draws, 10),
+        progress=progress,
+    )  # fmt: skip
+    save_posterior(tree, fitted.folder)
+    return tree
+
+
+def write_table(frame: Any, path: Path, *, index: bool = False) -> None:
+    """Write a table as CSV; a name that exists is a whole file."""
+    from inference.folder import write_text
+
+    write_text(path, frame.to_csv(index=index))
+
+
+# -------------------------------------------------------------------------------------------------- words
+def fit_line(fitted: Any) -> str:
+    """Return one line on a fit: parameters, steps, seconds, why it stopped."""
+    info = fitted.info
+    stopped = {"patience": ", stopped early", "interrupted": ", interrupted"}.get(info["stopped"], "")
+    best = f", step {info['best_step']:,} kept" if info.get("best_step") else ""
+    parameters = info.get("parameters") or fitted.program.parameter_count
+    skipped = f", {info['skipped']:,} updates skipped" if info.get("skipped") else ""
+    return (
+        f"{fitted.folder}: {parameters:,} parameters, {info['steps']:,} steps in "
+        f"{info['seconds']:.1f} s{stopped}{best}{skipped}"
+    )
+
+
+def evidence_line(table: Any) -> str:
+    """Return one line on the held-out evidence, in nats a datum and bits a dimension."""
+    mean, n = table["log_px"].mean(), len(table)
+    error = table["log_px"].std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
+    how = f", {table.attrs['particles']} particles" if table.attrs["estimator"] != "exact" else ", exact"
+    bits = -mean / (table.attrs["dims"] * math.log(2))
+    return (
+        f"held-out log p(x): {mean:.2f} nats a datum (standard error {error:.2f}, {n:,} data{how}); "
+        f"{bits:.3f} bits a dimension of: {table.attrs['observation']}"
+    )
+
+
+def verdict_lines(verdict: Any, *, full: bool = False) -> str:
+    """Return the count of verdicts, and each check that is not ok with what to try; ``full`` adds what it means."""
+    counts = ", ".join(f"{(verdict['verdict'] == word).sum()} {word}" for word in ("ok", "warn", "fail"))
+    lines = [f"diagnosis: {counts}"]
+    for row in verdict[verdict["verdict"] != "ok"].sort_values("verdict", kind="stable").itertuples():
+        lines.append(f"  {row.verdict}  {row.check} = {row.value:.3g}, wanted {row.threshold}")
+        said = [row.meaning] * full + [f"Try: {row.remedy}"] * bool(row.remedy)
+        lines += [textwrap.fill(text, 110, initial_indent=" " * 8, subsequent_indent=" " * 8) for text in said]
+    return "\n".join(lines)
+
+
+def summarise(fitted: Any, found: Evaluated) -> None:
+    """Print what a fit and its evaluation came to, and where to look."""
+    print(fit_line(fitted))
+    print(evidence_line(found.table))
+    print(verdict_lines(found.verdict))
+    print(f"look at: {found.page}")

@@ -1,0 +1,141 @@
+"""Small programs whose log p(x) is known in closed form, with amortised posteriors as exact as one asks for.
+
+    x | z ~ N(W z + b, noise^2 I),   W = Q diag(scale), Q with orthonormal columns
+
+Because the columns of W are orthogonal, the posterior given a Gaussian prior of diagonal covariance is diagonal too:
+precision 1/tau^2 + scale^2/noise^2.  ``spoil`` makes the posterior wrong on purpose: 0 is exact, otherwise standard
+deviations are (1 + spoil) times too wide and means are off by ``spoil`` standard deviations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from scipy.special import logsumexp
+
+from inference.fit import Fit
+from ppl_models.program import Posterior, Program
+
+
+class ClosedForm(NamedTuple):
+    """A program, the values of its parameter sites, its exact log p(x) in nats (data,), and a sampler of p(x)."""
+
+    program: Program
+    params: dict[str, jax.Array]
+    log_px: Callable[[np.ndarray], np.ndarray]
+    sample: Callable[[jax.Array, int], np.ndarray]
+
+    @property
+    def fit(self) -> Fit:
+        """A ``Fit`` that holds ``params``, as though trained."""
+        return Fit(self.program, dict(self.params), {}, None, {})
+
+
+class _Loading(NamedTuple):
+    W: np.ndarray
+    b: np.ndarray
+    scale: np.ndarray
+
+
+def _loading(dim: int, latent: int, seed: int) -> _Loading:
+    rng = np.random.default_rng(seed)
+    q = np.linalg.qr(rng.normal(size=(dim, latent)))[0]
+    scale = np.linspace(1.5, 0.7, latent)
+    return _Loading((q * scale).astype("float32"), rng.normal(size=dim).astype("float32"), scale.astype("float32"))
+
+
+def _gaussian_log_px(x: np.ndarray, mean: np.ndarray, cov: np.ndarray) -> np.ndarray:
+    root = np.linalg.cholesky(cov)
+    e = np.linalg.solve(root, (np.asarray(x, np.float64) - mean).T)
+    return -0.5 * (e**2).sum(0) - np.log(np.diag(root)).sum() - 0.5 * len(cov) * np.log(2 * np.pi)
+
+
+def _sampler(program: Program, params: dict[str, jax.Array]) -> Callable[[jax.Array, int], np.ndarray]:
+    def sample(key: jax.Array, n: int) -> np.ndarray:
+        model = numpyro.handlers.substitute(program.model, data=params)
+        return np.asarray(numpyro.handlers.trace(numpyro.handlers.seed(model, key)).get_trace(size=n)["x"]["value"])
+
+    return sample
+
+
+def linear_gaussian_program(
+    dim: int = 5, latent: int = 3, *, noise: float = 0.6, spoil: float = 0.1, seed: int = 0
+) -> ClosedForm:
+    """Factor analysis: z ~ N(0, I), so p(x) = N(b, W W' + noise^2 I).  ``W`` is a parameter site."""
+    W, b, scale = _loading(dim, latent, seed)
+
+    def model(x: jax.Array | None = None, *, size: int | None = None) -> None:
+        weight = numpyro.param("W", jnp.zeros((dim, latent)))
+        with numpyro.plate("data", size if x is None else x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(0, 1).expand([latent]).to_event(1), infer={"ctx": None})
+            numpyro.deterministic("norm", (z**2).sum(-1))
+            numpyro.sample("x", dist.Normal(z @ weight.T + b, noise).to_event(1), obs=x)
+
+    def posterior(x: jax.Array) -> Posterior:
+        sd = 1 / np.sqrt(1 + scale**2 / noise**2)
+        mean = (x - b) @ numpyro.param("W", jnp.zeros((dim, latent))) * sd**2 / noise**2
+        return lambda site, ctx: dist.Normal(mean + spoil * sd, (1 + spoil) * sd).to_event(1)
+
+    program = Program(
+        spec=None, model=model, posterior=posterior, latents=("z",), shape=(dim,), observation=f"x in R^{dim}",
+        density=("p(x, z) = N(z; 0, I) N(x; W z + b, noise^2 I)",),
+    )  # fmt: skip
+    params = {"W": jnp.asarray(W)}
+    cov = W.astype(float) @ W.T.astype(float) + noise**2 * np.eye(dim)
+    return ClosedForm(program, params, lambda x: _gaussian_log_px(x, b, cov), _sampler(program, params))
+
+
+def mixture_program(
+    dim: int = 5, clusters: int = 3, *, noise: float = 0.6, spoil: float = 0.1, seed: int = 1
+) -> ClosedForm:
+    """Mixture prior: z in R^2 ~ sum_k pi_k N(mu_k, tau_k^2 I), so p(x) is a mixture of Gaussians.
+
+    The posterior is the exact mixture over components, spoilt within each; its responsibilities, p(c = k | x), are
+    raised to the power 1 - ``spoil``.  ``resp_c`` records p(c | z); ``mu`` is a parameter site.
+    """
+    latent = 2
+    W, b, scale = _loading(dim, latent, seed)
+    rng = np.random.default_rng(seed)
+    mu = 3.0 * rng.normal(size=(clusters, latent)).astype("float32")
+    tau = np.linspace(0.4, 1.0, clusters, dtype="float32")[:, None] * np.ones(latent, "float32")
+    log_pi = np.log(np.arange(1, clusters + 1) / (clusters * (clusters + 1) / 2)).astype("float32")
+
+    def model(x: jax.Array | None = None, *, size: int | None = None) -> None:
+        means = numpyro.param("mu", jnp.zeros((clusters, latent)))
+        prior = dist.MixtureSameFamily(dist.Categorical(logits=log_pi), dist.Normal(means, tau).to_event(1))
+        with numpyro.plate("data", size if x is None else x.shape[0]):
+            z = numpyro.sample("z", prior, infer={"ctx": None})
+            numpyro.deterministic("resp_c", jax.nn.softmax(prior.component_log_probs(z)))
+            numpyro.sample("x", dist.Normal(z @ W.T + b, noise).to_event(1), obs=x)
+
+    def posterior(x: jax.Array) -> Posterior:
+        means = numpyro.param("mu", jnp.zeros((clusters, latent)))
+        # Coordinates of x in the span of W, (batch, 1, latent): N(scale mu_k, scale^2 tau_k^2 + noise^2) under k.
+        y = ((x - b) @ (W / scale))[:, None]
+        log_r = log_pi + dist.Normal(scale * means, np.sqrt((scale * tau) ** 2 + noise**2)).to_event(1).log_prob(y)
+        sd = 1 / np.sqrt(1 / tau**2 + scale**2 / noise**2)
+        mean = (means / tau**2 + y * scale / noise**2) * sd**2
+        parts = dist.Normal(mean + spoil * sd, (1 + spoil) * jnp.broadcast_to(sd, mean.shape)).to_event(1)
+        return lambda site, ctx: dist.MixtureSameFamily(dist.Categorical(logits=(1 - spoil) * log_r), parts)
+
+    program = Program(
+        spec=None, model=model, posterior=posterior, latents=("z",), shape=(dim,), observation=f"x in R^{dim}",
+        density=("p(x, z) = sum_k pi_k N(z; mu_k, tau_k^2 I) N(x; W z + b, noise^2 I)",),
+    )  # fmt: skip
+    params = {"mu": jnp.asarray(mu)}
+
+    def log_px(x: np.ndarray) -> np.ndarray:
+        wide = W.astype(float)
+        parts = [
+            log_pi[k] + _gaussian_log_px(x, wide @ mu[k] + b, (wide * tau[k] ** 2) @ wide.T + noise**2 * np.eye(dim))
+            for k in range(clusters)
+        ]
+        return logsumexp(np.stack(parts), axis=0)
+
+    return ClosedForm(program, params, log_px, _sampler(program, params))
