@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,12 +64,12 @@ def names(folders: Sequence[Path]) -> list[str]:
 def conclude(tables: Mapping[str, pd.DataFrame], folders: Mapping[str, Path], out: Path) -> pd.DataFrame:
     """Compare evidence tables, write comparison.csv and comparison.html into ``out``, return the comparison."""
     from inference.compare import compare as run_compare
-    from inference.folder import write_text
+    from inference.report import compare_report
 
     frame = run_compare(tables)
     out.mkdir(parents=True, exist_ok=True)
     runs.write_table(frame, out / "comparison.csv", index=True)
-    write_text(out / "comparison.html", page(frame, folders, out))
+    compare_report(frame, folders, out)
     return frame
 
 
@@ -87,7 +83,13 @@ def sentences(frame: pd.DataFrame) -> list[str]:
             lines.append(f"{name} gives some held-out data no probability and ranks last.")
             continue
         ratio = -row["elpd_diff"] / row["dse"] if row["dse"] > 0 else math.inf
-        strength = "a clear difference" if ratio > 4 else "a likely difference" if ratio > 2 else "too close to call"
+        strength = (
+            "a clear difference"
+            if ratio > 4
+            else "a likely difference"
+            if ratio > 2
+            else "not told apart by these data"
+        )
         lines.append(
             f"{best} is ahead of {name} by {-row['elpd_diff'] / row['n']:.3g} nats a datum "
             f"({-row['elpd_diff']:.4g} over {int(row['n']):,} data, {ratio:.1f} paired standard errors): {strength}."
@@ -120,66 +122,6 @@ def _cells(row: pd.Series) -> list[tuple[str, str]]:
         ("s.e. of it", f"{row['dse']:.1f}"),
         ("Monte Carlo error", f"{row['mc_se']:.2f}"),
         ("k-hat high", "exact" if math.isnan(row["khat_bad"]) else f"{row['khat_bad']:.0%}"),
-        ("bits a dimension", f"{row['bits_per_dim']:.3f}"),
+        ("bits a dimension", "none" if math.isnan(row["bits_per_dim"]) else f"{row['bits_per_dim']:.3f}"),
         ("stacking weight", f"{row['weight']:.2f}"),
     ]
-
-
-_STYLE = """body{font:16px/1.5 system-ui,sans-serif;color:#1b2430;max-width:60rem;margin:2rem auto;padding:0 1rem}
-table{border-collapse:collapse;display:block;overflow-x:auto}td,th{padding:.3rem .8rem;border-bottom:1px solid #e3e7ed;
-text-align:right}td:first-child,th:first-child{text-align:left}img{max-width:100%}dt{font-weight:600}.muted{color:#5b6675}"""
-
-_TERMS = {
-    "a datum, total": "the log of the density (or mass) that the model gives to data it was not fitted to; higher is "
-    "better. Estimated by importance sampling from q(z | x), so it is a lower bound in expectation.",
-    "difference, s.e. of it": "total minus that of the best model, and the standard error of the paired differences "
-    "over data. Believe a difference of several standard errors; below two the models are not told apart.",
-    "Monte Carlo error": "error of the total that more particles make smaller; it should be small against the "
-    "difference.",
-    "k-hat high": "share of data whose importance weights are too heavy-tailed to trust (Pareto k-hat); good is below "
-    "5 %.",
-    "bits a dimension": "minus log p(x) a datum, divided by its dimension and ln 2; lower is better.",
-    "stacking weight": "share of each model in the mixture that predicts held-out data best; near 0 means that the "
-    "model adds nothing to the others.",
-}  # fmt: skip
-
-
-def page(frame: pd.DataFrame, folders: Mapping[str, Path], out: Path) -> str:
-    """Return the comparison as one self-contained HTML page."""
-    from inference import figures
-
-    buffer = io.BytesIO()
-    figures.comparison(frame).savefig(buffer, format="png", dpi=130)
-    image = base64.b64encode(buffer.getvalue()).decode()
-    head = "".join(f"<th>{html.escape(title)}</th>" for title in ["model", *(t for t, _ in _cells(frame.iloc[0]))])
-    body = "".join(
-        f"<tr><td>{_link(str(name), folders.get(str(name)), out)}</td>"
-        + "".join(f"<td>{html.escape(text)}</td>" for _, text in _cells(row))
-        + "</tr>"
-        for name, row in frame.iterrows()
-    )
-    said = "".join(f"<p>{html.escape(line)}</p>" for line in sentences(frame))
-    terms = "".join(f"<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>" for term, text in _TERMS.items())
-    title = html.escape(" against ".join(str(name) for name in frame.index))
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Comparison: {title}</title><style>{_STYLE}</style></head><body>
-<h1>Comparison: {title}</h1>
-<p>Expected log predictive density on {frame["n"].iloc[0]:,} held-out data, in nats.
-<span class="muted">Scored: {html.escape(frame.attrs["observation"])}.</span></p>
-{said}
-<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>
-<figure><img alt="Differences to the best model with standard errors" src="data:image/png;base64,{image}">
-<figcaption class="muted">Difference to the best model with one (thick) and two (thin) paired standard errors.
-An interval that stays clear of the dashed line is a difference to believe.</figcaption></figure>
-<h2>How to read the table</h2><dl>{terms}</dl>
-</body></html>
-"""
-
-
-def _link(name: str, folder: Path | None, out: Path) -> str:
-    """The model's name, as a link to its report where there is one."""
-    if folder is None or not (folder / "report.html").is_file():
-        return html.escape(name)
-    target = os.path.relpath(folder / "report.html", out)
-    return f'<a href="{html.escape(target, quote=True)}">{html.escape(name)}</a>'

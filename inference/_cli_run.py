@@ -174,14 +174,17 @@ def fit_line(fitted: Any) -> str:
 
 
 def evidence_line(table: Any) -> str:
-    """Return one line on the held-out evidence, in nats a datum and bits a dimension."""
+    """Return one line on the held-out evidence: nats a datum, and bits a dimension where that is a code length."""
+    from inference.evidence import bits_per_dim
+
     mean, n = table["log_px"].mean(), len(table)
     error = table["log_px"].std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
     how = f", {table.attrs['particles']} particles" if table.attrs["estimator"] != "exact" else ", exact"
-    bits = -mean / (table.attrs["dims"] * math.log(2))
+    code = bits_per_dim(table)
+    bits = "" if math.isnan(code) else f", {code:.3f} bits a dimension"
     return (
-        f"held-out log p(x): {mean:.2f} nats a datum (standard error {error:.2f}, {n:,} data{how}); "
-        f"{bits:.3f} bits a dimension of: {table.attrs['observation']}"
+        f"held-out log p(x): {mean:.2f} nats a datum{bits} (standard error {error:.2f} nats, {n:,} data{how}); "
+        f"scored: {table.attrs['observation']}"
     )
 
 

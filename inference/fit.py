@@ -104,7 +104,7 @@ def _dispatch(wanted: int | str, steps: int, every: list[int], convolves: Callab
     if wanted == "auto":
         if jax.default_backend() == "cpu" and convolves():
             return 1  # XLA:CPU runs convolutions inside loops tens of times slower
-        limit = 10
+        limit = min(10, max(1, steps // 100))  # a row of the history at least every hundredth
     elif isinstance(wanted, int) and wanted >= 1:
         if jax.default_backend() == "cpu" and wanted > 1 and convolves():
             raise ValueError(

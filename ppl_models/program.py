@@ -249,9 +249,11 @@ class Program:
 
         def parameters() -> dict[str, Any]:
             x = self.prepare(jax.numpy.zeros((1, *self.shape), "uint8"), key, False)
-            with numpyro.handlers.trace() as sites, numpyro.handlers.seed(rng_seed=key):
-                self.model(x)
-                self.guide(x)
-            return {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
+            found: dict[str, Any] = {}
+            for program in (self.model, self.guide):
+                with numpyro.handlers.trace() as sites, numpyro.handlers.seed(rng_seed=key):
+                    program(x)
+                found |= {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
+            return found
 
         return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(parameters)))

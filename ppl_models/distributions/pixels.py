@@ -72,6 +72,11 @@ class Bernoulli:
         del parameters
         return dist.Bernoulli(logits=decoded).to_event(decoded.ndim - 1)
 
+    def bits_offset(self, levels: int) -> float | None:
+        """A probability mass of the stored pixel's bit: see ``Program.bits_offset``."""
+        del levels
+        return 0.0
+
     def observation(self, shape: tuple[int, ...], levels: int) -> str:
         """What is scored, in one line."""
         cut = f"{self.threshold * (levels - 1):g} of {levels - 1}"
@@ -113,6 +118,10 @@ class GreyBernoulli:
         """``Bernoulli(logits = decoded)``, unvalidated: validation would score a grey pixel as -inf."""
         del parameters
         return dist.Bernoulli(logits=decoded, validate_args=False).to_event(decoded.ndim - 1)
+
+    def bits_offset(self, levels: int) -> float | None:
+        """None: not a density, so no code length."""
+        del levels
 
     def observation(self, shape: tuple[int, ...], levels: int) -> str:
         """What is scored, in one line."""
@@ -179,6 +188,10 @@ class Normal:
         loc = jax.nn.sigmoid(decoded) if self.link == "sigmoid" else decoded
         sigma = _SIGMA_FLOOR + jnp.exp(parameters["log_sigma"]) if self.learned else self.sigma
         return dist.Normal(loc, sigma).to_event(decoded.ndim - 1)
+
+    def bits_offset(self, levels: int) -> float | None:
+        """log2(levels) with dequantisation, where a level has volume 1/levels; None without, on a lattice."""
+        return math.log2(levels) if self.dequantise else None
 
     def observation(self, shape: tuple[int, ...], levels: int) -> str:
         """What is scored, in one line."""

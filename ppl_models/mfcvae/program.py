@@ -60,6 +60,7 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
         prepare=lambda x, key, training: spec.likelihood.prepare(x, key, training, spec.levels),
         check_data=lambda x: spec.likelihood.check(x, spec.shape, spec.levels),
         observation=spec.likelihood.observation(spec.shape, spec.levels),
+        bits_offset=spec.likelihood.bits_offset(spec.levels),
         density=density(spec),
         knobs={f"fade_{name}": 1.0 for name in names},
         weights={"kl": lambda step: jax.numpy.minimum((step + 1) / spec.warmup, 1.0)} if spec.warmup else {},
