@@ -104,9 +104,9 @@ class GreyDenoiser(nnx.Module):
     """``E[x_0 | x]`` for dequantised grey levels: ``x_0`` is uniform in one of ``levels`` known boxes.
 
     With ``P(k | x) ~ softmax_k(net_k(x, l) + table_k) mass_k(x)``, ``mass_k`` the probability of box k under
-    N(x / cos, tan^2), and ``D = sum_k P(k | x) E[x_0 | x_0 in box k, x]``: the edges of the boxes are exact at every noise
-    level, and the network only has to say which level a pixel has, given the others.  The table is one row of logits
-    for each pixel; with a silent network the model is independent pixels with those frequencies, exactly.
+    N(x / cos, tan^2), and ``D = sum_k P(k | x) E[x_0 | x_0 in box k, x]``: the edges of the boxes are exact at every
+    noise level, and the network only has to say which level a pixel has, given the others.  The table is one row of
+    logits for each pixel; with a silent network the model is independent pixels with those frequencies, exactly.
     """
 
     def __init__(

@@ -25,8 +25,8 @@ def panels(spec: Diffusion, fit: Any, x: Any) -> list[Panel]:
         return [
             Panel(
                 "samples",
-                "Fresh draws from the model (upper rows) and data (last row). Good: the draws could be data, differ from "
-                "one another, and none repeats a datum.",
+                "Fresh draws from the model (upper rows) and data (last row). Good: the draws could be data, differ "
+                "from one another, and none repeats a datum.",
                 lambda: _draw_samples(spec, fit, x),
             ),
             Panel(

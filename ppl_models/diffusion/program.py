@@ -26,8 +26,7 @@ import numpyro.distributions as dist
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key, Shaped
-from numpyro.distributions import constraints
-from numpyro.distributions.transforms import AffineTransform
+from numpyro.distributions.transforms import AffineTransform, IndependentTransform
 from numpyro.handlers import substitute
 
 from ppl_models.diffusion import panels
@@ -60,12 +59,7 @@ class OneDatum:
 
 def program(spec: Diffusion, key: Key[Array, ""]) -> Program:
     """Build the network of ``spec`` from ``key`` and put the program together."""
-    rngs = nnx.Rngs(key)
-    module: nnx.Module
-    if spec.levels is None:
-        module = RealDenoiser(spec.network, spec.shape, rngs=rngs)
-    else:
-        module = GreyDenoiser(spec.network, spec.shape, spec.levels, spec.centre, spec.scale, rngs=rngs)
+    module = denoiser(spec, key)
     return Program(
         spec=spec,
         model=generative(spec, module),
@@ -80,6 +74,25 @@ def program(spec: Diffusion, key: Key[Array, ""]) -> Program:
         log_prob=lambda params, key, x: log_prob(spec, module, params, key, x),
         panels=lambda fit, x, factors, tree: panels.panels(spec, fit, x),
     )
+
+
+def denoiser(spec: Diffusion, key: Key[Array, ""]) -> nnx.Module:
+    """The network of ``spec`` with starting weights from ``key``."""
+    graph: Any = None
+
+    def start(key: Array) -> Any:
+        nonlocal graph
+        rngs = nnx.Rngs(key)
+        if spec.levels is None:
+            module: nnx.Module = RealDenoiser(spec.network, spec.shape, rngs=rngs)
+        else:
+            module = GreyDenoiser(spec.network, spec.shape, spec.levels, spec.centre, spec.scale, rngs=rngs)
+        graph, params = nnx.split(module)
+        return params
+
+    # One compilation instead of one a layer, and none of the optimisation that a single run cannot repay.
+    params = jax.jit(start, compiler_options={"xla_backend_optimization_level": 0})(key)
+    return nnx.merge(graph, params)
 
 
 def generative(spec: Diffusion, module: nnx.Module) -> Any:
@@ -110,8 +123,8 @@ def generative(spec: Diffusion, module: nnx.Module) -> Any:
 
 def in_data_units(spec: Diffusion, law: dist.Distribution) -> dist.Distribution:
     """The law of ``centre + scale x_0``."""
-    domain = constraints.independent(constraints.real, len(spec.shape))
-    return dist.TransformedDistribution(law, AffineTransform(spec.centre, spec.scale, domain=domain))
+    affine = IndependentTransform(AffineTransform(spec.centre, spec.scale), len(spec.shape))
+    return dist.TransformedDistribution(law, affine)
 
 
 def _trained(module: nnx.Module, params: Mapping[str, Any]) -> tuple[Apply, Any]:
@@ -119,10 +132,9 @@ def _trained(module: nnx.Module, params: Mapping[str, Any]) -> tuple[Apply, Any]
         return pure(bind("denoiser", module))
 
 
-def standard_prior(spec: Diffusion, params: Mapping[str, Any], *, trace: Trace | None = None) -> DiffusionPrior:
+def standard_prior(program: Program, params: Mapping[str, Any], *, trace: Trace | None = None) -> DiffusionPrior:
     """The trained model as a :class:`DiffusionPrior` over ``x_0``, the standardised datum."""
-    apply, weights = _trained(spec.build().modules["denoiser"], params)
-    return _prior(spec, apply, weights, trace)
+    return _prior(program.spec, *_trained(program.modules["denoiser"], params), trace)
 
 
 def _prior(spec: Diffusion, apply: Apply, weights: Any, trace: Trace | None) -> DiffusionPrior:
@@ -132,13 +144,13 @@ def _prior(spec: Diffusion, apply: Apply, weights: Any, trace: Trace | None) -> 
     )
 
 
-def prior(spec: Diffusion, params: Mapping[str, Any], *, trace: Trace | None = None) -> dist.Distribution:
+def prior(program: Program, params: Mapping[str, Any], *, trace: Trace | None = None) -> dist.Distribution:
     """The trained model as a NumPyro distribution over x, for any program: ``numpyro.sample("x", prior(...))``.
 
-    ``params`` are those of a fit.  ``trace`` replaces the spec's estimator of the divergence (probes are fixed here,
-    as MCMC needs).
+    ``program`` and ``params`` are those of a fit.  ``trace`` replaces the spec's estimator of the divergence (probes
+    are fixed here, as MCMC needs).
     """
-    return in_data_units(spec, standard_prior(spec, params, trace=trace))
+    return in_data_units(program.spec, standard_prior(program, params, trace=trace))
 
 
 def log_prob(
@@ -151,10 +163,11 @@ def log_prob(
 
 
 def bound(
-    spec: Diffusion, params: Mapping[str, Any], key: Key[Array, ""], x: Float[Array, " n *shape"], *, draws: int = 64
+    program: Program, params: Mapping[str, Any], key: Key[Array, ""], x: Float[Array, " n *shape"], *, draws: int = 64
 ) -> Float[Array, " n"]:
     """The denoising bound on log p(x) in nats, averaged over ``draws`` evenly spread noise levels a datum."""
-    apply, weights = _trained(spec.build().modules["denoiser"], params)
+    spec = program.spec
+    apply, weights = _trained(program.modules["denoiser"], params)
     x_0 = (x - spec.centre) / spec.scale
     low, high = math.log(1e-3), 4.0  # beyond these the integrand is nil: x_0 known, or independent of x
 
@@ -188,8 +201,8 @@ def check_data(spec: Diffusion, x: Any) -> None:
     spread = float(np.std(np.asarray(x, np.float64))) / spec.scale
     if len(x) > 1 and not 1e-2 < spread < 1e2:
         raise ValueError(
-            f"the data's standard deviation is {spread * spec.scale:.3g}, the spec's scale {spec.scale:g}; set scale (and "
-            "centre) to those of the data, or standardise them"
+            f"the data's standard deviation is {spread * spec.scale:.3g}, the spec's scale {spec.scale:g}; set scale "
+            "(and centre) to those of the data, or standardise them"
         )
 
 
