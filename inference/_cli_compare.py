@@ -28,6 +28,7 @@ def compare(command: Compare) -> None:
     opened = [runs.open_run(folder, command.common.plugin) for folder in command.folders]
     fits, cards = [fitted for fitted, _ in opened], [card for _, card in opened]
     check_same_data(command.folders, cards)
+    check_same_observation(command.folders, [fitted.program.observation for fitted in fits])
     wanted = command.test_n or min(card["test_n"] for card in cards)
     x, _ = runs.load_test(cards[0], test_n=wanted)
     own = [table for fitted in fits if (table := own_table(fitted.folder)) is not None]
@@ -52,6 +53,16 @@ def check_same_data(folders: Sequence[Path], cards: Sequence[Mapping[str, Any]])
             raise UsageError(
                 f"{folders[0]} is a model of data {first['name']!r}, {folder} of {card['name']!r}; densities of "
                 "different data cannot be compared: fit both to the same data"
+            )
+
+
+def check_same_observation(folders: Sequence[Path], observations: Sequence[str]) -> None:
+    """Raise :class:`UsageError` unless all runs score the same thing; found out before any evidence is computed."""
+    for folder, observation in zip(folders, observations, strict=True):
+        if observation != observations[0]:
+            raise UsageError(
+                f"{folders[0]} scores {observations[0]!r}, {folder} scores {observation!r}; densities of different "
+                "things cannot be compared: fit both with the same likelihood"
             )
 
 
@@ -107,14 +118,15 @@ def sentences(frame: pd.DataFrame) -> list[str]:
 
 def comparison_text(frame: pd.DataFrame) -> str:
     """Return the comparison as plain text: the table, its unit, and the sentences."""
-    rows = [[name, *(value for _, value in _cells(row))] for name, row in frame.iterrows()]
-    header = ["model", *(title for title, _ in _cells(frame.iloc[0]))]
+    shown = [dict(_cells(row)) for _, row in frame.iterrows()]
+    header = [title for title in shown[0] if any(cells[title] for cells in shown)]
+    rows = [[name, *(cells[title] for title in header)] for name, cells in zip(frame.index, shown, strict=True)]
     about = f"held-out log p(x) in nats, {frame['n'].iloc[0]:,} data; scored: {frame.attrs['observation']}"
-    return "\n".join([about, table_text(rows, header), *sentences(frame)])
+    return "\n".join([about, table_text(rows, ["model", *header]), *sentences(frame)])
 
 
 def _cells(row: pd.Series) -> list[tuple[str, str]]:
-    """Titles and texts of what a reader needs of one model's row."""
+    """Titles and texts of what a reader needs of one model's row; empty where a number does not exist."""
     return [
         ("a datum", f"{row['elpd_mean']:.2f}"),
         ("total", f"{row['elpd']:.1f}"),
@@ -122,6 +134,6 @@ def _cells(row: pd.Series) -> list[tuple[str, str]]:
         ("s.e. of it", f"{row['dse']:.1f}"),
         ("Monte Carlo error", f"{row['mc_se']:.2f}"),
         ("k-hat high", "exact" if math.isnan(row["khat_bad"]) else f"{row['khat_bad']:.0%}"),
-        ("bits a dimension", "none" if math.isnan(row["bits_per_dim"]) else f"{row['bits_per_dim']:.3f}"),
+        ("bits a dimension", "" if math.isnan(row["bits_per_dim"]) else f"{row['bits_per_dim']:.3f}"),
         ("stacking weight", f"{row['weight']:.2f}"),
     ]

@@ -67,7 +67,7 @@ def resumable(folder: Path) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         if not is_run(folder):
             raise
-        raise Interrupted(f"{stop or 'interrupted'}; continue: ppl-models resume {shell(folder)}") from None
+        raise Interrupted(f"{str(stop) or 'interrupted'}; continue: ppl-models resume {shell(folder)}") from None
 
 
 def fit(command: Fit) -> None:

@@ -48,7 +48,8 @@ def parse(argv: Sequence[str]) -> Command:
         if not words or words[0] in ("-h", "--help"):
             members = tuple(_member(name, entry) for name, entry in commands.items())
             description = DESCRIPTION if prog == PROG else _first_line(commands)
-            tyro.cli(Union[members], prog=prog, description=description, args=words)  # noqa: UP007 - made at run time
+            either: Any = Union[members]  # noqa: UP007 - made at run time
+            tyro.cli(either, prog=prog, description=description, args=words)
         word = words.pop(0)
         if word not in commands:
             what = "option" if word.startswith("-") else "command"
@@ -86,7 +87,8 @@ def _first_line(entry: type[Command] | Mapping[str, Any]) -> str:
 
 def _global_options_last(argv: Sequence[str]) -> list[str]:
     """Move ``--debug`` and ``--plugin FILE`` given before the command behind it: they work in both places."""
-    rest, moved = list(argv), []
+    rest = list(argv)
+    moved: list[str] = []
     while rest and rest[0].partition("=")[0] in ("--debug", "--plugin"):
         width = 2 if rest[0] == "--plugin" else 1
         moved, rest = moved + rest[:width], rest[width:]

@@ -47,7 +47,7 @@ def posterior(
     draws: int = 100,
     key: jax.Array,
     factors: Mapping[str, Any] | None = None,
-    predictive_draws: int = 10,
+    predictive_draws: int | None = None,
     chunk: int | None = None,
     progress: bool = True,
 ) -> xr.DataTree:
@@ -61,7 +61,7 @@ def posterior(
                               ``log_weight`` their difference; nats
     ``log_likelihood``        log p(x | z) of each observed site; nats          chain, draw, datum
     ``posterior_predictive``  ``x`` sampled from p(x | z), noise included, for  chain, draw, datum, x_dim_0, ...
-                              the first ``predictive_draws`` draws of z
+                              the first ``predictive_draws`` draws of z (default 10)
     ``reconstruction``        ``x``: mean of E[x | z] over all draws, where     datum, x_dim_0, ...
                               p(x | z) has a mean
     ``prior``                 latent and deterministic sites under the prior,   chain, draw, datum, unit_<site>
@@ -86,6 +86,7 @@ def posterior(
     import xarray as xr
 
     check_count("draws", draws, 1)
+    predictive_draws = min(10, draws) if predictive_draws is None else predictive_draws
     check_count("predictive_draws", predictive_draws, 0)
     if predictive_draws > draws:
         raise ValueError(f"predictive_draws {predictive_draws} exceeds draws {draws}; each uses one posterior draw")

@@ -34,7 +34,8 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self.began = time.monotonic()
-        self.printed = self.began + self.delay - self.every
+        self.printed, self.shown = self.began + self.delay - self.every, ""
+        self.first: tuple[float, int] | None = None
         self.bar: Any = None
         return self
 
@@ -46,6 +47,9 @@ class Progress:
         if not self.show:
             return
         now = time.monotonic()
+        if self.first is None:
+            # The first piece of work includes compilation: the rate is that of the pieces after it.
+            self.first = (now, done)
         if sys.stderr.isatty():
             if self.bar is None and now - self.began > self.delay:
                 from tqdm import tqdm
@@ -67,18 +71,23 @@ class Progress:
                 self.bar.update(done - self.bar.n)
         elif now - self.printed >= self.every:
             self.printed = now
-            print(self.line(), file=sys.stderr, flush=True)
+            self._print()
+
+    def _print(self) -> None:
+        if (line := self.line()) != self.shown:
+            self.shown = line
+            print(line, file=sys.stderr, flush=True)
 
     def line(self) -> str:
         """The state in one line of text: done, rate, time left, figures."""
-        seconds = max(time.monotonic() - self.began, 1e-9)
-        rate = (self.done - self.start) / seconds
-        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        since, before = self.first or (self.began, self.start)
+        done = self.done - before
+        rate = done / max(time.monotonic() - since, 1e-9)
         shown = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.figures.items())
-        time_left = f"{left:.0f} s left" if left < 1e6 else "time left unknown"
-        return f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.3g} {self.unit}/s, {time_left}" + (
-            f" | {shown}" if shown else ""
-        )
+        pace = f", {rate:.3g} {self.unit}/s, {(self.total - self.done) / rate:.0f} s left" if done else ""
+        if self.done >= self.total:
+            pace = f", {time.monotonic() - self.began:.0f} s"
+        return f"{self.what}: {self.done}/{self.total} {self.unit}{pace}" + (f" | {shown}" if shown else "")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
@@ -86,4 +95,4 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
         elif self.show and self.printed > self.began:
-            print(self.line(), file=sys.stderr, flush=True)
+            self._print()

@@ -115,7 +115,7 @@ def _replace_earlier(folders: list[Path]) -> None:
 
 def _where(out: Path, pages: dict[str, Path], quick: bool) -> str:
     """Say where to look and what to try next."""
-    one, two = shell(out / ONE), shell(out / TWO)
+    one, two, longer = shell(out / ONE), shell(out / TWO), out / "longer"
     lines = [
         "",
         "Look at (in a browser):",
@@ -126,9 +126,9 @@ def _where(out: Path, pages: dict[str, Path], quick: bool) -> str:
         "Try next:",
         f"  ppl-models diagnose {two}",
         f"  ppl-models sample {two} --n 64",
-        f"  ppl-models fit mfcvae:digits --data digits --out runs/longer --steps {1000 if quick else 10000} "
-        "--validation 200 --patience 5",
-        f"  ppl-models compare {one} {two} runs/longer",
+        f"  ppl-models fit {shell(out / TWO / 'spec.json')} --data digits --out {shell(longer)} "
+        f"--steps {2000 if quick else 20000} --average 0.999 --validation 200 --patience 5",
+        f"  ppl-models compare {one} {two} {shell(longer)}",
         "  ppl-models families",
     ]
     if quick:

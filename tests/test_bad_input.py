@@ -216,7 +216,10 @@ CASES: dict[str, tuple[Callable[[World], Any], str]] = {
     ),
     "an empty chunk": (lambda w: evidence(w.fitted, w.x, key=KEY, chunk=0), "chunk must be.*at least 1, got 0"),
     "no draws": (lambda w: posterior(w.fitted, w.x, draws=0, key=KEY), "draws must be.*at least 1, got 0"),
-    "more replications than draws": (lambda w: posterior(w.fitted, w.x, draws=2, key=KEY), "10 exceeds draws 2"),
+    "more replications than draws": (
+        lambda w: posterior(w.fitted, w.x, draws=2, predictive_draws=3, key=KEY),
+        "predictive_draws 3 exceeds draws 2",
+    ),
     "factors of other data": (
         lambda w: posterior(w.fitted, w.x, key=KEY, factors={"digit": np.zeros(3)}),
         "factor 'digit' has shape.*expected 32",

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,7 +49,8 @@ class Mine:
             return lambda site, ctx: dist.Normal(mean, scale).to_event(1)
 
         return Program(spec=self, model=model, posterior=posterior, latents=("z",), shape=self.shape,
-                       prepare=lambda x, key, training: x.astype("float32") / 16, density=("p(x, z)",))
+                       prepare=lambda x, key, training: x.astype("float32") / 16, density=("p(x, z)",),
+                       observation=f"x / {self.levels - 1}")
 
 
 register("mine", Mine, presets={"tiny": Mine()}, paper="none")
@@ -236,6 +239,19 @@ def test_compare_computes_only_what_is_missing(runs, capsys):
     assert code == 0 and "evidence of" not in err and "paired standard errors" in out
     page = (runs / "comparison" / "comparison.html").read_text()
     assert 'href="../full/report.html"' in page
+
+
+def test_compare_refuses_other_data_and_other_observations_before_any_work(runs, capsys, tmp_path):
+    for entry, says in (({"name": "facets_a"}, "models? of data 'digits'"), ({}, "cannot be compared")):
+        other = tmp_path / (entry.get("name") or "other")
+        shutil.copytree(runs / "bare", other)
+        record = json.loads((other / "run.json").read_text())
+        record["card"].update(entry)
+        (other / "run.json").write_text(json.dumps(record))
+        if not entry:
+            (other / "spec.json").write_text((other / "spec.json").read_text().replace('"levels": 17', '"levels": 16'))
+        code, _, err = call(capsys, "compare", runs / "full", other, "--out", tmp_path / "comparison")
+        assert code == 2 and re.search(says, err) and not (tmp_path / "comparison").exists()
 
 
 def test_an_existing_run_is_not_overwritten_unasked(runs, capsys):
