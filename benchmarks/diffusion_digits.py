@@ -70,7 +70,7 @@ def baselines(train: np.ndarray, test: np.ndarray) -> dict[str, float]:
     flat = train.reshape(len(train), -1), test.reshape(len(test), -1)
     a, b = ((x + rng.random(x.shape)) / LEVELS for x in flat)
     density = {}
-    for name, components, ridge in (("gaussian", 1, 1e-6), ("gmm", 10, 3e-5), ("gmm", 10, 1e-5)):
+    for name, components, ridge in (("gaussian", 1, 1e-6), ("gmm", 10, 3e-4), ("gmm", 10, 7e-4), ("gmm", 10, 2e-3)):
         model = GaussianMixture(components, reg_covar=ridge, random_state=0).fit(a)
         bits = math.log2(LEVELS) - model.score(b) / (PIXELS * math.log(2))
         density[name] = min(bits, density.get(name, math.inf))
@@ -108,7 +108,7 @@ def run(quick: bool) -> Iterator[Claim]:
     runs = [train(data, test, seed, steps, draws, density=True) for seed in seeds]
     per_image = np.mean([r["bound"] for r in runs], axis=0)
     ode = np.mean([r["density"] for r in runs], axis=0)
-    bars = baselines(data, test)
+    bars = baselines(data, test) if not quick else {}
     listed = ", ".join(f"{name} {value:.2f}" for name, value in bars.items())
     detail = {
         "bound_by_seed": [float(r["bound"].mean()) for r in runs],
@@ -126,7 +126,7 @@ def run(quick: bool) -> Iterator[Claim]:
         unit="bits/dim",
         target="<= 1.80",
         seeds=seeds,
-        reference=f"here, tuned on the test images: {listed}",
+        reference=f"measured here, tuned on the test images: {listed}" if bars else "",
         detail=detail,
     )
     yield Claim(

@@ -113,11 +113,12 @@ def posterior_of_noise(draws: np.ndarray, sensors: np.ndarray, y: np.ndarray) ->
 
 def exact_posterior_of_noise(sensors: np.ndarray, y: np.ndarray) -> np.ndarray:
     """p(noise | y) on the grid from the mixture's closed form."""
+    return _normalised(np.asarray(_evidence(jnp.asarray(sensors), jnp.asarray(y), jnp.asarray(grid())), float))
 
-    def evidence(noise: jax.Array) -> jax.Array:
-        return linear_posterior(mixture(2), jnp.asarray(sensors), jnp.asarray(y), noise).log_evidence
 
-    return _normalised(np.asarray(jax.jit(jax.vmap(evidence))(jnp.asarray(grid())), float))
+@jax.jit
+def _evidence(sensors: jax.Array, y: jax.Array, levels: jax.Array) -> jax.Array:
+    return jax.vmap(lambda noise: linear_posterior(mixture(2), sensors, y, noise).log_evidence)(levels)
 
 
 def _normalised(log_evidence: np.ndarray) -> np.ndarray:
