@@ -50,11 +50,13 @@ def train(data: np.ndarray, test: np.ndarray, seed: int, steps: int, draws: int,
     )
     seconds = time.perf_counter() - began
     program, params = fitted.program, fitted.params
+    ode_density = program.log_prob
+    assert ode_density is not None
     x = program.prepare(jnp.asarray(test), jax.random.key(100 + seed), False)
     by_bound = jax.jit(lambda key: bound(program, params, key, x, draws=draws))(jax.random.key(200 + seed))
     found: dict[str, Any] = {"bound": np.asarray(bits_per_dim(spec, by_bound)), "seconds": seconds}
     if density:
-        by_ode = jax.jit(lambda key: program.log_prob(params, key, x))(jax.random.key(300 + seed))
+        by_ode = jax.jit(lambda key: ode_density(params, key, x))(jax.random.key(300 + seed))
         found["density"] = np.asarray(bits_per_dim(spec, by_ode))
     return found
 
@@ -69,7 +71,7 @@ def baselines(train: np.ndarray, test: np.ndarray) -> dict[str, float]:
     rng = np.random.default_rng(0)
     flat = train.reshape(len(train), -1), test.reshape(len(test), -1)
     a, b = ((x + rng.random(x.shape)) / LEVELS for x in flat)
-    density = {}
+    density: dict[str, float] = {}
     for name, components, ridge in (("gaussian", 1, 1e-6), ("gmm", 10, 3e-4), ("gmm", 10, 7e-4), ("gmm", 10, 2e-3)):
         model = GaussianMixture(components, reg_covar=ridge, random_state=0).fit(a)
         bits = math.log2(LEVELS) - model.score(b) / (PIXELS * math.log(2))

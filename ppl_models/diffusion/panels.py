@@ -123,8 +123,8 @@ def _draw_plane(fit: Any, x: Any) -> Any:
     drawn = draw(fit, len(data))
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.subplots()
-    axes.scatter(*data.T, s=6, color="0.6", label="data")
-    axes.scatter(*drawn.T, s=6, color="tab:blue", alpha=0.5, label="model")
+    axes.scatter(data[:, 0], data[:, 1], s=6, color="0.6", label="data")
+    axes.scatter(drawn[:, 0], drawn[:, 1], s=6, color="tab:blue", alpha=0.5, label="model")
     axes.legend()
     axes.set_aspect("equal")
     return figure

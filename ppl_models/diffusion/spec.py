@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -71,9 +72,8 @@ class Diffusion:
         return program(self, jax.random.key(0) if key is None else key)
 
 
-GREY = {"levels": 17, "centre": 0.32, "scale": 0.36}
-TINY = Diffusion((8, 8), network=MLP(width=16, depth=1, embedding=8), solver=RK4(4, 1.75), probes=1, **GREY)
-DIGITS = Diffusion((8, 8), network=UNet(widths=(24, 72)), probes=1, **GREY)
+DIGITS = Diffusion((8, 8), levels=17, centre=0.32, scale=0.36, network=UNet(widths=(24, 72)), probes=1)
+TINY = dataclasses.replace(DIGITS, network=MLP(width=16, depth=1, embedding=8), solver=RK4(4, 1.75))
 PLANE = Diffusion((2,), network=MLP(width=64), solver=RK4(40, 1.75))
 FASHION = Diffusion((28, 28), levels=256, centre=0.29, scale=0.35, network=UNet(widths=(16, 32, 64)), probes=1)
 PRESETS = {"tiny": TINY, "digits": DIGITS, "plane": PLANE, "fashion": FASHION}

@@ -107,7 +107,7 @@ class Adaptive:
             ) from error
         ends = (schedule.T, schedule.start) if backward else (schedule.start, schedule.T)
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda t, y, args: slope(y, t)),
+            diffrax.ODETerm(lambda t, y, args: slope(y, jnp.asarray(t))),
             diffrax.Tsit5(),
             t0=ends[0],
             t1=ends[1],

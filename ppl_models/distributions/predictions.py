@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from ppl_models.distributions.schedules import Schedule
 
-Fn = Callable[[Any, Array, Array], Array]
+Fn = Callable[[Any, Array, Any], Array]
 Datum = Float[Array, "*shape"]
 
 ZERO = 1e-8

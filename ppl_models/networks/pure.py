@@ -25,7 +25,8 @@ def pure(module: nnx.Module) -> tuple[Apply, Any]:
     Two modules of the same structure give equal ``apply``.  Raises ``ValueError`` for a module with other state than
     parameters (running statistics, random streams): its output would not be a function of the weights and the input.
     """
-    graph, params, rest = nnx.split(module, nnx.Param, ...)
+    split: Any = nnx.split(module, nnx.Param, ...)
+    graph, params, rest = split
     state = nnx.to_pure_dict(rest)
     if state:
         raise ValueError(
