@@ -1,13 +1,13 @@
 """Diffusion models trained on their denoising bound, scored and sampled by their probability-flow ODE."""
 
 from ppl_models.diffusion.networks import MLP, UNet
-from ppl_models.diffusion.program import bits_per_dim, bound, prior, standard_prior
+from ppl_models.diffusion.program import bound, prior, standard_prior
 from ppl_models.diffusion.spec import PRESETS, Diffusion
 from ppl_models.distributions.ode import RK4, Adaptive
 from ppl_models.program import register
 
 __all__ = [
-    "MLP", "PRESETS", "RK4", "Adaptive", "Diffusion", "UNet", "bits_per_dim", "bound", "prior", "standard_prior",
+    "MLP", "PRESETS", "RK4", "Adaptive", "Diffusion", "UNet", "bound", "prior", "standard_prior",
 ]  # fmt: skip
 
 register(

@@ -69,6 +69,7 @@ def program(spec: Diffusion, key: Key[Array, ""]) -> Program:
         prepare=lambda x, key, training: prepare(spec, x, key, training),
         check_data=lambda x: check_data(spec, x),
         observation=observation(spec),
+        bits_offset=None if spec.levels is None else _PIXELS.bits_offset(spec.levels),
         density=density(spec),
         modules={"denoiser": module},
         log_prob=lambda params, key, x: log_prob(spec, module, params, key, x),
@@ -211,13 +212,6 @@ def observation(spec: Diffusion) -> str:
     if spec.levels is None:
         return f"x in R^{'x'.join(map(str, spec.shape))} as given; density, nats"
     return _PIXELS.observation(spec.shape, spec.levels)
-
-
-def bits_per_dim(spec: Diffusion, log_px: ArrayLike) -> Float[Array, "..."]:
-    """``-log2 p / d`` of stored grey levels: nats of the dequantised density to bits a pixel."""
-    if spec.levels is None:
-        raise ValueError("bits per dimension count stored grey levels; this spec has levels=None (real-valued data)")
-    return math.log2(spec.levels) - jnp.asarray(log_px) / (math.prod(spec.shape) * math.log(2))
 
 
 def density(spec: Diffusion) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import pytest
 from numpyro import handlers
 
 from inference import fit
-from ppl_models.diffusion import MLP, RK4, Diffusion, UNet, bits_per_dim, bound, prior, standard_prior
+from ppl_models.diffusion import MLP, RK4, Diffusion, UNet, bound, prior, standard_prior
 from ppl_models.diffusion.networks import TABLE_RATE, box_mean
 from ppl_models.distributions import Exact, Normal
 from ppl_models.program import resolve, spec_from_json, spec_to_json
@@ -125,13 +125,12 @@ def test_the_prior_is_a_distribution_for_any_program(table):
     np.testing.assert_allclose(whole[0], one, rtol=1e-4)
 
 
-def test_bits_per_dim_and_the_observation_line():
+def test_bits_offset_and_the_observation_line():
     spec = resolve("diffusion:digits")
+    program = spec.build(KEY)
     # Uniform pixels have density 1 on [0, 1]: log2(17) bits each.
-    assert float(bits_per_dim(spec, 0.0)) == pytest.approx(math.log2(17))
-    assert spec.build(KEY).observation == Normal(dequantise=True).observation((8, 8), 17)
-    with pytest.raises(ValueError, match="levels=None"):
-        bits_per_dim(REAL, 0.0)
+    assert program.bits_offset == pytest.approx(math.log2(17)) and REAL.build(KEY).bits_offset is None
+    assert program.observation == Normal(dequantise=True).observation((8, 8), 17)
 
 
 def test_learning_reaches_the_frequencies_and_their_dependence():
