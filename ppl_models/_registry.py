@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 BUILTIN = MappingProxyType(
     {
-        "mfcvae": "ppl_models.mfcvae",
+        "diffusion": "ppl_models.diffusion",
         "in_context": "ppl_models.in_context",
+        "mfcvae": "ppl_models.mfcvae",
     }
 )
 """Family name -> module that registers it when imported.  One line a family."""
