@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ppl_models.program import Program
 
-BUILTIN = MappingProxyType({"mfcvae": "ppl_models.mfcvae"})
+BUILTIN = MappingProxyType({"hvae": "ppl_models.hvae", "mfcvae": "ppl_models.mfcvae"})
 """Family name -> module that registers it when imported.  One line a family."""
 
 

@@ -1,0 +1,1 @@
+def panels(*a): return []
