@@ -37,7 +37,7 @@ def child(folder: Path, steps: int) -> None:
         resume(folder, x, validation=x[:200], progress=False)
         return
     program = resolve("mfcvae:tiny").build(jax.random.key(SEED))
-    # A run killed before its first checkpoint has nothing to resume from and starts again.
+    # A run killed while it was being set up has nothing to resume from and starts again.
     for file in sorted(folder.rglob("*"), reverse=True):
         file.rmdir() if file.is_dir() else file.unlink()
     fit(

@@ -58,7 +58,7 @@ def start() -> None:
     logging.getLogger("jax").setLevel(logging.ERROR)
     from inference.runtime import tune_runtime
 
-    tune_runtime(cache_dir=os.environ.get("JAX_COMPILATION_CACHE_DIR"))
+    tune_runtime()
 
 
 @contextlib.contextmanager

@@ -133,7 +133,7 @@ def _cells(row: pd.Series) -> list[tuple[str, str]]:
         ("difference", f"{row['elpd_diff']:.1f}"),
         ("s.e. of it", f"{row['dse']:.1f}"),
         ("Monte Carlo error", f"{row['mc_se']:.2f}"),
-        ("k-hat high", "exact" if math.isnan(row["khat_bad"]) else f"{row['khat_bad']:.0%}"),
+        ("k-hat > 0.7", "exact" if math.isnan(row["khat_bad"]) else f"{row['khat_bad']:.0%}"),
         ("bits a dimension", "" if math.isnan(row["bits_per_dim"]) else f"{row['bits_per_dim']:.3f}"),
         ("stacking weight", f"{row['weight']:.2f}"),
     ]

@@ -52,7 +52,7 @@ def compare_report(
     columns = {
         "rank": "rank", "elpd_mean": "log p(x) per datum (nats)", "bits_per_dim": "bits per dim",
         "elpd_diff": "difference (nats, summed)", "dse": "its s.e.", "weight": "stacking weight",
-        "mc_se": "Monte Carlo error", "khat_bad": "share with bad k-hat",
+        "mc_se": "Monte Carlo error", "khat_bad": "share with k-hat > 0.7",
     }  # fmt: skip
     shown = [c for c in columns if c in comparison]
     comparison = comparison.assign(weight=comparison["weight"].round(4))

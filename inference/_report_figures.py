@@ -173,7 +173,9 @@ def data_panels(x: np.ndarray, tree: Any, table: pd.DataFrame) -> list[Panel]:
             "Data that the model finds least likely. Number of the datum and log p(x) in nats, worst first; k! marks a "
             "k-hat above 0.7. Good: odd data, the ones a person would also call odd; ordinary data here show what "
             "the model misses.",
-            lambda: pictures.lowest_evidence(x, table["log_px"].to_numpy(), table["khat"].to_numpy()),
+            lambda: pictures.lowest_evidence(
+                np.asarray(next(iter(real.values()), x)), table["log_px"].to_numpy(), table["khat"].to_numpy()
+            ),
         )
     )
     for site, checks in criticism.predictive_by_site(tree).items():

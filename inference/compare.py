@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from inference.evidence import bits_per_dim, check_table
-from inference.psis import khat_threshold
+from inference.psis import KHAT_BAD
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +36,7 @@ def compare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     ``dse``           nats   standard error of ``elpd_diff`` over data, paired: sqrt(n) sd(difference_i)
     ``weight``               stacking weight, see :func:`stacking_weights`
     ``mc_se``         nats   Monte Carlo error of ``elpd``, sqrt(sum se_i^2); more particles make it smaller
-    ``khat_bad``             share of data with k-hat above its threshold (or without verdict); nan if exact
+    ``khat_bad``             share of data with k-hat above 0.7 (or without verdict); nan if exact
     ``bits_per_dim``  bits   code length of a stored number, see :func:`inference.evidence.bits_per_dim`; nan if none
     ``n``                    number of data
     ``nonfinite``            data whose log p(x) is infinite or nan
@@ -101,7 +101,7 @@ def compare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def _khat_bad(table: pd.DataFrame) -> float:
     if table.attrs["estimator"] == "exact":
         return math.nan
-    return float((~(table["khat"].to_numpy() <= khat_threshold(table.attrs["particles"]))).mean())
+    return float((~(table["khat"].to_numpy() <= KHAT_BAD)).mean())
 
 
 def _aligned(tables: Mapping[str, Any]) -> dict[str, pd.DataFrame]:

@@ -47,7 +47,7 @@ def evidence(
     ``se``      nats    its Monte Carlo standard error (delta method: sd(w) / (sqrt(S) mean(w)))
     ``elbo``    nats    average log weight, at most ``log_px``; the gap is what the posterior loses
     ``ess``     draws   effective sample size (sum w)^2 / sum w^2, of ``particles``
-    ``khat``            Pareto shape of the weights; above ``khat_threshold(particles)`` do not trust the row
+    ``khat``            Pareto shape of the weights; above 0.7 do not trust the row, above 0.5 with care
     ==========  ======  ==========================================================================================
 
     A program without latents, or with its own ``log_prob``, is scored exactly: ``se`` is 0; ``elbo``, ``ess`` and

@@ -14,6 +14,7 @@ import numpy as np
 
 from inference._style import BLUE, CYCLE, GREEN, INK, MUTED, ORANGE, RED, SKY, canvas, note, styled
 from inference.evidence import bits_per_dim
+from inference.psis import KHAT_BAD
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from inference.criticism import Predictive
 
-KHAT_GOOD, KHAT_BAD = 0.5, 0.7
+KHAT_GOOD = 0.5
 
 
 def _cut_start(axis: Any, curves: Sequence[np.ndarray]) -> None:
@@ -39,7 +40,10 @@ def training(history: pd.DataFrame, best_step: int | None = None) -> Figure:
     figure, axes = canvas(9.6, 3.3, 1, 2)
     left, right = axes[0]
     step = history["step"].to_numpy(float)
-    if "loss" in history:
+    # Schedules weigh the loss: the ELBO is what validation and later steps compare with.
+    if "elbo" in history:
+        left.plot(step, -history["elbo"], color=BLUE, label="training, -ELBO", lw=1.2)
+    elif "loss" in history:
         left.plot(step, history["loss"], color=BLUE, label="training, loss", lw=1.2)
     if "validation_elbo" in history and history["validation_elbo"].notna().any():
         rows = history[["step", "validation_elbo"]].dropna()

@@ -98,6 +98,11 @@ def _check_arguments(
         raise ValueError(f"patience counts validations without a better one, at least 1, got {patience!r}")
 
 
+def _check_dispatch(wanted: int | str) -> None:
+    if wanted != "auto" and not (isinstance(wanted, int) and wanted >= 1):
+        raise ValueError(f"steps_per_dispatch must be 'auto' or a whole number of at least 1, got {wanted!r}")
+
+
 def _dispatch(wanted: int | str, steps: int, every: list[int], convolves: Callable[[], bool]) -> int:
     """Steps per dispatch: a divisor of every interval, so that each falls on the end of a dispatch."""
     common = int(np.gcd.reduce([steps, *every]))
@@ -105,15 +110,13 @@ def _dispatch(wanted: int | str, steps: int, every: list[int], convolves: Callab
         if jax.default_backend() == "cpu" and convolves():
             return 1  # XLA:CPU runs convolutions inside loops tens of times slower
         limit = min(10, max(1, steps // 100))  # a row of the history at least every hundredth
-    elif isinstance(wanted, int) and wanted >= 1:
-        if jax.default_backend() == "cpu" and wanted > 1 and convolves():
+    else:
+        limit = int(wanted)
+        if jax.default_backend() == "cpu" and limit > 1 and convolves():
             raise ValueError(
                 f"steps_per_dispatch={wanted} would put convolutions inside a scan, which is tens of times slower on "
                 "a CPU; use steps_per_dispatch=1 (or 'auto')"
             )
-        limit = wanted
-    else:
-        raise ValueError(f"steps_per_dispatch must be 'auto' or a whole number of at least 1, got {wanted!r}")
     return max(d for d in range(1, limit + 1) if common % d == 0)
 
 
@@ -164,6 +167,7 @@ def fit(
     _check_arguments(
         steps, key, average, patience, validation, validate_every=validate_every, checkpoint_every=checkpoint_every
     )
+    _check_dispatch(steps_per_dispatch)
     rules = scheduled(program, weights)
     chosen = make_optimizer(learning_rate, optimizer, clip)
     data_key, train_key, validation_key = jax.random.split(key, 3)
@@ -255,6 +259,8 @@ class _Loop:
             self.history.restore(at)
         elif self.held_out is not None:
             self.best = {"value": -np.inf, "step": 0, **self._in_use(state)}
+        if self.folder is not None and not resume:
+            self._save(state, 0)  # a run killed before its first interval goes on from its own initial weights
         began = time.monotonic() - self.seconds
         with _Interrupt() as interrupt, Progress(self.steps, "fit", unit="steps", show=self.show, start=at) as shown:
             patience = arguments["patience"] or np.inf

@@ -2,7 +2,7 @@
 
 The largest importance weights follow a generalized Pareto distribution whose shape k says how many moments the
 weights have: their variance is finite for k < 1/2, and estimates are reliable in practice below
-:func:`khat_threshold`.  Zhang & Stephens (2009) estimate k; Vehtari, Simpson, Gelman, Yao & Gabry, "Pareto smoothed
+``KHAT_BAD``.  Zhang & Stephens (2009) estimate k; Vehtari, Simpson, Gelman, Yao & Gabry, "Pareto smoothed
 importance sampling", JMLR 2024, give the tail size min(S/5, 3 sqrt(S)) and the weak prior towards 1/2.  The fit
 itself is ArviZ's; this module owns its sign convention (it wants *minus* the log weights) and the degenerate cases.
 """
@@ -14,15 +14,11 @@ import math
 import numpy as np
 from jaxtyping import Array, Float
 
+KHAT_BAD = 0.7
+"""Largest k-hat to trust (Vehtari et al. 2024); with S draws, min(1 - 1/log10(S), 0.7): 0.63 for 512, 0.5 for 100."""
+
 SMALLEST = 25
 """Fewest draws for which k-hat exists: the tail is a fifth of them and needs five points."""
-
-
-def khat_threshold(draws: int) -> float:
-    """Largest k-hat to trust with this many draws, min(1 - 1/log10(S), 0.7) (Vehtari et al. 2024)."""
-    if draws < 2:
-        raise ValueError(f"draws must be at least 2, got {draws}")
-    return min(1.0 - 1.0 / math.log10(draws), 0.7)
 
 
 def pareto_k(log_weight: Float[np.ndarray | Array, "draws data"]) -> Float[np.ndarray, " data"]:

@@ -26,7 +26,7 @@ class Budget:
 
     steps: int
     batch_size: int = 128
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     average: float = 0.999
     validation: int = 200
     test_n: int = 297
@@ -34,7 +34,7 @@ class Budget:
     draws: int = 100
 
 
-FULL = Budget(steps=5000)
+FULL = Budget(steps=10_000)
 QUICK = Budget(steps=200, average=0.98, validation=100, test_n=60, particles=64, draws=20)
 
 

@@ -24,7 +24,8 @@ def tune_runtime(*, allocator: bool = True, cache_dir: str | Path | None = None)
     ``allocator``  glibc otherwise returns XLA's temporary buffers to the system after every step and each step
     pays a page fault per 4 KB: a third of the CPU time of a convolutional training step.  The price: freed memory
     stays with the process.  Linux with glibc only; elsewhere nothing is changed.
-    ``cache_dir``  folder of JAX's persistent compilation cache (default: the per-user cache folder).
+    ``cache_dir``  folder of JAX's persistent compilation cache (default: $JAX_COMPILATION_CACHE_DIR, else the
+    per-user cache folder).
 
     Returns what was applied.  The command line and the benchmarks call this; a library import never does.
     """
@@ -36,7 +37,8 @@ def tune_runtime(*, allocator: bool = True, cache_dir: str | Path | None = None)
         applied["allocator"] = all(mallopt(name, value) == 1 for name, value in settings)
     import jax
 
-    folder = Path(cache_dir) if cache_dir is not None else cache_folder() / "jax"
+    chosen = cache_dir or os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    folder = Path(chosen) if chosen else cache_folder() / "jax"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -50,6 +51,10 @@ class Model(Protocol):
 
 
 # ---------------------------------------------------------------------------------------------- modules
+_HOLDERS: weakref.WeakKeyDictionary[nnx.Module, dict[str, Any]] = weakref.WeakKeyDictionary()
+"""Mutable site of each bound module that has state (asking NumPyro for the site again would replace its value)."""
+
+
 def _split(module: nnx.Module) -> tuple[Any, Any, Any]:
     """Graph, parameters and the rest of a module (the one call whose stub mypy cannot read)."""
     split: Callable[..., Any] = nnx.split
@@ -72,17 +77,20 @@ def bind(name: str, module: nnx.Module) -> Any:
     if values is not None:
         nnx.replace_by_pure_dict(params, values)
     state = nnx.to_pure_dict(rest)
-    if state:
-        holder = mutable(f"{name}$state", {"state": state})
-        nnx.replace_by_pure_dict(rest, holder["state"])
-    return nnx.merge(graph, params, rest, copy=True)
+    if not state:
+        return nnx.merge(graph, params, rest, copy=True)
+    holder = mutable(f"{name}$state", {"state": state})
+    nnx.replace_by_pure_dict(rest, holder["state"])
+    live = nnx.merge(graph, params, rest, copy=True)
+    _HOLDERS[live] = holder
+    return live
 
 
-def commit(name: str, module: nnx.Module) -> None:
+def commit(module: nnx.Module) -> None:
     """Write the non-parameter state of a bound module (running statistics) back to its mutable site."""
-    state = nnx.to_pure_dict(_split(module)[2])
-    if state:
-        mutable(f"{name}$state")["state"] = jax.lax.stop_gradient(state)
+    if module not in _HOLDERS:
+        raise ValueError("commit needs a module that bind returned, with running statistics or other state to write")
+    _HOLDERS[module]["state"] = jax.lax.stop_gradient(nnx.to_pure_dict(_split(module)[2]))
 
 
 # ------------------------------------------------------------------------------------------------ knobs

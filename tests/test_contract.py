@@ -6,9 +6,10 @@ import arviz as az
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import pytest
 import xarray as xr
-from numpyro.handlers import seed, substitute, trace
+from numpyro.handlers import condition, seed, substitute, trace
 from numpyro.infer import SVI, Predictive, TraceMeanField_ELBO
 from numpyro.optim import Adam
 
@@ -83,6 +84,11 @@ def test_stock_svi_and_predictive_run(tiny: Program) -> None:
     assert drawn[tiny.observed[0]].shape == (2, 3, *tiny.shape)
     latent = Predictive(tiny.guide, params=params, num_samples=2)(KEY, x)
     assert set(tiny.latents) <= set(latent)
+    held = {name: latent[name][0] for name in tiny.latents}
+    sites = trace(seed(condition(substitute(tiny.model, data=params), held), KEY)).get_trace(size=len(x))
+    assert all((sites[name]["value"] == value).all() and sites[name]["is_observed"] for name, value in held.items())
+    source = numpyro.render_model(tiny.model, model_args=(x,)).source
+    assert all(name in source for name in (*tiny.latents, *tiny.observed))
 
 
 def test_three_steps_save_load_datatree_and_evidence(tiny: Program, tmp_path: Path) -> None:

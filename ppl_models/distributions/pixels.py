@@ -122,6 +122,7 @@ class GreyBernoulli:
     def bits_offset(self, levels: int) -> float | None:
         """None: not a density, so no code length."""
         del levels
+        return None
 
     def observation(self, shape: tuple[int, ...], levels: int) -> str:
         """What is scored, in one line."""

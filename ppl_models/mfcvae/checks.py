@@ -14,20 +14,11 @@ from jaxtyping import Float, Int
 
 from ppl_models.program import Check
 
-ACTIVE_VARIANCE = 0.01
-"""A latent dimension is active if its posterior mean varies over data by more than this (Burda et al. 2016)."""
-
 
 def assignment_probabilities(tree: Any, facet: str) -> Float[np.ndarray, "datum cluster"]:
     """``E_{q(z|x)} p(c | z)``: the responsibilities of each datum, averaged over its draws."""
     resp = np.asarray(tree["posterior"][f"resp_{facet}"].values, float)
     return resp.reshape(-1, *resp.shape[-2:]).mean(0)
-
-
-def posterior_means(tree: Any, facet: str) -> Float[np.ndarray, "datum dim"]:
-    """Mean of ``z`` over the draws of each datum."""
-    z = np.asarray(tree["posterior"][f"z_{facet}"].values, float)
-    return z.reshape(-1, *z.shape[-2:]).mean(0)
 
 
 def contingency(a: Int[np.ndarray, " n"], b: Int[np.ndarray, " n"]) -> Int[np.ndarray, "rows columns"]:
@@ -58,7 +49,7 @@ def checks(tree: Any, facets: tuple[str, ...]) -> list[Check]:
     labels = {name: p.argmax(1) for name, p in probabilities.items()}
     found = []
     for name in facets:
-        found += _facet(name, probabilities[name], posterior_means(tree, name))
+        found += _facet(name, probabilities[name])
     for a, b in itertools.combinations(facets, 2):
         nmi = normalised_mutual_information(labels[a], labels[b])
         found.append(
@@ -74,34 +65,23 @@ def checks(tree: Any, facets: tuple[str, ...]) -> list[Check]:
     return found
 
 
-def _facet(name: str, p: Float[np.ndarray, "n K"], means: Float[np.ndarray, "n d"]) -> list[Check]:
+def _facet(name: str, p: Float[np.ndarray, "n K"]) -> list[Check]:
     n, K = p.shape
     used = len(np.unique(p.argmax(1)))
-    active = int((means.var(0) > ACTIVE_VARIANCE).sum())
     effective = float(np.exp(entropy(p.mean(0))))
     confidence = float(p.max(1).mean())
-    found = [
-        Check(
-            check=f"facet {name}: active latent units",
-            value=float(active),
-            threshold=f">= 1 of {means.shape[1]}",
-            verdict="ok" if active else "fail",
-            meaning="latent dimensions whose posterior mean differs between data (variance above 0.01); none = silent",
-            remedy="lower sigma of the likelihood, fade this facet in first, or merge by norm_add or concat",
-        )
-    ]
     if K == 1:
-        return found
+        return []
     reachable = min(K, n)
     return [
-        *found,
         Check(
             check=f"facet {name}: clusters used",
             value=float(used),
             threshold=f">= 2 of {K}; warn below {-(-reachable // 2)}",
             verdict="fail" if used < 2 else "warn" if 2 * used < reachable else "ok",
             meaning=f"clusters that are the most probable one of some datum; the other {K - used} are dead",
-            remedy="fewer clusters, a larger prior_spread, or another key; with one used cluster see active units",
+            remedy="with one used cluster (a silent facet): warmup, unequal dim, merge by norm_add or concat; else "
+            "fewer clusters, a larger prior_spread, or another key",
         ),
         Check(
             check=f"facet {name}: effective number of clusters",

@@ -307,3 +307,9 @@ def test_a_closed_pipe_is_quiet():
         process.stdout.close()
         err = process.stderr.read()
     assert process.returncode == 0 and err == ""
+
+
+def test_help_does_not_wait_for_jax():
+    code = "import sys; from inference.cli import main; main(['fit', '--help']); sys.exit('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -61,11 +61,6 @@ def test_rows_are_matched_by_datum_not_by_position():
     pd.testing.assert_frame_equal(compare({"a": table(a), "b": shuffled}), straight)
 
 
-def test_threshold_of_khat_follows_the_particles():
-    few, many = (table(np.zeros(2), khat=0.6, particles=s) for s in (100, 5000))  # thresholds 0.5 and 0.7
-    assert list(compare({"few": few, "many": many}).loc[["few", "many"], "khat_bad"]) == [1.0, 0.0]
-
-
 @pytest.mark.parametrize("bad", [-np.inf, np.nan])
 def test_a_model_with_nonfinite_evidence_is_reported_and_ranked_last(bad):
     good, better = RNG.normal(-5, 1, size=20), RNG.normal(-4, 1, size=20)

@@ -67,6 +67,21 @@ def test_resume_gives_the_same_bits(program: Program, x: np.ndarray, tmp_path: P
     pd.testing.assert_frame_equal(*histories)
 
 
+def test_a_run_killed_before_its_first_interval_resumes_from_its_own_weights(x: np.ndarray, tmp_path: Path) -> None:
+    register_toy()
+    program = PPCA().build(jax.random.key(99))  # not the key of the fit
+    whole = run(program, x)
+
+    def stop(*args: object) -> None:
+        raise RuntimeError("killed")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "update", stop)
+        with pytest.raises(RuntimeError, match="killed"):
+            run(program, x, tmp_path / "run")
+    assert same(resume(tmp_path / "run", x, progress=False).params, whole.params)
+
+
 def test_same_key_same_parameters_other_key_others(program: Program, x: np.ndarray) -> None:
     a, b, c = run(program, x), run(program, x), run(program, x, key=jax.random.key(4))
     assert same(a.params, b.params) and not same(a.params, c.params)
@@ -274,7 +289,7 @@ def test_batch_statistics_are_trained_and_kept(x: np.ndarray) -> None:
         layer = bind("norm", net)
         assert x is not None
         mean = layer(x, use_running_average=knob("running", 0.0) == 1.0)
-        commit("norm", layer)
+        commit(layer)
         with numpyro.plate("data", x.shape[0]):
             numpyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
 

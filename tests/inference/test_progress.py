@@ -13,8 +13,10 @@ def test_lines_in_a_log(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     with Progress(100, "fit", unit="steps") as shown:
         now = 20.0  # twenty seconds of compilation
         shown.update(10, {"loss": 3.25})
-        for now, done in ((21.0, 20), (36.0, 70)):
-            shown.update(done)
+        now = 21.0
+        shown.update(20)
+        now = 36.0
+        shown.update(70)
         now = 45.0
         shown.update(100)
     lines = capsys.readouterr().err.splitlines()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from inference.psis import khat_threshold, pareto_k, psis
+from inference.psis import pareto_k, psis
 
 
 def gaussian_log_weights(scale, draws, data, seed=0):
@@ -85,11 +85,3 @@ def test_one_dominant_weight_is_far_above_the_threshold():
 def test_wrong_axes_are_refused(shape):
     with pytest.raises((ValueError, TypeError), match="draws"):
         psis.__wrapped__(np.zeros(shape)) if hasattr(psis, "__wrapped__") else psis(np.zeros(shape))
-
-
-def test_threshold_is_that_of_the_paper():
-    assert khat_threshold(100) == pytest.approx(0.5)
-    assert khat_threshold(512) == pytest.approx(1 - 1 / np.log10(512))
-    assert khat_threshold(10_000) == 0.7
-    with pytest.raises(ValueError, match="at least 2"):
-        khat_threshold(1)
