@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from ppl_models.hvae.spec import HVAE
 
 Image = Float[Array, "batch height width channel"]
+Mapped = Float[Array, "batch height width c_out"]
+Resized = Float[Array, "batch new_height new_width channel"]
 Drop = Callable[[Array], Array]
 LOG_SD_BOUND = 20.0
 """Log standard deviations are cut here, far outside anything useful: beyond, exp() of their differences overflows."""
@@ -45,13 +47,13 @@ def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
     return x * cdf, t * (cdf + x * jnp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi)))
 
 
-def pool(x: Image, k: int) -> Image:
+def pool(x: Image, k: int) -> Resized:
     """Mean over k x k blocks: the L2 projection on images that are constant on them."""
     B, H, W, C = x.shape
     return x if k == 1 else x.reshape(B, H // k, k, W // k, k, C).mean((2, 4))
 
 
-def upsample(x: Image, k: int) -> Image:
+def upsample(x: Image, k: int) -> Resized:
     """Each pixel repeated in a k x k block (nearest neighbour): keeps the root mean square over pixels."""
     B, H, W, C = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None], (B, H, k, W, k, C)).reshape(B, k * H, k * W, C)
@@ -95,7 +97,7 @@ class Conv(nnx.Module):
         self.kernel = nnx.Param(jnp.asarray(rng.uniform(-bound, bound, shape) if scale else np.zeros(shape), "float32"))
         self.bias = _constant(0.0, c_out)
 
-    def __call__(self, *inputs: Image) -> Image:
+    def __call__(self, *inputs: Image) -> Mapped:
         kernel, bias, at = self.kernel[...], self.bias[...], 0
         parts = []
         for x in inputs:
@@ -117,7 +119,7 @@ class Block(nnx.Module):
         self.c3 = Conv(mid, mid, k, rng=rng)
         self.c4 = Conv(mid, c_out, 1, scale=scale, rng=rng)
 
-    def __call__(self, *inputs: Image, drop: Drop = no_drop) -> Image:
+    def __call__(self, *inputs: Image, drop: Drop = no_drop) -> Mapped:
         h = self.c1(*(gelu(x) for x in inputs))
         h = self.c3(gelu(self.c2(gelu(h))))
         return self.c4(drop(gelu(h)))
@@ -146,7 +148,7 @@ class Encoder(nnx.Module):
             [Block(2 * w, mid, 2 * spec.zdim, spec.decoder_cells[i].res, rng=rng) for i in _first(spec.decoder_groups)]
         )
 
-    def __call__(self, x: Float[Array, "batch ..."], drop: Drop = no_drop) -> dict[int, Image]:
+    def __call__(self, x: Float[Array, "batch ..."], drop: Drop = no_drop) -> dict[int, Array]:
         """The last activation at every resolution, of data in [0, 1]."""
         side = self.spec.grid
         h = self.in_conv(2.0 * x.reshape(x.shape[0], side, side, self.spec.channels) - 1.0)
@@ -158,7 +160,7 @@ class Encoder(nnx.Module):
             found[cell.res // cell.down] = h
         return found
 
-    def posterior(self, level: int, Z: Image, a: Image, drop: Drop = no_drop) -> tuple[Image, Image]:
+    def posterior(self, level: int, Z: Image, a: Image, drop: Drop = no_drop) -> tuple[Mapped, Mapped]:
         """``(qm, qv)``: mean and log standard deviation of q(z_level | Z, x)."""
         both = self.posteriors[self.spec.decoder_groups[level]](Z, a, drop=drop)
         return both[..., : self.spec.zdim], _bounded(both[..., self.spec.zdim :])
@@ -202,7 +204,7 @@ class Decoder(nnx.Module):
         """The weights of a level; tied levels share them."""
         return self.cells[self.spec.decoder_groups[level]]
 
-    def enter(self, level: int, states: dict[int, Image], batch: int) -> Image:
+    def enter(self, level: int, states: dict[int, Array], batch: int) -> Image:
         """``Z_level``: the state at its resolution - at first the learned constant - plus the mixed-in coarser one."""
         res, mixin = self.spec.decoder_cells[level]
         Z = states.get(res)
@@ -211,13 +213,13 @@ class Decoder(nnx.Module):
             Z = jnp.broadcast_to(self.start[f"at_{res}"][...][None], shape) if res <= NO_BIAS_ABOVE else jnp.zeros(shape)
         return Z + upsample(states[mixin], res // mixin) if mixin else Z
 
-    def prior(self, level: int, Z: Image, drop: Drop = no_drop) -> tuple[Image, Image, Image]:
+    def prior(self, level: int, Z: Image, drop: Drop = no_drop) -> tuple[Mapped, Mapped, Image]:
         """``(pm, pv, drift)``: mean and log standard deviation of p(z_level | Z), and the state's own movement."""
         z = self.spec.zdim
         out = self.cell(level).prior(Z, drop=drop)
         return out[..., :z], _bounded(out[..., z : 2 * z]), out[..., 2 * z :]
 
-    def step(self, level: int, Z: Image, drift: Image, z: Image, drop: Drop = no_drop) -> Image:
+    def step(self, level: int, Z: Image, drift: Image, z: Mapped, drop: Drop = no_drop) -> Image:
         """The state after the level: both half steps."""
         cell = self.cell(level)
         Z = Z + drift + cell.z_proj(z)

@@ -159,7 +159,7 @@ class HVAE:
 
 _DIGITS = Bernoulli(threshold=7.5 / 16, noise=1.0)
 TINY = HVAE(
-    enc="8d4,2x1", dec="2x1,8m2", shape=(8, 8), levels=17, width=8, zdim=2, mid_ratio=0.5,
+    enc="1x1", dec="1x2", shape=(8, 8), levels=17, width=16, zdim=2, mid_ratio=0.5,
     likelihood=Bernoulli(threshold=7.5 / 16),
 )  # fmt: skip
 DIGITS = HVAE(
