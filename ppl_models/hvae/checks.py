@@ -7,9 +7,11 @@ of ``inference.diagnose`` for any program; here stands the verdict on the hierar
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Shaped
 
 from ppl_models.program import Check
 
@@ -49,45 +51,49 @@ def levels(tree: Any, spec: HVAE) -> list[Level]:
         rates = np.asarray(posterior[f"rate_{site}"].values, float)
         z = np.asarray(posterior[site].values)
         z = z.reshape(z.shape[0] * z.shape[1], z.shape[2], -1)  # (S, N, units)
-        found.append(Level(site, float(rates.mean()), int((_variance(z) > ACTIVE_VARIANCE).sum()), z.shape[2], cell.res))
+        found.append(Level(site, float(rates.mean()), _active(z), z.shape[2], cell.res))
     return found
 
 
-def _variance(z: np.ndarray) -> np.ndarray:
-    """Var_x(E_q[z | x]) of each unit; the variance of the mean over draws is taken off."""
-    draws, data, units = z.shape
-    if data < 2:
-        return np.zeros(units)
-    spread = z.mean(0, dtype=np.float64).var(0, ddof=1)
-    return spread - z.var(0, ddof=1, dtype=np.float64).mean(0) / draws if draws > 1 else spread
+def _active(z: Shaped[np.ndarray, "draws data units"]) -> int:
+    """Number of units with Var_x(E_q[z | x]) above the threshold, and above what silent units show by chance."""
+    draws, data, _ = z.shape
+    if draws < 2 or data < 2:
+        return 0
+    # The mean of S draws varies over data by (variance of a draw) / S even where nothing follows the datum.
+    chance = z.var(0, ddof=1, dtype=np.float64).mean(0) / draws
+    variance = z.mean(0, dtype=np.float64).var(0, ddof=1) - chance
+    return int((variance > np.maximum(ACTIVE_VARIANCE, 4 * chance * np.sqrt(2 / (data - 1)))).sum())
 
 
 def checks(tree: Any, spec: HVAE) -> list[Check]:
     """Lines of ``inference.diagnose`` for a hierarchical VAE: the collapsed levels, by name."""
     found = levels(tree, spec)
-    dead = [level for level in found if level.collapsed]
-    idle = [level for level in found if level.follows]
-    total = sum(level.rate for level in found)
-    named = ", ".join(f"{level.site} ({level.res}x{level.res})" for level in dead)
-    if dead and len(dead) == len(found):
+    dead, idle = _named(level for level in found if level.collapsed), _named(level for level in found if level.follows)
+    count = sum(level.collapsed for level in found)
+    total = count == len(found)
+    meaning = f"Every level is in use: {sum(level.rate for level in found):.3g} nats per datum over {len(found)} levels."
+    if total:
         meaning = "Every level has collapsed: q(z|x) equals the prior throughout and the model ignores its latents."
-    elif dead:
-        meaning = f"Collapsed, q(z|x) equals the prior and no unit follows the datum: {named}."
-    else:
-        meaning = f"Every level is in use: {total:.3g} nats per datum over {len(found)} levels."
-    if idle:
-        names = ", ".join(level.site for level in idle)
-        meaning += f" Adding nothing of their own, only following the levels above: {names}."
+    elif dead or idle:
+        meaning = " ".join(
+            [f"Collapsed, q(z|x) equals the prior and no unit follows the datum: {dead}."] * bool(dead)
+            + [f"Silent, units only follow the levels above: {idle}."] * bool(idle)
+        )
     return [
         Check(
             check="collapsed levels",
-            value=float(len(dead)),
+            value=float(count),
             threshold=f"0 of {len(found)} (rate < {SILENT:g} nats and no active unit)",
-            verdict="fail" if dead and len(dead) == len(found) else "warn" if dead else "ok",
+            verdict="fail" if total else "warn" if dead or idle else "ok",
             meaning=meaning,
             remedy=""
-            if not dead
+            if not (dead or idle)
             else "Train longer (coarse and fine levels often come last), fade the KL in (weights={'kl': schedule}), or "
             "take these cells out of dec: the model does without them.",
         )
     ]
+
+
+def _named(levels: Iterable[Level]) -> str:
+    return ", ".join(f"{level.site} ({level.res}x{level.res})" for level in levels)

@@ -74,7 +74,7 @@ class Dropout:
         self.calls += 1
         # 16 random bits a unit: half the cost of a uniform number.
         bits = jax.random.bits(jax.random.fold_in(self.key, self.calls), h.shape, jnp.uint16)
-        kept = bits < jnp.asarray(jnp.round(65536.0 * self.keep), jnp.uint32)
+        kept = bits.astype(jnp.float32) < 65536.0 * self.keep
         return jnp.where(kept, h * jnp.asarray(1.0 / self.keep, h.dtype), jnp.zeros((), h.dtype))
 
 

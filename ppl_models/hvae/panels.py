@@ -112,10 +112,8 @@ def _expected(spec: HVAE, fit: Any, choose: Any, batch: int) -> Array:
     return trace(model).get_trace(size=batch)["x"]["fn"].mean
 
 
-def truncated(
-    spec: HVAE, fit: Any, z: Mapping[str, Float[Array, "n ..."]], cuts: list[int]
-) -> Float[np.ndarray, "cuts n ..."]:
-    """``E[x | z]`` with the first ``cut`` levels as given and the others at their prior mean, for each cut."""
+def truncated(spec: HVAE, fit: Any, z: Mapping[str, Any], cuts: list[int]) -> Float[np.ndarray, "cuts n ..."]:
+    """``E[x | z]`` of ``z`` (n, ...) by site, with the first ``cut`` levels as given and the others at their prior mean, for each cut."""
     held = [jnp.asarray(z[name]) for name in spec.latents]
 
     @jax.jit
