@@ -32,7 +32,7 @@ from ppl_models.hvae.training import vdvae_training
 from ppl_models.program import Posterior, Program, bind, knob
 
 SPEC = PRESETS["digits"]
-STEPS = {"hierarchy": 10_000, "one level": 15_000}
+STEPS = {"hierarchy": 10_000, "one level": 26_000}
 PARTICLES, BATCH = 256, 64
 
 
@@ -71,7 +71,8 @@ def one_level(key: jax.Array, *, hidden: int = 256, latent: int = 24, dropout: f
     return Program(
         None, model, posterior, ("z",), (8, 8), prepare=lambda x, k, t: like.prepare(x, k, t, SPEC.levels),
         observation=like.observation(SPEC.shape, SPEC.levels), bits_offset=like.bits_offset(SPEC.levels),
-        knobs={"dropout": 0.0}, weights={"dropout": lambda step: dropout}, modules={"encoder": encoder, "decoder": decoder},
+        knobs={"dropout": 0.0}, weights={"dropout": lambda step: dropout},
+        modules={"encoder": encoder, "decoder": decoder},
     )  # fmt: skip
 
 
@@ -92,15 +93,16 @@ class Mixture(NamedTuple):
 
 
 def mixture(x: np.ndarray, K: int, smoothing: float, seed: int, rounds: int) -> Mixture:
-    """EM from random data as centres; ``smoothing`` pseudo-counts a pixel and value, one a weight."""
+    """EM from random data as centres; ``smoothing`` pseudo-data a component like the average one, one a weight."""
     rng = np.random.default_rng(seed)
+    average = (x.sum(0) + 0.5) / (len(x) + 1)
     found = Mixture(np.full(K, -np.log(K)), 0.25 + 0.5 * x[rng.choice(len(x), K, replace=False)])
     for _ in range(rounds):
         joint = found.joint(x)
         share = np.exp(joint - joint.max(1, keepdims=True))
         share /= share.sum(1, keepdims=True)
         mass = share.sum(0)
-        p = (share.T @ x + smoothing) / (mass[:, None] + 2 * smoothing)
+        p = (share.T @ x + smoothing * average) / (mass[:, None] + smoothing)
         found = Mixture(np.log((mass + 1) / (len(x) + K)), np.clip(p, 1e-6, 1 - 1e-6))
     return found
 
@@ -118,7 +120,7 @@ def best_mixture(
     tried = {
         (K, smoothing): mixture(stack(x).astype(float), K, smoothing, 0, rounds).log_prob(binary).mean()
         for K in sizes
-        for smoothing in (0.1, 0.3)
+        for smoothing in (0.5, 1.0, 2.0)
     }
     K, smoothing = max(tried, key=lambda choice: tried[choice])
     every = stack(np.concatenate([x, validation])).astype(float)

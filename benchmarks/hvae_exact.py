@@ -8,6 +8,7 @@ which is what the error of the estimate is measured with; and wrong (means .6 of
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,14 +38,12 @@ def measure(spoil: float, data: int, seed: int) -> dict[str, np.ndarray]:
 def run(quick: bool) -> Iterator[Claim]:
     """Yield the error of the estimate, and k-hat of the exact and of the wrong posterior."""
     data, seeds = (50, (0,)) if quick else (300, (0, 1, 2))
-    found = {
-        spoil: [measure(spoil, data, seed) for seed in seeds] for spoil in (SPOILT, EXACT, WRONG)
-    }
+    found = {spoil: [measure(spoil, data, seed) for seed in seeds] for spoil in (SPOILT, EXACT, WRONG)}
     joined = {
         spoil: {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         for spoil, parts in found.items()
     }
-    detail = {
+    detail: dict[str, Any] = {
         str(spoil): {
             "mean_error": values["error"].mean(), "mean_abs_error": np.abs(values["error"]).mean(),
             "max_abs_error": np.abs(values["error"]).max(), "khat_median": np.median(values["khat"]),

@@ -10,6 +10,7 @@ by K; ``RmC`` (decoder) is a cell at R that first adds the state of the coarser 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 _TOKEN = re.compile(r"(?P<res>\d+)(?:(?P<kind>[a-z])(?P<number>\d+))?")
@@ -82,7 +83,9 @@ def parse_decoder(text: str) -> tuple[DecoderCell, ...]:
     for token, res, kind, number in _tokens(text, "dec", "m"):
         at = cells[-1].res if cells else None
         if at is not None and res < at:
-            raise ValueError(f"dec {text!r}: {token!r} goes back from resolution {at} to {res}; dec runs coarse to fine")
+            raise ValueError(
+                f"dec {text!r}: {token!r} goes back from resolution {at} to {res}; dec runs coarse to fine"
+            )
         if kind == "x":
             if at is not None and res != at:
                 raise ValueError(
@@ -107,12 +110,12 @@ def parse_decoder(text: str) -> tuple[DecoderCell, ...]:
     return tuple(cells)
 
 
-def groups(cells: tuple[EncoderCell, ...] | tuple[DecoderCell, ...], share: bool) -> tuple[int, ...]:
+def groups(cells: Sequence[EncoderCell | DecoderCell], share: bool) -> tuple[int, ...]:
     """For each cell, the number of the weights it uses; with ``share`` all plain cells of a resolution use the same."""
     seen: dict[tuple[int, ...], int] = {}
     found = []
     for i, cell in enumerate(cells):
-        plain = isinstance(cell, EncoderCell) and cell.down == 1 or isinstance(cell, DecoderCell) and cell.mixin == 0
+        plain = cell.down == 1 if isinstance(cell, EncoderCell) else cell.mixin == 0
         key = (cell.res,) if share and plain else (cell.res, i)
         found.append(seen.setdefault(key, len(seen)))
     return tuple(found)

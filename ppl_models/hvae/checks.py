@@ -72,7 +72,9 @@ def checks(tree: Any, spec: HVAE) -> list[Check]:
     dead, idle = _named(level for level in found if level.collapsed), _named(level for level in found if level.follows)
     count = sum(level.collapsed for level in found)
     total = count == len(found)
-    meaning = f"Every level is in use: {sum(level.rate for level in found):.3g} nats per datum over {len(found)} levels."
+    meaning = (
+        f"Every level is in use: {sum(level.rate for level in found):.3g} nats per datum over {len(found)} levels."
+    )
     if total:
         meaning = "Every level has collapsed: q(z|x) equals the prior throughout and the model ignores its latents."
     elif dead or idle:

@@ -112,7 +112,9 @@ class Block(nnx.Module):
     ``scale`` multiplies the last layer's initial weights; ``drop`` acts on its input.
     """
 
-    def __init__(self, c_in: int, mid: int, c_out: int, res: int, *, scale: float = 1.0, rng: np.random.Generator) -> None:
+    def __init__(
+        self, c_in: int, mid: int, c_out: int, res: int, *, scale: float = 1.0, rng: np.random.Generator
+    ) -> None:
         k = 3 if res > 2 else 1
         self.c1 = Conv(c_in, mid, 1, rng=rng)
         self.c2 = Conv(mid, mid, k, rng=rng)
@@ -210,7 +212,11 @@ class Decoder(nnx.Module):
         Z = states.get(res)
         if Z is None:
             shape = (batch, res, res, self.spec.width)
-            Z = jnp.broadcast_to(self.start[f"at_{res}"][...][None], shape) if res <= NO_BIAS_ABOVE else jnp.zeros(shape)
+            Z = (
+                jnp.broadcast_to(self.start[f"at_{res}"][...][None], shape)
+                if res <= NO_BIAS_ABOVE
+                else jnp.zeros(shape)
+            )
         return Z + upsample(states[mixin], res // mixin) if mixin else Z
 
     def prior(self, level: int, Z: Image, drop: Drop = no_drop) -> tuple[Mapped, Mapped, Image]:

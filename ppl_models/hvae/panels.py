@@ -113,7 +113,7 @@ def _expected(spec: HVAE, fit: Any, choose: Any, batch: int) -> Array:
 
 
 def truncated(spec: HVAE, fit: Any, z: Mapping[str, Any], cuts: list[int]) -> Float[np.ndarray, "cuts n ..."]:
-    """``E[x | z]`` of ``z`` (n, ...) by site, with the first ``cut`` levels as given and the others at their prior mean, for each cut."""
+    """``E[x | z]`` with the first ``cut`` levels of ``z`` as given and the others at their mean, for each cut."""
     held = [jnp.asarray(z[name]) for name in spec.latents]
 
     @jax.jit

@@ -100,7 +100,7 @@ def generative(spec: HVAE, decoder: nnx.Module) -> Any:
         if x is None and size is None:
             raise ValueError("the model needs data x or a size: model(x) scores x, model(size=n) draws n fresh data")
         x = None if x is None else jnp.asarray(x)
-        batch = size if x is None else x.shape[0]
+        batch = x.shape[0] if x is not None else int(size or 0)
         net: Decoder = bind("decoder", decoder)
         start = spec.likelihood.parameters()
         parameters = numpyro.param("likelihood", start) if start else start

@@ -91,7 +91,7 @@ class HVAE:
         image = len(self.shape) in (2, 3) and self.shape[0] == self.shape[1]
         if side != 1 and not (image and self.shape[0] == side):
             raise ValueError(
-                f"enc {self.enc!r} starts at resolution {side}, a datum has shape {self.shape}; expected enc to start at "
+                f"enc {self.enc!r} starts at resolution {side}, data have shape {self.shape}; expected enc to start at "
                 + (f"{self.shape[0]}, or at 1" if image else "1: only square images (S, S) or (S, S, C) have a grid")
                 + " (the whole datum as channels of one position)"
             )

@@ -1,4 +1,4 @@
-"""VDVAE's way to train, as arguments of ``inference.fit``; its rule to skip updates is replaced by one that cannot lock.
+"""VDVAE's way to train, as arguments of ``inference.fit``; its rule to skip updates gives way to one that cannot lock.
 
 The original skips every update whose gradient norm exceeds a fixed threshold (400 nats per dimension).  A run whose
 norms settle above it never changes again.  Here an update is scaled down to a multiple of the running mean of the

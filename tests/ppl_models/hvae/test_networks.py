@@ -51,7 +51,9 @@ def test_convolution_of_parts_is_that_of_their_concatenation():
     x, y = normal((2, 4, 4, 3)), normal((2, 4, 4, 3), 1)
     conv = Conv(6, 5, 3, rng=np.random.default_rng(0))
     both = jnp.concatenate([x, y], -1)
-    stock = jax.lax.conv_general_dilated(both, conv.kernel[...], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    stock = jax.lax.conv_general_dilated(
+        both, conv.kernel[...], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
     np.testing.assert_allclose(conv(x, y), stock, atol=1e-5)
 
 
@@ -87,7 +89,9 @@ def test_a_new_resolution_starts_from_its_constant_plus_the_coarser_state(decode
     coarse = normal((2, 1, 1, 8))
     other = nnx.clone(decoder)
     other.start["at_4"][...] = normal((4, 4, 8), 1)
-    np.testing.assert_allclose(other.enter(1, {1: coarse}, 2), other.start["at_4"][...][None] + jnp.tile(coarse, (1, 4, 4, 1)), rtol=1e-6)
+    np.testing.assert_allclose(
+        other.enter(1, {1: coarse}, 2), other.start["at_4"][...][None] + jnp.tile(coarse, (1, 4, 4, 1)), rtol=1e-6
+    )
     fine = normal((2, 4, 4, 8))
     np.testing.assert_array_equal(other.enter(2, {1: coarse, 4: fine}, 2), fine)
 

@@ -83,7 +83,9 @@ def conv():
     program = CONV.build(KEY)
     x = (jax.random.uniform(jax.random.key(1), (6, 4, 4)) < 0.4).astype("float32")
     params = jax.jit(lambda: init_params(program, KEY, x)[0])()
-    params = jax.tree.map(lambda leaf: leaf + 0.05 * jnp.cos(jnp.arange(leaf.size, dtype="float32")).reshape(leaf.shape), params)
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.05 * jnp.cos(jnp.arange(leaf.size, dtype="float32")).reshape(leaf.shape), params
+    )
     return program, params, x
 
 
@@ -95,7 +97,9 @@ def sites(conv):
         found = trace_posterior(program, params, key, x)
         gaussian = lambda d: (d.mean, jnp.log(jnp.sqrt(d.variance)))  # noqa: E731
         return {
-            "gaussian": {n: (*gaussian(found[n]["fn"]), *gaussian(found[n]["infer"]["prior"])) for n in program.latents},
+            "gaussian": {
+                n: (*gaussian(found[n]["fn"]), *gaussian(found[n]["infer"]["prior"])) for n in program.latents
+            },
             "rate": {n: found[f"rate_{n}"]["value"] for n in program.latents},
             "norm": found["state_norm"]["value"],
             "terms": fused_elbo(program, params, key, x)[1],
@@ -141,7 +145,10 @@ def test_tied_cells_are_untied_cells_with_equal_weights(conv):
     modules = {}
     for name, parts in (("encoder", ("blocks", "posteriors")), ("decoder", ("cells",))):
         small, big = program.modules[name], nnx.clone(whole.modules[name])
-        small_state, big_state = nnx.to_pure_dict(nnx.state(small, nnx.Param)), nnx.to_pure_dict(nnx.state(big, nnx.Param))
+        small_state, big_state = (
+            nnx.to_pure_dict(nnx.state(small, nnx.Param)),
+            nnx.to_pure_dict(nnx.state(big, nnx.Param)),
+        )
         for part, value in small_state.items():
             if part not in parts:
                 big_state[part] = value

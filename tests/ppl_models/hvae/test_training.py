@@ -69,5 +69,7 @@ def test_fit_takes_the_rules_and_does_not_warn_of_dropout():
     """Warnings are errors here: evaluation without the dropout of training is what is meant."""
     program = dataclasses.replace(PRESETS["tiny"], dropout=0.5).build()
     x = np.random.default_rng(0).integers(0, 17, (8, 8, 8)).astype("uint8")
-    fitted = fit(program, x, steps=3, batch_size=4, key=jax.random.key(0), progress=False, **vdvae_training(3, warmup=1))
+    fitted = fit(
+        program, x, steps=3, batch_size=4, key=jax.random.key(0), progress=False, **vdvae_training(3, warmup=1)
+    )
     assert np.isfinite(fitted.history["loss"]).all() and fitted.info["skipped"] == 0
