@@ -20,6 +20,11 @@ KEY = jax.random.key(0)
 CONV = HVAE(enc="4x2,4d4,1x1", dec="1x1,4m1,4x2", shape=(4, 4), levels=17, width=8, zdim=2, mid_ratio=0.5)
 
 
+def quick(function):
+    """``jax.jit`` that compiles fast rather than well: each of these programs runs once."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def count(spec):
     modules = spec.build(KEY).modules.values()
     return sum(leaf.size for module in modules for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
@@ -82,7 +87,7 @@ def conv():
     """A small pyramid with moved parameters, data, and its compiled objective."""
     program = CONV.build(KEY)
     x = (jax.random.uniform(jax.random.key(1), (6, 4, 4)) < 0.4).astype("float32")
-    params = jax.jit(lambda: init_params(program, KEY, x)[0])()
+    params = quick(lambda: init_params(program, KEY, x)[0])()
     params = jax.tree.map(
         lambda leaf: leaf + 0.05 * jnp.cos(jnp.arange(leaf.size, dtype="float32")).reshape(leaf.shape), params
     )
@@ -107,7 +112,7 @@ def sites(conv):
             "draw": joint_draw(program, params, key, x),
         }
 
-    return jax.jit(run)(KEY)
+    return quick(run)(KEY)
 
 
 def test_kl_is_that_of_the_original(sites):
@@ -133,7 +138,7 @@ def test_near_the_start_a_datum_costs_log_two_a_pixel():
     program = PRESETS["digits8"].build(KEY)
     x, _ = datasets.load("digits", "train", n=32)
     x = program.prepare(jnp.asarray(x), KEY, False)
-    loss, terms = jax.jit(lambda key: fused_elbo(program, {}, key, x))(KEY)
+    loss, terms = quick(lambda key: fused_elbo(program, {}, key, x))(KEY)
     assert 43.0 < float(loss) < 47.0  # 64 ln 2 = 44.4
     assert sum(map(float, terms.kl.values())) < 1.0
 
@@ -157,7 +162,7 @@ def test_tied_cells_are_untied_cells_with_equal_weights(conv):
             big_state[part] = {i: value[group] for i, group in enumerate(of)}
         modules[f"{name}$params"] = big_state
     assert program.spec.decoder_groups == (0, 1, 2, 2)
-    loss = jax.jit(lambda key: (fused_elbo(program, {}, key, x)[0], fused_elbo(whole, modules, key, x)[0]))(KEY)
+    loss = quick(lambda key: (fused_elbo(program, {}, key, x)[0], fused_elbo(whole, modules, key, x)[0]))(KEY)
     np.testing.assert_allclose(*loss, rtol=1e-6)
 
 
@@ -166,7 +171,7 @@ def test_dropout_acts_in_training_only():
     program, plain = spec.build(KEY), PRESETS["tiny"].build(KEY)
     x = (jax.random.uniform(jax.random.key(1), (4, 8, 8)) < 0.4).astype("float32")
 
-    @jax.jit
+    @quick
     def losses(key):
         off, on = (fused_elbo(program, {}, key, x, weights=w)[0] for w in (None, {"dropout": 0.5}))
         return off, on, fused_elbo(plain, {}, key, x)[0]
@@ -180,10 +185,10 @@ def test_overflowing_spreads_leave_the_objective_finite():
     """The original's log standard deviations are unbounded, and its KL overflows."""
     program = PRESETS["tiny"].build(KEY)
     x = jnp.zeros((2, 8, 8))
-    params = jax.jit(lambda: init_params(program, KEY, x)[0])()
+    params = quick(lambda: init_params(program, KEY, x)[0])()
     bias = params["encoder$params"]["posteriors"][0]["c4"]["bias"]
     params["encoder$params"]["posteriors"][0]["c4"]["bias"] = jnp.full_like(bias, 60.0)
-    value, grads = jax.jit(jax.value_and_grad(lambda p: fused_elbo(program, p, KEY, x)[0]))(params)
+    value, grads = quick(jax.value_and_grad(lambda p: fused_elbo(program, p, KEY, x)[0]))(params)
     assert np.isfinite(value) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
@@ -194,7 +199,7 @@ def test_temperature_narrows_the_prior():
         with knobs({"temperature": temperature}):
             return trace(seed(program.model, KEY)).get_trace(size=2)["z_00"]["fn"].variance
 
-    found = jax.jit(lambda: (spread(1.0), spread(0.5)))()
+    found = quick(lambda: (spread(1.0), spread(0.5)))()
     np.testing.assert_allclose(found[0] * 0.25, found[1], rtol=1e-6)
 
 
@@ -204,7 +209,7 @@ def test_any_shape_and_number_of_channels(shape):
     spec = dataclasses.replace(PRESETS["tiny"], shape=shape, likelihood=Normal(dequantise=True, learned=True))
     x = np.random.default_rng(0).integers(0, 17, (6, *shape)).astype("uint8")
     program = spec.build(KEY)
-    draw = jax.jit(lambda x: joint_draw(program, {}, KEY, program.prepare(x, KEY, False)))(x)
+    draw = quick(lambda x: joint_draw(program, {}, KEY, program.prepare(x, KEY, False)))(x)
     assert draw.mean["x"].shape == x.shape and np.isfinite(draw.log_weight).all()
     assert program.bits_offset == np.log2(17)
 
