@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 BUILTIN = MappingProxyType(
     {
         "diffusion": "ppl_models.diffusion",
+        "hvae": "ppl_models.hvae",
         "in_context": "ppl_models.in_context",
         "mfcvae": "ppl_models.mfcvae",
     }
