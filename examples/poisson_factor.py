@@ -42,7 +42,7 @@ class PoissonFactor:
 
     shape: tuple[int, ...] = (8, 8)
     factors: int = 10
-    sparsity: float = 0.5
+    sparsity: float = 1.0
     hidden: int = 64
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 

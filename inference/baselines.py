@@ -51,7 +51,7 @@ def gaussian(x: Float[np.ndarray, "n d"], *, ridge: float) -> Score:
 
 
 def ppca(x: Float[np.ndarray, "n d"], *, rank: int) -> Score:
-    """Probabilistic PCA of the rank given: the leading directions, and the mean of the other variances in place of them."""
+    """Probabilistic PCA: the leading directions, and one variance, their mean, in place of all the others."""
     values, vectors = np.linalg.eigh(np.cov(x.T, bias=True).reshape(x.shape[1], -1))
     rest = len(values) - rank
     values = np.r_[np.full(rest, values[:rest].mean()), values[rest:]]
