@@ -108,7 +108,7 @@ def test_dequantised_categorical_density_is_mass_times_levels():
         (np.arange(60).reshape(20, 3), {}, "0..31, got up to 59"),
         (np.zeros((5, 3), int), {}, "at least 20"),
         (np.zeros((30, 4), int), {}, "expects"),
-        (np.zeros((30, 3), int), {"key": 3}, "one random key"),
+        (np.zeros((30, 3), int), {"key": jax.random.split(KEY)}, "one random key"),
     ],
 )
 def test_refusals(x, more, says):
