@@ -31,11 +31,25 @@ class Node:
     y: float
 
 
+_INLINE = "jax_use_simplified_jaxpr_constants"
+
+
 def relations(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Sites and their parents, by :func:`numpyro.infer.inspect.get_model_relations` (shapes only, no array work)."""
     from numpyro.infer.inspect import get_model_relations
 
-    return get_model_relations(model, model_args=args, model_kwargs=kwargs)
+    try:
+        return get_model_relations(model, model_args=args, model_kwargs=kwargs)
+    except AssertionError:
+        # NumPyro before 0.22 takes the weights that a model closes over for its arguments, unless JAX inlines them.
+        import jax
+
+        before = getattr(jax.config, _INLINE)
+        jax.config.update(_INLINE, True)
+        try:
+            return get_model_relations(model, model_args=args, model_kwargs=kwargs)
+        finally:
+            jax.config.update(_INLINE, before)
 
 
 def _parents(found: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 
     from ppl_models.program import Program
 
-BUILTIN = MappingProxyType({"mfcvae": "ppl_models.mfcvae"})
+BUILTIN = MappingProxyType(
+    {
+        "diffusion": "ppl_models.diffusion",
+        "hvae": "ppl_models.hvae",
+        "in_context": "ppl_models.in_context",
+        "mfcvae": "ppl_models.mfcvae",
+    }
+)
 """Family name -> module that registers it when imported.  One line a family."""
 
 

@@ -27,6 +27,7 @@ from numpyro.distributions import Distribution, MaskedDistribution
 from numpyro.handlers import block
 from numpyro.primitives import Messenger, mutable
 
+from ppl_models._predictor import Predictor as Predictor
 from ppl_models._registry import (
     BUILTIN as BUILTIN,
     Family as Family,

@@ -91,6 +91,11 @@ def linear_gaussian_program(
     return ClosedForm(program, params, lambda x: _gaussian_log_px(x, b, cov), _sampler(program, params))
 
 
+def _diagonal(mean: jax.Array, sd: jax.Array) -> dist.Distribution:
+    """N(mean, diag sd^2) as a multivariate normal, the one form that mixtures of every supported NumPyro accept."""
+    return dist.MultivariateNormal(mean, scale_tril=jnp.asarray(sd)[..., None] * jnp.eye(mean.shape[-1]))
+
+
 def mixture_program(
     dim: int = 5, clusters: int = 3, *, noise: float = 0.6, spoil: float = 0.1, seed: int = 1
 ) -> ClosedForm:
@@ -108,7 +113,7 @@ def mixture_program(
 
     def model(x: jax.Array | None = None, *, size: int | None = None) -> None:
         means = numpyro.param("mu", jnp.zeros((clusters, latent)))
-        prior = dist.MixtureSameFamily(dist.Categorical(logits=log_pi), dist.Normal(means, tau).to_event(1))
+        prior = dist.MixtureSameFamily(dist.Categorical(logits=log_pi), _diagonal(means, tau))
         with numpyro.plate("data", size if x is None else x.shape[0]):
             z = numpyro.sample("z", prior, infer={"ctx": None})
             numpyro.deterministic("resp_c", jax.nn.softmax(prior.component_log_probs(z)))
@@ -121,7 +126,7 @@ def mixture_program(
         log_r = log_pi + dist.Normal(scale * means, np.sqrt((scale * tau) ** 2 + noise**2)).to_event(1).log_prob(y)
         sd = 1 / np.sqrt(1 / tau**2 + scale**2 / noise**2)
         mean = (means / tau**2 + y * scale / noise**2) * sd**2
-        parts = dist.Normal(mean + spoil * sd, (1 + spoil) * jnp.broadcast_to(sd, mean.shape)).to_event(1)
+        parts = _diagonal(mean + spoil * sd, (1 + spoil) * jnp.broadcast_to(sd, mean.shape))
         return lambda site, ctx: dist.MixtureSameFamily(dist.Categorical(logits=(1 - spoil) * log_r), parts)
 
     program = Program(
@@ -139,3 +144,54 @@ def mixture_program(
         return logsumexp(np.stack(parts), axis=0)
 
     return ClosedForm(program, params, log_px, _sampler(program, params))
+
+
+def linear_gaussian_hierarchy(
+    dim: int = 6, latent: int = 3, levels: int = 4, *, noise: float = 0.6, spoil: float = 0.1, seed: int = 0
+) -> ClosedForm:
+    """A hierarchy of levels z_0 ~ N(0, I), z_l | z_{l-1} ~ N(a_l z_{l-1}, s_l^2 I), observed by x | z_L as above.
+
+    The posterior is a product down the hierarchy, q(z_l | z_{l-1}, x), that reads the level above from the model's
+    own pass; all its covariances are diagonal.  ``W`` is a parameter site.
+    """
+    W, b, scale = _loading(dim, latent, seed)
+    rng = np.random.default_rng(seed)
+    a = rng.uniform(0.5, 1.2, (levels, latent)).astype("float32") * np.array([0.0, *[1.0] * (levels - 1)])[:, None]
+    s = np.concatenate([[1.0], rng.uniform(0.3, 0.9, levels - 1)]).astype("float32")
+    names = tuple(f"z_{level:02d}" for level in range(levels))
+    # z_L given z_l is N(gain_l z_l, spread_l): from the last level backwards.
+    gain, spread = [np.ones(latent)], [np.zeros(latent)]
+    for level in range(levels - 1, 0, -1):
+        gain.insert(0, gain[0] * a[level])
+        spread.insert(0, spread[0] + (gain[1] * s[level]) ** 2)
+
+    def model(x: jax.Array | None = None, *, size: int | None = None) -> None:
+        weight = numpyro.param("W", jnp.zeros((dim, latent)))
+        batch = size if x is None else x.shape[0]
+        z = jnp.zeros((batch, latent))
+        with numpyro.plate("data", batch):
+            for level, name in enumerate(names):
+                above = jnp.asarray(a[level], "float32") * z
+                z = numpyro.sample(name, dist.Normal(above, float(s[level])).to_event(1), infer={"ctx": above})
+            numpyro.sample("x", dist.Normal(z @ weight.T + b, noise).to_event(1), obs=x)
+
+    def posterior(x: jax.Array) -> Posterior:
+        y = (x - b) @ (numpyro.param("W", jnp.zeros((dim, latent))) / scale**2)  # z_L plus noise, (batch, latent)
+
+        def q(site: str, above: jax.Array) -> dist.Distribution:
+            level = names.index(site)
+            own, seen = 1 / s[level] ** 2, 1 / (spread[level] + (noise / scale) ** 2)
+            sd = (1 / np.sqrt(own + seen * gain[level] ** 2)).astype("float32")
+            mean = sd**2 * (own * above + (seen * gain[level]).astype("float32") * y)
+            return dist.Normal(mean + spoil * sd, (1 + spoil) * sd).to_event(1)
+
+        return q
+
+    program = Program(
+        spec=None, model=model, posterior=posterior, latents=names, shape=(dim,), observation=f"x in R^{dim}",
+        density=("p(x, z) = N(z_0; 0, I) prod_l N(z_l; a_l z_{l-1}, s_l^2 I) N(x; W z_L + b, noise^2 I)",),
+    )  # fmt: skip
+    params = {"W": jnp.asarray(W)}
+    variance = spread[0] + gain[0] ** 2
+    cov = (W.astype(float) * variance) @ W.T.astype(float) + noise**2 * np.eye(dim)
+    return ClosedForm(program, params, lambda x: _gaussian_log_px(x, b, cov), _sampler(program, params))

@@ -71,7 +71,7 @@ def allowed_of_ours(name, families):
         return ("ppl_models.distributions", "ppl_models.networks", "ppl_models.function_spaces")
     if room == "datasets":
         return ("ppl_models.datasets", "ppl_models.function_spaces", "ppl_models.program")
-    return ("ppl_models.program", "ppl_models._registry", "ppl_models._clash")
+    return ("ppl_models.program", "ppl_models._registry", "ppl_models._predictor", "ppl_models._clash")
 
 
 def violations(root):

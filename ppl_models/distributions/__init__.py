@@ -1,6 +1,30 @@
 """NumPyro distributions that several families share, and the pixel likelihoods that make their tables comparable."""
 
+from ppl_models.distributions.denoising_bound import DenoisingBound
+from ppl_models.distributions.diffusion_prior import DiffusionPrior, Moments
 from ppl_models.distributions.mixture import MixtureOfGaussians
+from ppl_models.distributions.ode import RK4, Adaptive, Exact, Hutchinson
 from ppl_models.distributions.pixels import Bernoulli, GreyBernoulli, Normal
+from ppl_models.distributions.predictions import Denoiser, Noise, Score, Velocity
+from ppl_models.distributions.schedules import EDM, Trigonometric, VariancePreserving
 
-__all__ = ["Bernoulli", "GreyBernoulli", "MixtureOfGaussians", "Normal"]
+__all__ = [
+    "EDM",
+    "RK4",
+    "Adaptive",
+    "Bernoulli",
+    "Denoiser",
+    "DenoisingBound",
+    "DiffusionPrior",
+    "Exact",
+    "GreyBernoulli",
+    "Hutchinson",
+    "MixtureOfGaussians",
+    "Moments",
+    "Noise",
+    "Normal",
+    "Score",
+    "Trigonometric",
+    "VariancePreserving",
+    "Velocity",
+]

@@ -122,7 +122,7 @@ def test_impossible_data_stay_in_the_table_and_are_reported():
     def model(x=None, *, size=None):
         with numpyro.plate("data", size if x is None else x.shape[0]):
             z = numpyro.sample("z", dist.Normal(0, 1), infer={"ctx": None})
-            numpyro.sample("x", dist.Uniform(0, 1 + 0 * z).expand([size or x.shape[0]]).mask(True), obs=x[:, 0])
+            numpyro.factor("x", jnp.where(x[:, 0] < 1, 0.0, -jnp.inf) + 0 * z)
 
     program = Program(None, model, lambda x: lambda site, ctx: dist.Normal(0, 1), ("z",), (1,))
     with pytest.warns(RuntimeWarning, match="1 of 3 data .first: row 1, -inf"):

@@ -68,7 +68,9 @@ def test_agrees_with_sklearn(full, z):
 
 def test_agrees_with_numpyro_mixtures(full, z):
     mixture = build(full)
-    peer = dist.MixtureSameFamily(dist.Categorical(logits=mixture.logits), mixture.components)
+    tril = mixture.scale_tril if full else mixture.scales[..., None] * jnp.eye(mixture.means.shape[-1])
+    components = dist.MultivariateNormal(mixture.means, scale_tril=tril)
+    peer = dist.MixtureSameFamily(dist.Categorical(logits=mixture.logits), components)
     np.testing.assert_allclose(mixture.log_prob(z), peer.log_prob(z), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(mixture.mean, peer.mean, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(mixture.variance, peer.variance, rtol=1e-5)
@@ -164,7 +166,7 @@ def test_bad_arguments_are_named(arguments, message):
     build = getattr(build, "__wrapped__", build)
     mixture = object.__new__(MixtureOfGaussians)
     with pytest.raises(ValueError, match=message):
-        build(mixture, jnp.zeros(K), jnp.zeros((K, D)), **arguments)
+        build(mixture, jnp.zeros(K), jnp.zeros((K, D)), **arguments, validate_args=True)
 
 
 def test_logits_and_means_must_agree():

@@ -1,0 +1,12 @@
+"""Is a predictive rule Bayesian?  Martingale and exchangeability checks of any ``ppl_models.program.Predictor``."""
+
+from inference.coherence.calibrated import calibrated_tests as calibrated_tests, drift_curve as drift_curve
+from inference.coherence.martingale import martingale_posterior as martingale_posterior
+from inference.coherence.paths import Paths as Paths, paths_tree as paths_tree, predictive_paths as predictive_paths
+from inference.coherence.published import (
+    BernoulliReference as BernoulliReference,
+    GaussianReference as GaussianReference,
+    falck2024 as falck2024,
+)
+from inference.coherence.report import Coherence as Coherence, coherence as coherence, published as published
+from inference.coherence.tree import Tree as Tree, exact_tree as exact_tree, tree_table as tree_table

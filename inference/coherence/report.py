@@ -1,0 +1,197 @@
+"""Is this predictor Bayesian?  One call: exact tree, drift and lag over several contexts, and the published tests.
+
+The unit of a claim about a predictor is the context: paths after one context say nothing of the next.  Effect sizes
+come first; with enough paths every trained network is rejected, and how far it is off is what matters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from jaxtyping import Array, Float, Key
+
+from inference.coherence._call import call
+from inference.coherence._symbols import expected, feature_names, features
+from inference.coherence.calibrated import check_length, drift_test, holm, lag_test
+from inference.coherence.paths import Paths, draw_paths, fitting_context, predictive_paths
+from inference.coherence.published import falck2024
+from inference.coherence.tree import tree_table
+from ppl_models.program import Predictor
+
+EXACT = 1e-9
+"""Below this a defect of a tree in double precision is rounding."""
+NEARLY = 0.01
+"""A typical change of a probability below this is called nearly coherent: a matter of words, not a test."""
+
+
+@dataclass(frozen=True)
+class Coherence:
+    """What was found.
+
+    ``summary``   one row a quantity: the mean and the largest over contexts, its unit, and for tests the share of
+                  contexts rejected at 5 % and the p-value over contexts.
+    ``contexts``  one row a context: effect sizes of the exact tree, then effects, standard errors and p-values.
+    """
+
+    summary: pd.DataFrame
+    contexts: pd.DataFrame
+
+    @property
+    def verdict(self) -> str:
+        """The finding in one or two sentences, by effect sizes first."""
+        tested = self.summary.loc[["drift", "lag"], "p_holm"]
+        told = [f"{name} p = {p:.2g}" for name, p in tested.items()]
+        told_p = f" ({', '.join(told)}, Holm-adjusted over {len(self.contexts)} contexts)"
+        rejected = bool((tested < 0.05).any())
+        if "node_rms" not in self.summary.index:
+            return (
+                "The drift and lag tests "
+                + ("reject" if rejected else "do not reject")
+                + f" the martingale property{told_p}; real symbols have no exact tree."
+            )
+        change = float(self.summary.loc["node_rms", "largest"])
+        order = float(self.summary.loc["kl_per_symbol", "largest"])
+        seen = f"the tests on sampled paths {'reject it' if rejected else 'do not notice'}{told_p}"
+        if change < EXACT and order < EXACT:
+            return f"Coherent: a martingale and exchangeable to depth {self.summary.attrs['depth']}, up to rounding."
+        if change < EXACT:
+            return (
+                f"A martingale, but not exchangeable: the order of symbols carries up to {order:.2g} nats a symbol. "
+                "Tests of the martingale property cannot see this."
+            )
+        size = "nearly coherent" if change < NEARLY else "not Bayesian"
+        return (
+            f"Not a martingale, {size}: by querying itself it changes its mind by {change:.2g} (typical change of a "
+            f"probability, worst context), and order carries up to {order:.2g} nats a symbol; {seen}."
+        )
+
+
+def _tests(predictor: Predictor, context: Array, key: Key[Array, ""], steps: int, paths: int) -> dict[str, Array]:
+    fn = predictor.predict(predictor.init(context))
+    draw_key, drift_key, lag_key = jax.random.split(key, 3)
+    drawn = draw_paths(predictor, context, draw_key, steps=steps, paths=paths)
+    g = features(drawn.z, feature_names(fn))
+    drift, lag = drift_test(drawn.p, drift_key), lag_test(g, drawn.p, lag_key)
+    found = {"drift": _largest(drift.effect), "drift_se": drift.se.max(), "drift_p": drift.p_value}
+    move = _largest((drawn.p[:, -1] - drawn.p[:, 0]).mean(0))
+    return {"move": move} | found | {"lag": _largest(lag.effect), "lag_se": lag.se.max(), "lag_p": lag.p_value}
+
+
+def _largest(effect: Array) -> Array:
+    return effect[jnp.abs(effect).argmax()]
+
+
+def _every(predictor: Predictor, contexts: Array, keys: Array, *, steps: int, paths: int) -> dict[str, Array]:
+    return jax.lax.map(
+        lambda item: _tests(predictor, item[0], item[1], steps, paths),
+        (contexts, keys),
+        batch_size=min(32, contexts.shape[0]),
+    )
+
+
+def coherence(
+    predictor: Predictor,
+    contexts: Any,
+    *,
+    key: Key[Array, ""],
+    steps: int = 40,
+    paths: int = 100,
+    depth: int | None = None,
+) -> Coherence:
+    """Measure and test the coherence of a predictor after each of several contexts (contexts, n) of one length.
+
+    Effect sizes: for finite symbols the exact tree to ``depth`` (8, or as deep as 4,096 sequences allow; 0 leaves it
+    out): ``root_gap``, ``node_rms``, ``kl_per_symbol``; for all, ``move`` = E p_{n+N+1} - p_{n+1}.  Tests: ``drift``
+    and ``lag`` of ``calibrated_tests``.  Over contexts: ``rejected``, the share below 5 %, and ``p_value`` by Fisher's
+    combination (null: a martingale after every one of the contexts; signed effects would cancel between contexts),
+    Holm-adjusted over the two tests.  Take 20 contexts or more for a claim about the predictor.
+
+    >>> found = coherence(BetaBernoulli(), np.array([[1, 0, 1, 1]] * 4), key=jax.random.key(0))
+    >>> found.summary.loc["node_rms", "largest"] < 1e-12
+    True
+    """
+    check_length(steps, paths)
+    if len(np.asarray(contexts)) == 0:
+        raise ValueError("contexts is empty, expected at least one row")
+    contexts, fn = fitting_context(predictor, contexts, ndim=2, ahead=steps)
+    keys = jax.random.split(key, len(contexts))
+    found = call(_every, predictor, contexts, keys, steps=steps, paths=paths)
+    table = pd.DataFrame({name: np.asarray(value, float) for name, value in found.items()})
+    table.index.name = "context"
+    table.insert(0, "p_next", _next(predictor, contexts))
+    K = fn.K
+    if depth is None:
+        depth = 0 if K is None else int(min(8, np.log(4096) / np.log(K)))
+    if depth:
+        tree = tree_table(predictor, contexts, depth=depth)
+        table = pd.concat([tree.drop(columns="root_gap_symbol"), table], axis=1)
+    summary = _summary(table)
+    for made in (table, summary):
+        made.attrs.update(
+            method="calibrated", contexts=len(contexts), n=contexts.shape[1], steps=steps, paths=paths, depth=depth
+        )
+    return Coherence(summary, table)
+
+
+def _first(predictor: Predictor, contexts: Array) -> Array:
+    return jax.vmap(lambda z: expected(predictor.predict(predictor.init(z))))(contexts)
+
+
+def _next(predictor: Predictor, contexts: np.ndarray) -> np.ndarray:
+    value = np.asarray(call(_first, predictor, contexts))
+    return value[:, 0] if value.shape[1] < 3 else value.max(1)
+
+
+_UNITS = {
+    "root_gap": ("probability", "largest change of the expected probability of a symbol, 2 to depth + 1 steps on"),
+    "node_rms": ("probability", "change of mind by querying itself, typical over nodes"),
+    "node_max": ("probability", "change of mind by querying itself, worst node"),
+    "kl_per_symbol": ("nats", "dependence on the order of symbols"),
+    "order_ratio": ("ratio", "probability of the likeliest over the least likely order of the same symbols"),
+    "move": ("mean of g", "E p after the last step - p before the first"),
+    "drift": ("mean of g", "first half minus second half of the predictive means"),
+    "lag": ("mean of g", "what a symbol does to the next probability and not to later ones"),
+}
+
+
+def _summary(table: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for name, (unit, meaning) in _UNITS.items():
+        if name not in table:
+            continue
+        values = table[name].to_numpy()
+        worst = values[np.abs(values).argmax()]
+        row = {"quantity": name, "mean": values.mean(), "largest": worst, "unit": unit}
+        if f"{name}_p" in table:
+            row["rejected"] = float((table[f"{name}_p"] < 0.05).mean())
+            row["p_value"] = fisher(table[f"{name}_p"].to_numpy())
+        rows.append({**row, "meaning": meaning})
+    summary = pd.DataFrame(rows).set_index("quantity")
+    tested = summary["p_value"].notna().to_numpy()
+    summary["p_holm"] = np.nan
+    summary.loc[tested, "p_holm"] = holm(summary.loc[tested, "p_value"].to_numpy())
+    return summary[["mean", "largest", "unit", "rejected", "p_value", "p_holm", "meaning"]]
+
+
+def fisher(p: Float[np.ndarray, " contexts"]) -> float:
+    """Fisher's combination of independent p-values: -2 sum log p against chi-square with 2C degrees of freedom."""
+    statistic = -np.log(np.clip(p, 1e-12, 1.0)).sum()  # a p-value in single precision can underflow to zero
+    return float(jax.scipy.special.gammaincc(float(len(p)), statistic))
+
+
+def published(
+    predictor: Predictor, contexts: Any, *, key: Key[Array, ""], steps: int = 40, paths: int = 100, **options: Any
+) -> pd.DataFrame:
+    """The published T1-T3 (:func:`falck2024`) after each context: one row a context and statistic."""
+    contexts, _ = fitting_context(predictor, contexts, ndim=2)
+    tables = []
+    for context, k in zip(contexts, jax.random.split(key, len(contexts)), strict=True):
+        path_key, reference_key = jax.random.split(k)
+        drawn: Paths = predictive_paths(predictor, context, steps=steps, paths=paths, key=path_key)
+        tables.append(falck2024(drawn, key=reference_key, **options))
+    return pd.concat(tables, keys=range(len(tables)), names=["context"])

@@ -1,0 +1,232 @@
+"""The diffusion model as a NumPyro program without latent sites.
+
+Notation:
+
+    x_0 = (x - centre) / scale              the datum; grey levels are (grey + u) / levels first
+    x_phi = cos(phi) x_0 + sin(phi) eps     noised, phi in [0, pi/2]; at pi/2 the law is N(0, I) exactly
+    D(x, phi) = E[x_0 | x_phi = x]          the denoiser, module ``denoiser``
+    v = E[cos(phi) eps - sin(phi) x_0 | x]  = (cos(phi) x - D) / sin(phi), the drift of the ODE dx/dphi = v
+
+The site ``x`` is drawn by the ODE and scored, in training, by the denoising bound at one noise level a datum;
+``Program.log_prob`` is the density of the ODE.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from flax import nnx
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Key, Shaped
+from numpyro.distributions.transforms import AffineTransform, IndependentTransform
+from numpyro.handlers import substitute
+
+from ppl_models.diffusion import panels
+from ppl_models.diffusion.networks import GreyDenoiser, RealDenoiser
+from ppl_models.distributions.denoising_bound import DenoisingBound, bound_terms
+from ppl_models.distributions.diffusion_prior import DiffusionPrior
+from ppl_models.distributions.ode import Exact, Hutchinson, Trace
+from ppl_models.distributions.pixels import Normal, check_grey
+from ppl_models.distributions.predictions import Denoiser
+from ppl_models.distributions.schedules import Trigonometric
+from ppl_models.networks.pure import Apply, pure
+from ppl_models.program import Program, bind
+
+if TYPE_CHECKING:
+    from ppl_models.diffusion.spec import Diffusion
+
+_PIXELS = Normal(dequantise=True)  # only its way of storing and naming what is scored
+
+
+@dataclass(frozen=True)
+class OneDatum:
+    """A batched network as the function of one datum and one angle that the prior maps over."""
+
+    apply: Apply
+
+    def __call__(self, params: Any, x: Array, phi: Array) -> Array:
+        """``E[x_0 | x]`` of one datum."""
+        return self.apply(params, x[None], jnp.asarray(phi)[None])[0]
+
+
+def program(spec: Diffusion, key: Key[Array, ""]) -> Program:
+    """Build the network of ``spec`` from ``key`` and put the program together."""
+    module = denoiser(spec, key)
+    return Program(
+        spec=spec,
+        model=generative(spec, module),
+        posterior=None,
+        latents=(),
+        shape=spec.shape,
+        prepare=lambda x, key, training: prepare(spec, x, key, training),
+        check_data=lambda x: check_data(spec, x),
+        observation=observation(spec),
+        bits_offset=None if spec.levels is None else _PIXELS.bits_offset(spec.levels),
+        density=density(spec),
+        modules={"denoiser": module},
+        log_prob=lambda params, key, x: log_prob(spec, module, params, key, x),
+        panels=lambda fit, x, factors, tree: panels.panels(spec, fit, x),
+    )
+
+
+def denoiser(spec: Diffusion, key: Key[Array, ""]) -> nnx.Module:
+    """The network of ``spec`` with starting weights from ``key``."""
+    graph: Any = None
+
+    def start(key: Array) -> Any:
+        nonlocal graph
+        rngs = nnx.Rngs(key)
+        if spec.levels is None:
+            module: nnx.Module = RealDenoiser(spec.network, spec.shape, rngs=rngs)
+        else:
+            module = GreyDenoiser(spec.network, spec.shape, spec.levels, spec.centre, spec.scale, rngs=rngs)
+        graph, params = nnx.split(module)
+        return params
+
+    # One compilation instead of one a layer, and none of the optimisation that a single run cannot repay.
+    params = jax.jit(start, compiler_options={"xla_backend_optimization_level": 0})(key)
+    return nnx.merge(graph, params)
+
+
+def generative(spec: Diffusion, module: nnx.Module) -> Any:
+    """``p(x)`` for any denoiser ``(x, phi) -> E[x_0 | x]`` over batches."""
+
+    def model(x: ArrayLike | None = None, *, size: int | None = None) -> Array:
+        if x is None and size is None:
+            raise ValueError("the model needs data x or a size: model(x) scores x, model(size=n) draws n fresh data")
+        batch = jnp.shape(x)[0] if x is not None else size
+        apply, params = pure(bind("denoiser", module))
+        key = numpyro.prng_key()
+        bound = DenoisingBound(
+            apply,
+            OneDatum(apply),
+            spec.shape,
+            params=params,
+            key=jax.random.key(0) if key is None else key,  # without a seed handler the noise is fixed
+            mean=spec.level_mean,
+            spread=spec.level_spread,
+            cap=spec.weight_cap,
+            solver=spec.solver,
+        )
+        with numpyro.plate("data", batch):
+            return numpyro.sample("x", in_data_units(spec, bound), obs=x)
+
+    return model
+
+
+def in_data_units(spec: Diffusion, law: dist.Distribution) -> dist.Distribution:
+    """The law of ``centre + scale x_0``."""
+    affine = IndependentTransform(AffineTransform(spec.centre, spec.scale), len(spec.shape))
+    return dist.TransformedDistribution(law, affine)
+
+
+def _trained(module: nnx.Module, params: Mapping[str, Any]) -> tuple[Apply, Any]:
+    with substitute(data=dict(params)):
+        return pure(bind("denoiser", module))
+
+
+def standard_prior(program: Program, params: Mapping[str, Any], *, trace: Trace | None = None) -> DiffusionPrior:
+    """The trained model as a :class:`DiffusionPrior` over ``x_0``, the standardised datum."""
+    return _prior(program.spec, *_trained(program.modules["denoiser"], params), trace)
+
+
+def _prior(spec: Diffusion, apply: Apply, weights: Any, trace: Trace | None) -> DiffusionPrior:
+    trace = trace or (Exact() if spec.probes is None else Hutchinson(spec.probes))
+    return DiffusionPrior(
+        Denoiser(OneDatum(apply)), Trigonometric(), spec.shape, params=weights, solver=spec.solver, trace=trace
+    )
+
+
+def prior(program: Program, params: Mapping[str, Any], *, trace: Trace | None = None) -> dist.Distribution:
+    """The trained model as a NumPyro distribution over x, for any program: ``numpyro.sample("x", prior(...))``.
+
+    ``program`` and ``params`` are those of a fit.  ``trace`` replaces the spec's estimator of the divergence (probes
+    are fixed here, as MCMC needs).
+    """
+    return in_data_units(program.spec, standard_prior(program, params, trace=trace))
+
+
+def log_prob(
+    spec: Diffusion, module: nnx.Module, params: Mapping[str, Any], key: Key[Array, ""], x: Float[Array, " n *shape"]
+) -> Float[Array, " n"]:
+    """Density of the ODE in nats; with ``probes``, an estimate whose probes come from ``key``, new for each datum."""
+    law = _prior(spec, *_trained(module, params), None)
+    found = law.log_prob((x - spec.centre) / spec.scale, keys=jax.random.split(key, len(x)))
+    return found - math.prod(spec.shape) * math.log(spec.scale)
+
+
+def bound(
+    program: Program, params: Mapping[str, Any], key: Key[Array, ""], x: Float[Array, " n *shape"], *, draws: int = 64
+) -> Float[Array, " n"]:
+    """The denoising bound on log p(x) in nats, averaged over ``draws`` evenly spread noise levels a datum."""
+    spec = program.spec
+    apply, weights = _trained(program.modules["denoiser"], params)
+    x_0 = (x - spec.centre) / spec.scale
+    low, high = math.log(1e-3), 4.0  # beyond these the integrand is nil: x_0 known, or independent of x
+
+    def one(total: Array, given: tuple[Array, Array]) -> tuple[Array, None]:
+        index, draw_key = given
+        level_key, noise_key = jax.random.split(draw_key)
+        u = (index + jax.random.uniform(level_key, (len(x),))) / draws
+        noise = jax.random.normal(noise_key, x.shape)
+        return total + bound_terms(apply, weights, x_0, low + (high - low) * u, noise), None
+
+    steps = (jnp.arange(draws), jax.random.split(key, draws))
+    gain = jax.lax.scan(one, jnp.zeros(len(x)), steps)[0] * (high - low) / draws
+    flat = x_0.reshape(len(x), -1)
+    log_normal = -0.5 * (flat**2).sum(1) - flat.shape[1] * (0.5 * math.log(2 * math.pi) + math.log(spec.scale))
+    return log_normal + gain
+
+
+# ------------------------------------------------------------------------------------------------- data
+def prepare(spec: Diffusion, x: Shaped[Array, "..."], key: Key[Array, ""], training: bool) -> Float[Array, "..."]:
+    """Stored grey levels to ``(grey + u) / levels``, u anew at each use; real data as they are."""
+    if spec.levels is None:
+        return x.astype("float32")
+    return _PIXELS.prepare(x, key, training, spec.levels)
+
+
+def check_data(spec: Diffusion, x: Any) -> None:
+    """Raise ``ValueError`` for stored data that this program cannot score."""
+    if spec.levels is not None:
+        check_grey(x, spec.shape, spec.levels, whole=True)
+        return
+    spread = float(np.std(np.asarray(x, np.float64))) / spec.scale
+    if len(x) > 1 and not 1e-2 < spread < 1e2:
+        raise ValueError(
+            f"the data's standard deviation is {spread * spec.scale:.3g}, the spec's scale {spec.scale:g}; set scale "
+            "(and centre) to those of the data, or standardise them"
+        )
+
+
+def observation(spec: Diffusion) -> str:
+    """What is scored, in one line; the same as for other families that dequantise the same data."""
+    if spec.levels is None:
+        return f"x in R^{'x'.join(map(str, spec.shape))} as given; density, nats"
+    return _PIXELS.observation(spec.shape, spec.levels)
+
+
+def density(spec: Diffusion) -> tuple[str, ...]:
+    """The model in the paper's symbols, one line each."""
+    first = "x₀ = (x − m)/s" if spec.levels is None else f"x₀ = ((k + u)/{spec.levels} − m)/s, u ~ U[0, 1)"
+    known = (
+        "D(x, φ) = cos φ x − sin φ net(x, φ)"
+        if spec.levels is None
+        else "D(x, φ) = Σₖ P(k | x) E[x₀ | x₀ ∈ boxₖ, x], P(k | x) ∝ exp(netₖ(x, φ) + tableₖ) N(boxₖ; x/cos φ, tan²φ)"
+    )
+    return (
+        f"{first}, m = {spec.centre:g}, s = {spec.scale:g}",
+        "x_φ = cos φ x₀ + sin φ ε, ε ~ N(0, I), 0 ≤ φ ≤ π/2",
+        known,
+        "sampling: x at π/2 ~ N(0, I), dx/dφ = v(x, φ) = (cos φ x − D(x, φ))/sin φ back to 0",
+        "log p(x₀) = log N(x at π/2; 0, I) + ∫ div v dφ",
+        "training: log p(x₀) ≥ log N(x₀; 0, I) + ∫ cot φ E[2 v·v̂ − |v̂|²] dφ",
+    )

@@ -1,0 +1,237 @@
+"""The cells of a very deep VAE: residual blocks, the encoder's pyramid, the decoder's two-step cell.
+
+Layout (batch, height, width, channel).  ``Z`` is the decoder's state at one resolution, ``a`` the encoder's activation
+there.  Child, "Very Deep VAEs", arXiv 2011.10650: initial weights U(-b, b) with b = 1/sqrt(fan in), biases zero, and
+the branches that add up along the depth scaled by 1/sqrt(number of cells).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.scipy.special import erf
+from jaxtyping import Array, Float, Key
+
+from ppl_models.networks.separable import separable_convolution
+
+if TYPE_CHECKING:
+    from ppl_models.hvae.spec import HVAE
+
+Image = Float[Array, "batch height width channel"]
+Mapped = Float[Array, "batch height width c_out"]
+Resized = Float[Array, "batch new_height new_width channel"]
+Drop = Callable[[Array], Array]
+LOG_SD_BOUND = 20.0
+"""Log standard deviations are cut here, far outside anything useful: beyond, exp() of their differences overflows."""
+NO_BIAS_ABOVE = 64
+"""The top-down state starts at a learned constant up to this resolution, at zero above it."""
+
+
+# ----------------------------------------------------------------------------------------------- elements
+@jax.custom_jvp
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Exact ``x Phi(x)``, Phi the normal distribution function; with its own derivative, half the cost of erfc's."""
+    return 0.5 * x * (1.0 + erf(x * math.sqrt(0.5)))
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (t,) = primals, tangents
+    cdf = 0.5 * (1.0 + erf(x * math.sqrt(0.5)))
+    return x * cdf, t * (cdf + x * jnp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi)))
+
+
+def pool(x: Image, k: int) -> Resized:
+    """Mean over k x k blocks: the L2 projection on images that are constant on them."""
+    B, H, W, C = x.shape
+    return x if k == 1 else x.reshape(B, H // k, k, W // k, k, C).mean((2, 4))
+
+
+def upsample(x: Image, k: int) -> Resized:
+    """Each pixel repeated in a k x k block (nearest neighbour): keeps the root mean square over pixels."""
+    B, H, W, C = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (B, H, k, W, k, C)).reshape(B, k * H, k * W, C)
+
+
+def rms(x: Image) -> Float[Array, " batch"]:
+    """Root mean square over pixels and channels: the state as a function on the unit square, whatever the grid."""
+    return jnp.sqrt(jnp.mean(x * x, axis=(1, 2, 3)))
+
+
+class Dropout:
+    """Zero units with probability ``rate`` and scale up the rest; another mask at each call, all from one key."""
+
+    def __init__(self, rate: Float[Array, ""] | float, key: Key[Array, ""]) -> None:
+        self.keep, self.key, self.calls = 1.0 - rate, key, 0
+
+    def __call__(self, h: Float[Array, "..."]) -> Float[Array, "..."]:
+        self.calls += 1
+        # 16 random bits a unit: half the cost of a uniform number.
+        bits = jax.random.bits(jax.random.fold_in(self.key, self.calls), h.shape, jnp.uint16)
+        kept = bits.astype(jnp.float32) < 65536.0 * self.keep
+        return jnp.where(kept, h * jnp.asarray(1.0 / self.keep, h.dtype), jnp.zeros((), h.dtype))
+
+
+def no_drop(h: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The dropout of evaluation."""
+    return h
+
+
+def _constant(value: float, *shape: int) -> nnx.Param:
+    return nnx.Param(jnp.asarray(np.full(shape, value, "float32")))
+
+
+class Conv(nnx.Module):
+    """``k x k`` convolution with bias; ``inputs`` are stacked along the channels without being copied."""
+
+    def __init__(self, c_in: int, c_out: int, k: int, *, scale: float = 1.0, rng: np.random.Generator) -> None:
+        bound = scale / math.sqrt(k * k * c_in)
+        shape = (k, k, c_in, c_out)
+        # Drawn by NumPy: JAX would compile a program for every shape, which takes longer than the first fit.
+        self.kernel = nnx.Param(jnp.asarray(rng.uniform(-bound, bound, shape) if scale else np.zeros(shape), "float32"))
+        self.bias = _constant(0.0, c_out)
+
+    def __call__(self, *inputs: Image) -> Mapped:
+        kernel, bias, at = self.kernel[...], self.bias[...], 0
+        parts = []
+        for x in inputs:
+            parts.append(separable_convolution(x, kernel[:, :, at : at + x.shape[-1]]))
+            at += x.shape[-1]
+        return sum(parts[1:], parts[0]) + bias[None, None, None]
+
+
+class Block(nnx.Module):
+    """``c4(g(c3(g(c2(g(c1(g(x))))))))``, g = GELU: 1x1, two of 3x3 (1x1 where the grid is 2x2 or less), 1x1.
+
+    ``scale`` multiplies the last layer's initial weights; ``drop`` acts on its input.
+    """
+
+    def __init__(
+        self, c_in: int, mid: int, c_out: int, res: int, *, scale: float = 1.0, rng: np.random.Generator
+    ) -> None:
+        k = 3 if res > 2 else 1
+        self.c1 = Conv(c_in, mid, 1, rng=rng)
+        self.c2 = Conv(mid, mid, k, rng=rng)
+        self.c3 = Conv(mid, mid, k, rng=rng)
+        self.c4 = Conv(mid, c_out, 1, scale=scale, rng=rng)
+
+    def __call__(self, *inputs: Image, drop: Drop = no_drop) -> Mapped:
+        h = self.c1(*(gelu(x) for x in inputs))
+        h = self.c3(gelu(self.c2(gelu(h))))
+        return self.c4(drop(gelu(h)))
+
+
+def _bounded(log_sd: Image) -> Image:
+    return jnp.clip(log_sd, -LOG_SD_BOUND, LOG_SD_BOUND)
+
+
+# ------------------------------------------------------------------------------------------------- encoder
+class Encoder(nnx.Module):
+    """What only the posterior needs: the bottom-up pyramid, and one block ``[Z, a] -> (qm, qv)`` a level."""
+
+    def __init__(self, spec: HVAE, *, rng: np.random.Generator) -> None:
+        self.spec = spec
+        w, mid, cells = spec.width, spec.mid, spec.encoder_cells
+        self.in_conv = Conv(spec.channels, w, 3 if spec.grid > 2 else 1, rng=rng)
+        learned = spec.encoder == "learned"
+        self.blocks = nnx.List(
+            [
+                Block(w, mid, w, cells[i].res, scale=1 / math.sqrt(len(cells)), rng=rng)
+                for i in (_first(spec.encoder_groups) if learned else ())
+            ]
+        )
+        self.posteriors = nnx.List(
+            [Block(2 * w, mid, 2 * spec.zdim, spec.decoder_cells[i].res, rng=rng) for i in _first(spec.decoder_groups)]
+        )
+
+    def __call__(self, x: Float[Array, "batch ..."], drop: Drop = no_drop) -> dict[int, Array]:
+        """The last activation at every resolution, of data in [0, 1]."""
+        side = self.spec.grid
+        h = self.in_conv(2.0 * x.reshape(x.shape[0], side, side, self.spec.channels) - 1.0)
+        found = {side: h}
+        for cell, group in zip(self.spec.encoder_cells, self.spec.encoder_groups, strict=True):
+            if self.blocks:
+                h = h + self.blocks[group](h, drop=drop)
+            h = pool(h, cell.down)
+            found[cell.res // cell.down] = h
+        return found
+
+    def posterior(self, level: int, Z: Image, a: Image, drop: Drop = no_drop) -> tuple[Mapped, Mapped]:
+        """``(qm, qv)``: mean and log standard deviation of q(z_level | Z, x)."""
+        both = self.posteriors[self.spec.decoder_groups[level]](Z, a, drop=drop)
+        return both[..., : self.spec.zdim], _bounded(both[..., self.spec.zdim :])
+
+
+def _first(groups: Sequence[int]) -> list[int]:
+    """The first cell of each group of weights."""
+    return [groups.index(g) for g in range(max(groups) + 1)]
+
+
+# ------------------------------------------------------------------------------------------------- decoder
+class Cell(nnx.Module):
+    """One level: ``prior`` reads the state, ``step`` moves it.  Two half steps of a forward Euler scheme,
+
+    ``Z+ = Z + drift(Z) + W z + b``, then ``Z' = Z+ + resnet(Z+)``.
+    """
+
+    def __init__(self, spec: HVAE, res: int, *, rng: np.random.Generator) -> None:
+        w, mid, z = spec.width, spec.mid, spec.zdim
+        scale = 1 / math.sqrt(len(spec.decoder_cells))
+        self.prior = Block(w, mid, 2 * z + w, res, scale=0.0, rng=rng)
+        self.z_proj = Conv(z, w, 1, scale=scale, rng=rng)
+        self.resnet = Block(w, mid, w, res, scale=scale, rng=rng)
+
+
+class Decoder(nnx.Module):
+    """The generative side: a learned constant at each resolution, the cells, and the read-out of the finest state."""
+
+    def __init__(self, spec: HVAE, *, rng: np.random.Generator) -> None:
+        self.spec = spec
+        w, cells = spec.width, spec.decoder_cells
+        self.start = nnx.Dict(
+            {f"at_{r}": _constant(0.0, r, r, w) for r in sorted({c.res for c in cells}) if r <= NO_BIAS_ABOVE}
+        )
+        self.cells = nnx.List([Cell(spec, cells[i].res, rng=rng) for i in _first(spec.decoder_groups)])
+        self.gain = _constant(1.0, w)
+        self.shift = _constant(0.0, w)
+        self.head = Conv(w, spec.channels, 1, rng=rng)
+
+    def cell(self, level: int) -> Cell:
+        """The weights of a level; tied levels share them."""
+        return self.cells[self.spec.decoder_groups[level]]
+
+    def enter(self, level: int, states: dict[int, Array], batch: int) -> Image:
+        """``Z_level``: the state at its resolution - at first the learned constant - plus the mixed-in coarser one."""
+        res, mixin = self.spec.decoder_cells[level]
+        Z = states.get(res)
+        if Z is None:
+            shape = (batch, res, res, self.spec.width)
+            Z = (
+                jnp.broadcast_to(self.start[f"at_{res}"][...][None], shape)
+                if res <= NO_BIAS_ABOVE
+                else jnp.zeros(shape)
+            )
+        return Z + upsample(states[mixin], res // mixin) if mixin else Z
+
+    def prior(self, level: int, Z: Image, drop: Drop = no_drop) -> tuple[Mapped, Mapped, Image]:
+        """``(pm, pv, drift)``: mean and log standard deviation of p(z_level | Z), and the state's own movement."""
+        z = self.spec.zdim
+        out = self.cell(level).prior(Z, drop=drop)
+        return out[..., :z], _bounded(out[..., z : 2 * z]), out[..., 2 * z :]
+
+    def step(self, level: int, Z: Image, drift: Image, z: Mapped, drop: Drop = no_drop) -> Image:
+        """The state after the level: both half steps."""
+        cell = self.cell(level)
+        Z = Z + drift + cell.z_proj(z)
+        return Z + cell.resnet(Z, drop=drop)
+
+    def read_out(self, Z: Image) -> Float[Array, "batch ..."]:
+        """The likelihood's input (batch, *shape) from the finest state."""
+        gain, shift = self.gain[...][None, None, None], self.shift[...][None, None, None]
+        return self.head(Z * gain + shift).reshape(Z.shape[0], *self.spec.shape)

@@ -1,0 +1,180 @@
+"""One hierarchical VAE as a table row: its pyramid of cells, its widths, its likelihood.
+
+Child, "Very Deep VAEs", arXiv 2011.10650 (the cell); Falck et al., "A Multi-Resolution Framework for U-Nets with
+Applications to Hierarchical VAEs", NeurIPS 2022, arXiv 2301.08187 (the pyramid, weight sharing).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import jax
+from jaxtyping import Array, Key
+from pydantic import Field
+
+from ppl_models.distributions import Bernoulli, Normal
+from ppl_models.hvae.blocks import DecoderCell, EncoderCell, groups, parse_decoder, parse_encoder
+
+if TYPE_CHECKING:
+    from ppl_models.program import Program
+
+Likelihood = Annotated[Bernoulli | Normal, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class HVAE:
+    """A hierarchy of latent images, coarse to fine: one level a decoder cell, each read off the state above it.
+
+    ``p(x, z) = p(x | Z_L) prod_i N(z_i; pm_i(Z_i), exp(pv_i(Z_i))^2)``, where the state ``Z_{i+1}`` is computed from
+    ``Z_i`` and ``z_i``; ``q(z | x) = prod_i N(z_i; qm_i(Z_i, a), exp(qv_i(Z_i, a))^2)`` with the encoder's activation
+    ``a(x)`` at the level's resolution.
+
+    ``enc, dec``    block strings, see :mod:`ppl_models.hvae.blocks`.  ``enc`` starts at the side of the image, or at 1:
+                    then the datum, of any shape, is one position with all its values as channels (a dense hierarchy).
+    ``shape``       of one datum, e.g. (28, 28) or (32, 32, 3).
+    ``levels``      number of grey levels of the stored data: 256 for usual images, 17 for scikit-learn's digits.
+    ``width``       channels of the state and of the encoder.
+    ``zdim``        channels of each z: level i has R_i * R_i * zdim latent dimensions.
+    ``mid_ratio``   width inside a block as a share of ``width``.
+    ``likelihood``  :class:`Bernoulli` or :class:`Normal`.
+    ``share``       ``"resolution"``: all plain cells of a resolution use the same weights, in encoder and decoder
+                    separately; ``None``: each cell has its own.
+    ``encoder``     ``"learned"``, or ``"pool"``: no blocks, activations are averages of the first layer's (the Haar
+                    truncation of it); the posteriors of the levels stay learned.
+    ``dropout``     share of hidden units dropped in each block while training; none in evaluation or stock ``SVI``.
+
+    >>> spec = HVAE(enc="8x1,8d8,1x1", dec="1x2,8m1", shape=(8, 8), levels=17, width=32)
+    >>> [cell.res for cell in spec.decoder_cells]
+    [1, 1, 8]
+    """
+
+    enc: str
+    dec: str
+    shape: tuple[int, ...]
+    levels: int = 256
+    width: int = 64
+    zdim: int = 16
+    mid_ratio: float = 0.25
+    likelihood: Likelihood = Bernoulli()
+    share: Literal["resolution"] | None = None
+    encoder: Literal["learned", "pool"] = "learned"
+    dropout: float = 0.0
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        for field in ("width", "zdim"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{field} must be a whole number of channels, at least 1, got {value!r}")
+        if not (0 < self.mid_ratio < math.inf) or self.mid < 1:
+            raise ValueError(
+                f"mid_ratio {self.mid_ratio} of width {self.width} leaves no channel inside a block; try 0.25"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is a share of units, expected 0 <= dropout < 1, got {self.dropout}")
+        if self.share not in (None, "resolution"):
+            raise ValueError(f"share must be None or 'resolution', got {self.share!r}")
+        if self.encoder not in ("learned", "pool"):
+            raise ValueError(f"encoder must be 'learned' or 'pool', got {self.encoder!r}")
+        if not isinstance(self.levels, int) or self.levels < 2:
+            raise ValueError(f"levels counts the grey levels of the stored data, expected >= 2, got {self.levels}")
+        self._check_pyramid()
+
+    def _check_pyramid(self) -> None:
+        if not self.shape or any(not isinstance(n, int) or n < 1 for n in self.shape):
+            raise ValueError(f"shape must be positive integers, the shape of one datum, got {self.shape}; try (28, 28)")
+        encoder, decoder = self.encoder_cells, self.decoder_cells
+        side = self.grid
+        image = len(self.shape) in (2, 3) and self.shape[0] == self.shape[1]
+        if side != 1 and not (image and self.shape[0] == side):
+            raise ValueError(
+                f"enc {self.enc!r} starts at resolution {side}, data have shape {self.shape}; expected enc to start at "
+                + (f"{self.shape[0]}, or at 1" if image else "1: only square images (S, S) or (S, S, C) have a grid")
+                + " (the whole datum as channels of one position)"
+            )
+        if decoder[-1].res != side:
+            raise ValueError(
+                f"dec {self.dec!r} ends at resolution {decoder[-1].res}, expected {side}, where enc starts; "
+                f"add '{side}m{decoder[-1].res}'"
+            )
+        offered = {side} | {cell.res // cell.down for cell in encoder}
+        lacking = sorted({cell.res for cell in decoder} - offered)
+        if lacking:
+            raise ValueError(
+                f"dec {self.dec!r} has cells at resolution {lacking[0]}, for which enc {self.enc!r} has no activation "
+                f"(it reaches {sorted(offered)}); add a block there to enc"
+            )
+
+    @property
+    def encoder_cells(self) -> tuple[EncoderCell, ...]:
+        """Cells of the encoder, bottom-up."""
+        return parse_encoder(self.enc)
+
+    @property
+    def decoder_cells(self) -> tuple[DecoderCell, ...]:
+        """Cells of the decoder, top-down: cell i holds latent level i."""
+        return parse_decoder(self.dec)
+
+    @property
+    def encoder_groups(self) -> tuple[int, ...]:
+        """Which weights each encoder cell uses."""
+        return groups(self.encoder_cells, self.share is not None)
+
+    @property
+    def decoder_groups(self) -> tuple[int, ...]:
+        """Which weights each decoder cell uses."""
+        return groups(self.decoder_cells, self.share is not None)
+
+    @property
+    def grid(self) -> int:
+        """Side of the finest resolution."""
+        return self.encoder_cells[0].res
+
+    @property
+    def channels(self) -> int:
+        """Values of a datum at each position of the finest resolution."""
+        return math.prod(self.shape) // self.grid**2
+
+    @property
+    def mid(self) -> int:
+        """Channels inside a block."""
+        return int(self.mid_ratio * self.width)
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        """Names of the latent sites, ``z_00`` on top; padded with zeros, so that sorted is top-down."""
+        count = len(self.decoder_cells)
+        digits = max(2, len(str(count - 1)))
+        return tuple(f"z_{i:0{digits}d}" for i in range(count))
+
+    def build(self, key: Key[Array, ""] | None = None) -> Program:
+        """Draw the starting weights from ``key`` (default: ``jax.random.key(0)``) and return the program."""
+        from ppl_models.hvae.program import program
+
+        return program(self, jax.random.key(0) if key is None else key)
+
+
+_DIGITS = Bernoulli(threshold=7.5 / 16, noise=1.0)
+TINY = HVAE(
+    enc="1x1", dec="1x2", shape=(8, 8), levels=17, width=16, zdim=2, mid_ratio=0.5,
+    likelihood=Bernoulli(threshold=7.5 / 16),
+)  # fmt: skip
+DIGITS = HVAE(
+    enc="1x2", dec="1x3", shape=(8, 8), levels=17, width=96, zdim=8, mid_ratio=0.5, likelihood=_DIGITS, dropout=0.1
+)
+DIGITS8 = HVAE(
+    enc="8x2,8d2,4x2,4d4,1x1", dec="1x1,4m1,4x2,8m4,8x2", shape=(8, 8), levels=17, width=64, zdim=8, likelihood=_DIGITS
+)
+SMALL28 = HVAE(
+    enc="28x2,28d2,14x2,14d2,7x2,7d7,1x1", dec="1x1,7m1,7x2,14m7,14x2,28m14,28x2", shape=(28, 28), width=64, zdim=16
+)
+PRESETS = {
+    "tiny": TINY,
+    "digits": DIGITS,
+    "digits8": DIGITS8,
+    "small28": SMALL28,
+    "small28_tied": replace(SMALL28, share="resolution"),
+}

@@ -1,0 +1,26 @@
+"""In-context predictors: exact, learned and deliberately wrong rules for the next symbol of a sequence."""
+
+from ppl_models.in_context.predictors import (
+    BetaBernoulli as BetaBernoulli,
+    DirichletCategorical as DirichletCategorical,
+    NormalNormal as NormalNormal,
+    conjugate as conjugate,
+)
+from ppl_models.in_context.rules import RULES as RULES, parse_rule as parse_rule
+from ppl_models.in_context.spec import (
+    PRESETS as PRESETS,
+    Coin as Coin,
+    Dice as Dice,
+    Gaussian as Gaussian,
+    InContext as InContext,
+    PriorFitted as PriorFitted,
+    SetEncoder as SetEncoder,
+)
+from ppl_models.program import register
+
+register(
+    "in_context",
+    InContext,
+    presets=PRESETS,
+    paper="Falck, Wang, Holmes, Is In-Context Learning in Large Language Models Bayesian?, ICML 2024, arXiv 2406.00793",
+)

@@ -1,0 +1,211 @@
+"""In-context predictors as NumPyro programs.
+
+Notation: theta the unknown of one sequence; z_1..z_T its symbols, the site ``x`` (batch, T); n <= T the part seen.
+
+    p(theta, z) = p(theta) prod_t p(z_t | theta)                  the task
+    q(theta | z_{1:n}) = family(theta; net({z_1..z_n}))           SetEncoder: amortised posterior, site theta
+    p(z) = prod_t net(z_t | z_{1:t-1})                            PriorFitted: a program without latents
+
+Training data are draws of the task.  The set encoder maximises the ELBO averaged over sequences and over a random n
+(``prepare`` hides the tail, as NaN, in training only); the transformer's log-likelihood is -E KL(p || net) plus the
+task's entropy, at all n at once.  Either way the result is a predictive rule, ``SequenceProgram.predictor``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from flax import nnx
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Key, Num, Shaped
+from numpyro.distributions import constraints
+
+from ppl_models.in_context import checks, panels
+from ppl_models.in_context.neural import FittedSet, FittedTransformer
+from ppl_models.in_context.tasks import Coin, Dice, Gaussian, check_symbols
+from ppl_models.program import Posterior, Predictor, Program, bind
+
+if TYPE_CHECKING:
+    from ppl_models.in_context.spec import InContext
+
+
+@dataclass(frozen=True)
+class SequenceProgram(Program):
+    """A program over sequences that is also a predictive rule.
+
+    ``predictor``  ``(params) -> Predictor``: the rule that fitted parameters define.
+    ``sampler``    ``(key, n) -> (n, T)``: fresh sequences of the task, the program's own training data.
+    """
+
+    predictor: Callable[..., Predictor] = lambda params: None  # type: ignore[assignment, return-value]
+    sampler: Callable[[Key[Array, ""], int], Array] = lambda key, n: None  # type: ignore[assignment, return-value]
+
+
+def program(spec: InContext, key: Key[Array, ""]) -> SequenceProgram:
+    """Build the network of ``spec`` from ``key`` and put the program together."""
+    (length,), task = spec.shape, spec.task
+    net = spec.network.make(task, length, nnx.Rngs(key))
+    common: dict[str, Any] = {
+        "spec": spec,
+        "shape": spec.shape,
+        "check_data": lambda x: check_symbols(task, x),
+        "bits_offset": None if task.symbols is None else 0.0,
+        "observation": observation(task, length),
+        "modules": {"network": net},
+        "sampler": sampler(task, length),
+        "panels": lambda fit, x, factors, tree: panels.panels(spec, fit, x),
+    }
+    parts = ", ".join(f"z{i}" for i in (1, 2)) + f", …, z{length}"
+    fields = {name: value for name, value in vars(task).items() if name != "kind"}
+    prior, likelihood = (text.format(**fields) for text in task.text)
+    if spec.network.kind == "set_encoder":
+        return SequenceProgram(
+            model=generative(task, length),
+            posterior=amortised(task, net),
+            latents=("theta",),
+            prepare=hide_tail,
+            density=(f"p(θ, {parts}) = p(θ) ∏ₜ p(zₜ | θ)", f"p(θ) = {prior}", f"p(zₜ | θ) = {likelihood}")
+            + (f"q(θ | z₁…zₙ) = {prior.split('(')[0]}(θ; network({{z₁…zₙ}}))",),
+            predictor=lambda params: FittedSet.of(net, task, params),
+            checks=lambda tree: checks.guide(tree, spec),
+            **common,
+        )
+    return SequenceProgram(
+        model=autoregressive(task, net, length),
+        posterior=None,
+        latents=(),
+        density=(f"p({parts}) = ∏ₜ p(zₜ | z₁…zₜ₋₁)", f"trained on θ ~ {prior}, zₜ | θ ~ {likelihood}"),
+        predictor=lambda params, capacity=None: FittedTransformer.of(net, task, params, length, capacity),
+        checks=lambda tree: checks.transformer(tree, spec),
+        **common,
+    )
+
+
+def observation(task: Coin | Dice | Gaussian, length: int) -> str:
+    """The line that says what is scored."""
+    of = "real numbers" if task.symbols is None else f"symbols out of {task.symbols}"
+    return f"sequences of {length} {of}, in order"
+
+
+def sampler(task: Coin | Dice | Gaussian, length: int) -> Callable[[Key[Array, ""], int], Array]:
+    """``(key, n) -> (n, length)``: sequences drawn from the task, as stored."""
+
+    def draw(key: Key[Array, ""], n: int) -> Array:
+        theta_key, z_key = jax.random.split(key)
+        theta = task.prior().sample(theta_key, (n,))
+        z = task.likelihood(theta, length).sample(z_key)
+        return z.astype("float32" if task.symbols is None else "uint8")
+
+    return draw
+
+
+def hide_tail(x: Shaped[Array, "..."], key: Key[Array, ""], training: bool) -> Array:
+    """Sequences as floats; in training, symbols n+1.. of each are NaN, n uniform on 0..T."""
+    x = x.astype("float32")
+    if not training:
+        return x
+    n = jax.random.randint(key, (*x.shape[:-1], 1), 0, x.shape[-1] + 1)
+    return jnp.where(jnp.arange(x.shape[-1]) < n, x, jnp.nan)
+
+
+def _seen(x: ArrayLike) -> tuple[Array, Array]:
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x, jnp.ones(x.shape, bool)
+    seen = ~jnp.isnan(x)
+    return jnp.where(seen, x, 0.0), seen
+
+
+def generative(task: Coin | Dice | Gaussian, length: int) -> Callable[..., Any]:
+    """``p(theta) prod_t p(z_t | theta)``, a plate over sequences; entries of ``x`` that are NaN are not scored."""
+
+    def model(x: ArrayLike | None = None, *, size: int | None = None) -> Array:
+        batch = _batch(x, size)
+        with numpyro.plate("data", batch):
+            theta = numpyro.sample("theta", task.prior(), infer={"ctx": None})
+            symbols = task.likelihood(theta, length)
+            if x is None:
+                return numpyro.sample("x", symbols.to_event(1))
+            z, seen = _seen(x)
+            z = z if task.symbols is None else z.astype(jnp.int32)
+            return numpyro.sample("x", symbols.mask(seen).to_event(1), obs=z)
+
+    return model
+
+
+def _batch(x: ArrayLike | None, size: int | None) -> int:
+    if x is None and size is None:
+        raise ValueError("the model needs data x or a size: model(x) scores x, model(size=n) draws n fresh sequences")
+    return jnp.shape(x)[0] if x is not None else size  # type: ignore[return-value]
+
+
+def amortised(task: Coin | Dice | Gaussian, net: nnx.Module) -> Callable[..., Posterior]:
+    """``q(theta | z_{1:n})`` of a set encoder: the symbols that are not NaN, in any order."""
+
+    def posterior(x: ArrayLike | None = None, *, size: int | None = None) -> Posterior:
+        del size
+        if x is None:
+            raise ValueError("the posterior q(theta | z) needs data x; for draws of the prior run the model alone")
+        q = task.posterior(bind("network", net)(*_seen(x)))
+        return lambda site, ctx: q
+
+    return posterior
+
+
+class Autoregressive(dist.Distribution):
+    """``p(z_1..z_T) = prod_t net(z_t | z_{1:t-1})`` for ``batch`` sequences: scored in parallel, drawn in one scan."""
+
+    support = constraints.real_vector
+    reparametrized_params: list[str] = []
+    pytree_data_fields = ()
+    pytree_aux_fields = ("rule", "net", "length")
+
+    def __init__(self, net: Any, rule: Predictor, task: Coin | Dice | Gaussian, batch: int, length: int) -> None:
+        self.net, self.rule, self.task, self.length = net, rule, task, length
+        super().__init__(batch_shape=(batch,), event_shape=(length,), validate_args=False)
+
+    def sample(self, key: Key[Array, ""], sample_shape: tuple[int, ...] = ()) -> Array:
+        """Sequences (*sample_shape, batch, T)."""
+        start = self.rule.init(jnp.zeros(0, "float32" if self.task.symbols is None else "int32"))
+
+        def step(state: Any, key: Key[Array, ""]) -> tuple[Any, Array]:
+            z = self.rule.predict(state).sample(key)
+            return self.rule.update(state, z), z
+
+        def one(key: Key[Array, ""]) -> Array:
+            return jax.lax.scan(step, start, jax.random.split(key, self.length))[1]
+
+        shape = (*sample_shape, *self.batch_shape)
+        flat = jax.vmap(one)(jax.random.split(key, int(np.prod(shape, dtype=int))))
+        return flat.reshape(*shape, self.length)
+
+    def log_prob(self, value: Num[Array, "*batch T"], intermediates: Any = None) -> Float[Array, "*batch"]:
+        """Nats of each sequence."""
+        del intermediates
+        z = value if self.task.symbols is None else value.astype(jnp.int32)
+        return self.task.predictive(self.net(value)).log_prob(z).sum(-1)
+
+
+def autoregressive(task: Coin | Dice | Gaussian, net: nnx.Module, length: int) -> Callable[..., Any]:
+    """The prior-fitted network as a program: one observed site and no latent."""
+
+    def model(x: ArrayLike | None = None, *, size: int | None = None) -> Array:
+        batch = _batch(x, size)
+        live = bind("network", net)
+        rule = FittedTransformer.live(live, task, length)
+        with numpyro.plate("data", batch):
+            return numpyro.sample("x", Autoregressive(live, rule, task, batch, length), obs=x)
+
+    return model
+
+
+def params_of(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The network's weights among a fit's parameters."""
+    return params["network$params"]

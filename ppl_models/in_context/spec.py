@@ -1,0 +1,154 @@
+"""One in-context predictor as a table row: the task it is trained on and the network that learns it.
+
+Falck, Wang, Holmes, "Is In-Context Learning in Large Language Models Bayesian? A Martingale Perspective", ICML 2024
+(arXiv 2406.00793); Mueller et al., "Transformers Can Do Bayesian Inference", ICLR 2022 (arXiv 2112.10510).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from flax import nnx
+from jaxtyping import Array, Key
+from pydantic import Field
+
+from ppl_models.in_context.networks import SequenceNet, SetNet
+from ppl_models.in_context.tasks import Coin as Coin, Dice as Dice, Gaussian as Gaussian, Task
+
+if TYPE_CHECKING:
+    from ppl_models.in_context.program import SequenceProgram
+
+
+def _whole(self: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(self, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{type(self).__name__}: {name} must be an integer >= 1, got {value!r}")
+
+
+@dataclass(frozen=True)
+class SetEncoder:
+    """Learn the posterior: ``q(theta | z_{1:n})`` from a set encoder; training hides a random tail of each sequence."""
+
+    width: int = 64
+    kind: Literal["set_encoder"] = "set_encoder"
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        _whole(self, "width")
+
+    def make(self, task: Coin | Dice | Gaussian, length: int, rngs: nnx.Rngs) -> nnx.Module:
+        """The encoder for a task."""
+        del length
+        return SetNet(symbols=task.symbols, out=task.posterior_width, width=self.width, rngs=rngs)
+
+
+@dataclass(frozen=True)
+class PriorFitted:
+    """Learn the predictive: a causal transformer trained on draws of the task, no latent variable.
+
+    ``positions``  learned position embeddings, or none; without them any length can be read, trained for or not.
+    """
+
+    width: int = 32
+    layers: int = 2
+    heads: int = 4
+    hidden: int = 64
+    positions: bool = False
+    kind: Literal["prior_fitted"] = "prior_fitted"
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        _whole(self, "width", "layers", "heads", "hidden")
+        if self.width % self.heads:
+            raise ValueError(f"PriorFitted: width must be a multiple of heads, got {self.width} and {self.heads}")
+
+    def make(self, task: Coin | Dice | Gaussian, length: int, rngs: nnx.Rngs) -> nnx.Module:
+        """The transformer for a task; it has length + 1 positions, one for the start symbol."""
+        return SequenceNet(
+            symbols=task.symbols,
+            out=task.predictive_width,
+            width=self.width,
+            layers=self.layers,
+            heads=self.heads,
+            hidden=self.hidden,
+            positions=length + 1 if self.positions else None,
+            rngs=rngs,
+        )
+
+
+Network = Annotated[SetEncoder | PriorFitted, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class InContext:
+    """A predictor of sequences ``z_1..z_T`` that are i.i.d. given an unknown theta.
+
+    ``task``     prior and likelihood: :class:`Coin`, :class:`Dice` or :class:`Gaussian`.
+    ``network``  :class:`SetEncoder` (a posterior of theta) or :class:`PriorFitted` (a predictive without theta).
+    ``shape``    ``(T,)``, the length of a stored sequence.
+
+    Discrete sequences are stored as uint8, real ones as float32; :meth:`sampler` draws them from the task.
+
+    >>> spec = InContext(Coin(), PriorFitted(), shape=(64,))
+    >>> program = spec.build(jax.random.key(0))
+    >>> program.parameter_count
+    16672
+    """
+
+    task: Task = Coin()
+    network: Network = SetEncoder()
+    shape: tuple[int, ...] = (32,)
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        if len(self.shape) != 1 or not isinstance(self.shape[0], int) or self.shape[0] < 1:
+            raise ValueError(
+                f"shape must be (T,), the length of one sequence, got {self.shape}; images need another family"
+            )
+
+    @property
+    def levels(self) -> int | None:
+        """Number of symbols, or ``None`` for real sequences."""
+        return self.task.symbols
+
+    @cached_property
+    def exact(self) -> Any:
+        """The exact Bayes predictor of the task, found by tracing its program; it also has ``posterior(state)``."""
+        from ppl_models.in_context.predictors import conjugate
+        from ppl_models.in_context.program import generative
+
+        return conjugate(generative(self.task, self.shape[0]), size=1)
+
+    @property
+    def sampler(self) -> Callable[[Key[Array, ""], int], Array]:
+        """``(key, n) -> (n, T)``: fresh stored sequences drawn from the task; a data source for ``inference.fit``."""
+        from ppl_models.in_context.program import sampler
+
+        return sampler(self.task, self.shape[0])
+
+    def build(self, key: Key[Array, ""]) -> SequenceProgram:
+        """Build the program; ``key`` seeds the network's weights."""
+        from ppl_models.in_context.program import program
+
+        return program(self, key)
+
+
+PRESETS = MappingProxyType(
+    {
+        "tiny": InContext(Coin(), SetEncoder(width=16), shape=(8,)),
+        "tiny_transformer": InContext(Coin(), PriorFitted(width=8, layers=1, heads=2, hidden=8), shape=(8,)),
+        "coin_guide": InContext(Coin(), SetEncoder(), shape=(64,)),
+        "dice_guide": InContext(Dice(), SetEncoder(), shape=(64,)),
+        "gaussian_guide": InContext(Gaussian(), SetEncoder(), shape=(64,)),
+        "coin": InContext(Coin(), PriorFitted(), shape=(64,)),
+        "coin_positions": InContext(Coin(), PriorFitted(positions=True), shape=(64,)),
+        "dice": InContext(Dice(), PriorFitted(), shape=(64,)),
+        "gaussian": InContext(Gaussian(), PriorFitted(), shape=(64,)),
+    }
+)

@@ -1,0 +1,36 @@
+"""A Flax NNX module as a pure function: ``apply(params, *args)``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from flax import nnx
+
+
+@dataclass(frozen=True)
+class Apply:
+    """The structure of a module without its weights; hashable, so it may be static under ``jit``."""
+
+    graph: Any
+
+    def __call__(self, params: Any, *args: Any) -> Any:
+        """Call the module with the weights ``params``."""
+        return nnx.merge(self.graph, params)(*args)
+
+
+def pure(module: nnx.Module) -> tuple[Apply, Any]:
+    """Split a stateless module into ``apply`` and its parameters.
+
+    Two modules of the same structure give equal ``apply``.  Raises ``ValueError`` for a module with other state than
+    parameters (running statistics, random streams): its output would not be a function of the weights and the input.
+    """
+    split: Any = nnx.split(module, nnx.Param, ...)
+    graph, params, rest = split
+    state = nnx.to_pure_dict(rest)
+    if state:
+        raise ValueError(
+            f"{type(module).__name__} carries state beside its parameters ({', '.join(map(str, state))}); "
+            "use layers without running statistics or dropout"
+        )
+    return Apply(graph), params

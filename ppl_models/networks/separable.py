@@ -1,0 +1,61 @@
+"""Image layers made of matrix products, slices and additions only: fast on a CPU, also inside ``scan`` and ``vmap``.
+
+XLA's convolution on CPUs loses its fast path inside loops; here a k x k convolution is one matrix product over the k
+horizontal taps for all k output rows at once, then k shifted additions.  Layout (batch, height, width, channel).
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+Image = Float[Array, "batch height width channel"]
+
+
+def separable_convolution(x: Image, kernel: Float[Array, "k k c_in c_out"]) -> Float[Array, "batch height width c_out"]:
+    """The 'same' convolution (cross-correlation, zero padding, stride 1) of an odd kernel, without ``lax.conv``."""
+    k, _, c_in, c_out = kernel.shape
+    B, H, W, _ = x.shape
+    if k == 1:
+        # Flattened: the gradient of a four-dimensional product contracts three axes, several times slower.
+        return (x.reshape(-1, c_in) @ kernel[0, 0]).reshape(B, H, W, c_out)
+    half = k // 2
+    padded = jnp.pad(x, ((0, 0), (0, 0), (half, half), (0, 0)))
+    taps = jnp.concatenate([padded[:, :, i : i + W] for i in range(k)], axis=-1)  # (B, H, W, k C)
+    # One product for every row of the kernel: (k C, k O), kernel rows side by side.
+    matrix = kernel.transpose(1, 2, 0, 3).reshape(k * c_in, k * c_out)
+    rows = (taps.reshape(-1, k * c_in) @ matrix).reshape(B, H, W, k * c_out)
+    rows = jnp.pad(rows, ((0, 0), (half, half), (0, 0), (0, 0)))
+    return sum(rows[:, i : i + H, :, i * c_out : (i + 1) * c_out] for i in range(k))  # type: ignore[return-value]
+
+
+class SeparableConv(nnx.Module):
+    """k x k 'same' convolution with bias; weights N(0, scale^2 / fan_in), zero for ``scale = 0``."""
+
+    def __init__(self, c_in: int, c_out: int, k: int = 3, *, scale: float = 1.0, rngs: nnx.Rngs) -> None:
+        if k % 2 == 0:
+            raise ValueError(f"a 'same' convolution has an odd kernel, got k={k}")
+        draw = rngs.params.normal((k, k, c_in, c_out)) if scale else jnp.zeros((k, k, c_in, c_out))
+        self.kernel = nnx.Param(draw * (scale / (k * k * c_in) ** 0.5))
+        self.bias = nnx.Param(jnp.zeros(c_out))
+
+    def __call__(self, x: Image) -> Float[Array, "batch height width c_out"]:
+        return separable_convolution(x, self.kernel[...]) + self.bias[...][None, None, None]
+
+
+def pool(x: Image) -> Float[Array, "batch half_height half_width channel"]:
+    """Mean over 2 x 2 blocks: the Haar projection to the next coarser grid."""
+    B, H, W, C = x.shape
+    return x.reshape(B, H // 2, 2, W // 2, 2, C).mean((2, 4))
+
+
+def upsample(x: Image) -> Float[Array, "batch double_height double_width channel"]:
+    """Each pixel repeated in a 2 x 2 block."""
+    B, H, W, C = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (B, H, 2, W, 2, C)).reshape(B, 2 * H, 2 * W, C)
+
+
+def rms_norm(x: Image, gain: Float[Array, " channel"]) -> Float[Array, "batch height width channel"]:
+    """``gain * x / rms(x)``, the root mean square over the channels of each pixel."""
+    return x * (gain[None, None, None] / jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6))

@@ -1,0 +1,167 @@
+"""Paths, the drift and lag tests, the martingale posterior."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from inference.coherence import (
+    calibrated_tests,
+    coherence,
+    drift_curve,
+    martingale_posterior,
+    paths_tree,
+    predictive_paths,
+)
+from inference.coherence.calibrated import holm, lag_moments, sign_flip_test, t_test
+from inference.coherence.report import fisher
+from ppl_models.in_context import rules
+from ppl_models.in_context.predictors import BetaBernoulli, DirichletCategorical, NormalNormal
+
+CONTEXT = np.array([0, 1, 1, 0, 1, 0, 0, 1, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0])
+
+
+@pytest.fixture(scope="module")
+def paths():
+    return predictive_paths(BetaBernoulli(), CONTEXT, steps=40, paths=200, key=jax.random.key(0))
+
+
+def test_paths_carry_the_probabilities_they_were_drawn_with(paths):
+    s = CONTEXT.sum() + np.concatenate([np.zeros((200, 1)), paths.z.cumsum(1)], 1)
+    np.testing.assert_allclose(paths.p[..., 0], (1 + s) / (2 + 20 + np.arange(41)), rtol=1e-5)
+    p = paths.p[:, :-1, 0]
+    np.testing.assert_allclose(paths.log_p, np.log(np.where(paths.z == 1, p, 1 - p)), rtol=1e-4)
+    again = predictive_paths(BetaBernoulli(), CONTEXT, steps=40, paths=200, key=jax.random.key(0))
+    np.testing.assert_array_equal(again.z, paths.z)
+
+
+def test_a_predictor_that_is_no_pytree_works_too():
+    class Coin:
+        def init(self, context):
+            return jnp.asarray(0.25)
+
+        def predict(self, state):
+            import numpyro.distributions as dist
+
+            return dist.Bernoulli(probs=state)
+
+        def update(self, state, z):
+            return state
+
+    drawn = predictive_paths(Coin(), CONTEXT, steps=50, paths=400, key=jax.random.key(0))
+    assert drawn.z.mean() == pytest.approx(0.25, abs=0.012)
+    table = calibrated_tests(drawn, key=jax.random.key(0))
+    assert table.loc[["drift", "lag"], "p_value"].tolist() == [1.0, 1.0]  # constant probabilities: nothing to reject
+
+
+def test_t_test_and_holm_agree_with_scipy_and_hand():
+    values = np.random.default_rng(0).normal(0.2, 1, 60).astype(np.float32)
+    ours, theirs = t_test(jnp.asarray(values)), stats.ttest_1samp(values, 0)
+    assert float(ours.statistic) == pytest.approx(theirs.statistic, rel=1e-4)
+    assert float(ours.p_value) == pytest.approx(theirs.pvalue, rel=1e-3)
+    np.testing.assert_allclose(holm(np.array([0.04, 0.01, 0.03])), [0.06, 0.03, 0.06])
+    p = np.array([0.2, 0.03, 0.7])
+    assert fisher(p) == pytest.approx(stats.combine_pvalues(p).pvalue, rel=1e-4)
+
+
+def test_lag_moments_agree_with_loops(paths):
+    C = np.asarray(lag_moments(jnp.asarray(paths.g[:7]), jnp.asarray(paths.p[:7])))
+    N, p = 40, paths.p[..., 0]
+    for j in (0, 3, 6):
+        for c, k in enumerate((2, 3, 4, 5)):
+            # p_i of the definition is the probability before draw i, counted from one.
+            want = np.mean([paths.z[j, m - 1] * (p[j, m + k - 1] - p[j, m]) for m in range(1, N - 4)])
+            assert C[j, c] == pytest.approx(want, abs=1e-6)
+
+
+def test_sign_flip_p_values_are_uniform_under_heavy_tails():
+    def one(key):
+        value_key, flip_key = jax.random.split(key)
+        values = jax.random.t(value_key, 3.0, (40, 3))
+        return sign_flip_test(values.at[:, 1].add(values[:, 0]), flip_key, flips=200).p_value
+
+    p = np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 600)))
+    assert stats.kstest(p + np.random.default_rng(0).uniform(-0.5, 0.5, 600) / 201, "uniform").pvalue > 0.01
+
+
+def test_known_wrong_rules_are_seen_and_bayes_is_not(paths):
+    key = jax.random.key(5)
+    assert (calibrated_tests(paths, key=key).loc[["drift", "lag"], "p_value"] > 0.01).all()
+    sticky = predictive_paths(rules.Sticky(0.1), CONTEXT, steps=40, paths=200, key=key)
+    assert calibrated_tests(sticky, key=key).loc["lag", "p_holm"] < 0.01
+    drift = predictive_paths(rules.Drift(0.02), CONTEXT, steps=40, paths=200, key=key)
+    table = calibrated_tests(drift, key=key)
+    assert table.loc["drift", "p_holm"] < 0.01 and table.loc["drift", "effect"] < 0
+    curve = drift_curve(drift, key=key)
+    last = curve.iloc[-1]
+    assert curve.iloc[0].drift == 0 and last.lower > 0 and last.k == 41
+
+
+@pytest.mark.parametrize(
+    "rule, context",
+    [
+        (DirichletCategorical((1.0, 2.0, 1.0)), np.array([0, 2, 1, 1])),
+        (NormalNormal(0.0, 2.0, 1.0), np.array([0.3, -1.0, 2.0])),
+    ],
+    ids=["categorical", "real"],
+)
+def test_other_symbols(rule, context):
+    drawn = predictive_paths(rule, context, steps=20, paths=100, key=jax.random.key(1))
+    table = calibrated_tests(drawn, key=jax.random.key(2))
+    assert (table.loc[["drift", "lag"], "p_value"] > 0.01).all()
+    assert drawn.p.shape == (100, 21, len(drawn.names))
+
+
+def test_coherence_over_contexts():
+    contexts = (np.random.default_rng(0).random((6, 12)) < 0.3).astype(int)
+    exact = coherence(BetaBernoulli(), contexts, key=jax.random.key(0), steps=20, paths=60, depth=6)
+    assert exact.summary.loc["node_rms", "largest"] < 1e-12 and exact.contexts.shape[0] == 6
+    assert exact.summary.loc[["drift", "lag"], "p_holm"].min() > 0.01
+    wrong = coherence(rules.Alternate(0.1), contexts, key=jax.random.key(0), steps=20, paths=60, depth=6)
+    assert wrong.summary.loc["lag", "p_holm"] < 1e-3 and wrong.summary.loc["lag", "rejected"] > 0.9
+    assert wrong.summary.loc["node_rms", "mean"] > 0.02
+    real = coherence(NormalNormal(), np.zeros((3, 4)), key=jax.random.key(0), steps=8, paths=20)
+    assert "root_gap" not in real.summary.index and real.summary.loc["drift", "p_value"] > 0.01
+
+
+def test_martingale_posterior_of_the_beta_rule_is_the_beta_posterior():
+    tree = martingale_posterior(BetaBernoulli(2.0, 1.0), CONTEXT, steps=3000, draws=2000, key=jax.random.key(0))
+    theta = tree["posterior"]["theta"].values
+    assert theta.shape == (4, 500)
+    s = CONTEXT.sum()
+    assert stats.kstest(theta.ravel(), stats.beta(2 + s, 1 + 20 - s).cdf).pvalue > 0.01
+    import arviz as az
+
+    assert az.summary(tree["posterior"]).loc["theta", "r_hat"] < 1.02
+
+
+def test_martingale_posterior_of_the_urn_is_the_bayesian_bootstrap():
+    # Polya urn of mass n: the limit is Beta(s, n - s), the Bayesian bootstrap of a proportion.
+    tree = martingale_posterior(
+        rules.Urn(), CONTEXT, steps=3000, draws=2000, part="imputed", chains=1, key=jax.random.key(1)
+    )
+    s = CONTEXT.sum()
+    assert stats.kstest(tree["posterior"]["theta"].values.ravel(), stats.beta(s, 20 - s).cdf).pvalue > 0.01
+
+
+def test_paths_tree_is_read_by_arviz(paths):
+    import arviz as az
+
+    tree = paths_tree(paths, chains=4)
+    assert tree["posterior_predictive"]["z"].dims == ("chain", "draw", "step")
+    assert tree["sample_stats"]["p"].shape == (4, 50, 41, 1)
+    assert az.summary(tree, group="posterior_predictive", var_names=["z"]).shape[0] == 40
+
+
+def test_errors(paths):
+    with pytest.raises(ValueError, match="steps must be a whole number"):
+        predictive_paths(BetaBernoulli(), CONTEXT, steps=0, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"context must have shape \(n,\), got \(1, 20\)"):
+        predictive_paths(BetaBernoulli(), CONTEXT[None], steps=3, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="at least 6 steps, got 4"):
+        coherence(BetaBernoulli(), CONTEXT[None], key=jax.random.key(0), steps=4)
+    with pytest.raises(ValueError, match="chains must divide"):
+        paths_tree(paths, chains=7)
+    with pytest.raises(ValueError, match="draws must be a multiple of chains=4, got 10"):
+        martingale_posterior(BetaBernoulli(), CONTEXT, draws=10, key=jax.random.key(0))
