@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from inference import read_evidence, save_evidence
 from inference.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -252,6 +253,26 @@ def test_compare_refuses_other_data_and_other_observations_before_any_work(runs,
             (other / "spec.json").write_text((other / "spec.json").read_text().replace('"levels": 17', '"levels": 16'))
         code, _, err = call(capsys, "compare", runs / "full", other, "--out", tmp_path / "comparison")
         assert code == 2 and re.search(says, err) and not (tmp_path / "comparison").exists()
+
+
+def test_compare_puts_what_scores_the_same_together(runs, capsys, tmp_path):
+    table = read_evidence(runs / "full")
+    for name, observation in (("same", table.attrs["observation"]), ("b1", "binary"), ("b2", "binary"), ("c", "other")):
+        table.attrs["observation"] = observation
+        (tmp_path / name).mkdir()
+        save_evidence(table, tmp_path / name)
+    words = ["compare", runs / "full", *(tmp_path / name for name in ("same", "b1", "b2", "c"))]
+    code, out, err = call(capsys, *words, "--out", tmp_path / "out")
+    assert code == 0 and "/c alone scores 'other'" in err and out.count("stacking weight") == 2
+    found = pd.read_csv(tmp_path / "out" / "comparison.csv")
+    by_score = found.groupby("observation")["name"].agg(sorted).to_dict()
+    assert by_score == {"binary": ["b1", "b2"], "x / 16": ["full", "same"]}
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert page.count("<h2>Result: ") == 2 and (tmp_path / "out" / "comparison_2.png").exists()
+    code, _, err = call(capsys, "compare", tmp_path / "c", "--baselines", "--out", tmp_path / "none")
+    assert code == 2 and "only a table of evidence" in err
+    code, _, err = call(capsys, *words, "--test-n", "13", "--out", tmp_path / "none")
+    assert code == 2 and "more than the 12 data" in err and not (tmp_path / "none").exists()
 
 
 def test_an_existing_run_is_not_overwritten_unasked(runs, capsys):
