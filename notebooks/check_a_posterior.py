@@ -39,6 +39,7 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import numpyro.distributions as dist
+import optax
 import pandas as pd
 
 import inference
@@ -68,8 +69,9 @@ spec = MFCVAE(
     network=MLP((128, 128)),
     warmup=STEPS // 4,
 )
+rate = optax.cosine_decay_schedule(2e-3, STEPS)  # large steps first, small ones to settle
 fit = inference.fit(
-    spec.build(jax.random.key(0)), x_train, steps=STEPS, learning_rate=2e-3, key=jax.random.key(1), progress=False
+    spec.build(jax.random.key(0)), x_train, steps=STEPS, learning_rate=rate, key=jax.random.key(1), progress=False
 )
 fit.history[["step", "loss"]].iloc[[0, len(fit.history) // 2, -1]]
 
