@@ -142,7 +142,7 @@ class Trainer:
 
         (loss, terms), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
         # One sum over all of them: a sum an array costs a tenth of the step of a network of many small arrays.
-        flat = jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(grads)])
+        flat = jnp.concatenate([jnp.zeros(0), *(leaf.ravel() for leaf in jax.tree.leaves(grads))])
         norm = jnp.sqrt(jnp.sum(flat * flat))
         ok = jnp.isfinite(loss) & jnp.isfinite(norm)
 
