@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from inference import _cli_run as runs
 from inference._cli_common import UsageError, check_writable, table_text, to_json
 from inference._cli_fit import check_at_least
@@ -30,7 +32,8 @@ def compare(command: Compare) -> None:
     check_same_data(command.folders, cards)
     check_same_observation(command.folders, [fitted.program.observation for fitted in fits])
     wanted = command.test_n or min(card["test_n"] for card in cards)
-    x, _ = runs.load_test(cards[0], test_n=wanted)
+    x, _ = runs.load_test(cards[0], fits[0].program.sampler, test_n=wanted)
+    check_same_draws(command.folders, cards, fits, x)
     own = [table for fitted in fits if (table := own_table(fitted.folder)) is not None]
     particles = command.particles or max((table.attrs["particles"] for table in own), default=PARTICLES)
     tables = {
@@ -53,6 +56,21 @@ def check_same_data(folders: Sequence[Path], cards: Sequence[Mapping[str, Any]])
             raise UsageError(
                 f"{folders[0]} is a model of data {first['name']!r}, {folder} of {card['name']!r}; densities of "
                 "different data cannot be compared: fit both to the same data"
+            )
+
+
+def check_same_draws(
+    folders: Sequence[Path], cards: Sequence[Mapping[str, Any]], fits: Sequence[Any], x: np.ndarray
+) -> None:
+    """Raise :class:`UsageError` for runs that were fitted to their own draws where these are not the same draws."""
+    for folder, card, fitted in zip(folders, cards, fits, strict=True):
+        if card["name"] != runs.OWN:
+            continue
+        own, _ = runs.load_test(card, fitted.program.sampler, test_n=len(x))
+        if not np.array_equal(own, x):
+            raise UsageError(
+                f"{folders[0]} and {folder} were each fitted to draws of its own program, and these programs draw "
+                "different data; only models of the same data can be compared"
             )
 
 
