@@ -10,12 +10,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inference.baselines import baselines as baselines
     from inference.calibration import calibrate as calibrate
     from inference.compare import compare as compare, stacking_weights as stacking_weights
     from inference.diagnostics import diagnose as diagnose
     from inference.evidence import (
         bits_per_dim as bits_per_dim,
         evidence as evidence,
+        exact_table as exact_table,
         read_evidence as read_evidence,
         save_evidence as save_evidence,
     )
@@ -28,12 +30,14 @@ if TYPE_CHECKING:
 __distribution__ = "ppl-models"  # ppl_models/_clash.py tells this package from a stranger of the same name by this line
 
 _PUBLIC = {
+    "baselines": "baselines",
     "calibrate": "calibration",
     "compare": "compare",
     "stacking_weights": "compare",
     "diagnose": "diagnostics",
     "bits_per_dim": "evidence",
     "evidence": "evidence",
+    "exact_table": "evidence",
     "read_evidence": "evidence",
     "save_evidence": "evidence",
     "Fit": "fit",

@@ -46,12 +46,15 @@ def check(command: Coherence) -> None:
         if command.method != "falck2024":
             check_length(command.steps, command.paths)
         given = None if command.context is None else parse_context(command.context)[None]
-        length = (command.n if given is None else given.shape[1]) + max(command.steps, DEPTH if command.depth is None else command.depth)
-        predictor = named(command.target) if fitted is None else fitted_rule(fitted, length)
+        n = command.n if given is None else given.shape[1]
+        length = n + max(command.steps, DEPTH if command.depth is None else command.depth)
+        predictor = named(command.target) if fitted is None else fitted_rule(fitted, n + command.steps, length)
         if given is None:
             given = default_contexts(predictor, command.contexts, command.n, command.seed)
         K = fitting_context(predictor, given, ndim=2, ahead=command.steps)[1].K
-        if command.depth and K is not None:
+        if command.depth:
+            if K is None:
+                raise UsageError("--depth is of the exact tree, which real symbols do not have; leave it out")
             check_depth(K, command.depth)
     coherence_command(
         predictor, label=command.target, context=command.context, contexts=command.contexts, n=command.n,
@@ -60,8 +63,8 @@ def check(command: Coherence) -> None:
     )  # fmt: skip
 
 
-def fitted_rule(fitted: Any, length: int) -> Any:
-    """Return the rule of a fit, able to hold ``length`` symbols; says so where that is more than it was trained on."""
+def fitted_rule(fitted: Any, drawn: int, length: int) -> Any:
+    """Return the rule of a fit, able to hold ``length`` symbols; says so where ``drawn`` exceeds its training."""
     make, trained = fitted.program.predictor, fitted.program.shape[0]
     predictor = make(fitted.params)
     if getattr(predictor, "capacity", length) < length:
@@ -69,8 +72,8 @@ def fitted_rule(fitted: Any, length: int) -> Any:
             predictor = make(fitted.params, capacity=length)
         except ValueError as error:
             raise ValueError(f"{error}; or give smaller --n and --steps") from error
-    if length > trained:
-        say(f"note: sequences of {length} symbols are checked, {trained} were trained on: --n and --steps set that")
+    if drawn > trained:
+        say(f"note: sequences of {drawn} symbols are checked, {trained} were trained on: --n and --steps set that")
     return predictor
 
 

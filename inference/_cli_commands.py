@@ -195,15 +195,20 @@ class Compare:
 
     Prints, and writes as comparison.csv and comparison.html, the paired differences with standard errors
     [nats] and the stacking weights. Evidence is recomputed only where it is missing or was made with other
-    data or another number of draws.
+    data or another number of draws. Runs that score different things (binarised pixels, dequantised grey
+    levels) are compared in groups of their own. A folder with no more than evidence.csv and evidence.json
+    counts too.
 
     Examples:
       ppl-models compare runs/one runs/two
+      ppl-models compare runs/one --baselines
       ppl-models compare runs/one runs/two runs/three --out runs/comparison --json
     """
 
-    folders: Annotated[Positional[tuple[Path, ...]], _opt("DIR", "two or more")]
+    folders: Annotated[Positional[tuple[Path, ...]], _opt("DIR", "two or more; one with --baselines")]
     """Run folders."""
+    baselines: bool = False
+    """Compare with classical densities fitted to the same data: Gaussian, PPCA, mixtures."""
     out: Annotated[Path, _opt("DIR")] = Path("comparison")
     """Folder for comparison.csv and comparison.html; an earlier comparison in it is replaced."""
     test_n: Annotated[int | None, _opt("N", "the smallest of the runs' own")] = None

@@ -29,8 +29,7 @@ def table_of(fitted: Any, x: np.ndarray, *, particles: int | None) -> pd.DataFra
     from inference.evidence import evidence, save_evidence
 
     own = own_table(fitted.folder)
-    reusable = own is not None and _scored(own, x) and particles in (None, own.attrs["particles"])
-    if own is not None and reusable:
+    if own is not None and _scored(own, x) and _enough(own, particles):
         # A datum's numbers do not depend on the data beside it, so a table's first rows are a table.
         return own.iloc[: len(x)].__finalize__(own)
     wanted = particles or (own.attrs["particles"] if own is not None else PARTICLES)
@@ -53,6 +52,11 @@ def own_table(folder: Path) -> pd.DataFrame | None:
     except ValueError as error:
         say(f"warning: {error}")
         return None
+
+
+def _enough(table: pd.DataFrame, particles: int | None) -> bool:
+    """Whether a table has the number of draws asked for; an exact one has no draws."""
+    return table.attrs["estimator"] == "exact" or particles in (None, table.attrs["particles"])
 
 
 def _scored(table: pd.DataFrame, x: np.ndarray) -> bool:

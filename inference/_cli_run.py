@@ -18,7 +18,7 @@ DATA_SEED = 0
 """Seed of every subset and generated set: runs of different seeds see the same data and can be compared."""
 OWN = "own"
 """Name of the data that a program draws itself (``Program.sampler``)."""
-OWN_KEYS = {"validation": 1_000_001, "test": 1_000_002}
+OWN_KEYS = {"validation": 1_000_001, "test": 1_000_002, "baselines": 1_000_003}
 """Key of each set of own draws: this number folded into ``jax.random.key(DATA_SEED)``, and then the block's.  Large,
 for ``split`` makes the keys of the small ones: no training batch shares a key with a set."""
 OWN_BLOCK = 256
@@ -29,9 +29,9 @@ Sampler = Callable[[Any, int], Any]
 
 @dataclass(frozen=True)
 class Data:
-    """The stored data of a run: what it is fitted to, validated on, and evaluated on."""
+    """The stored data of a run: what it is fitted to (an array, or a :data:`Sampler`), validated on, evaluated on."""
 
-    train: np.ndarray | Sampler
+    train: Any
     validation: np.ndarray | None
     test: np.ndarray
     factors: Mapping[str, np.ndarray]
@@ -83,7 +83,7 @@ def own_card(
 
 
 def own_draws(sampler: Sampler, card: Mapping[str, Any], which: str, n: int) -> np.ndarray:
-    """Return the first ``n`` own draws of a fixed set, ``"validation"`` or ``"test"``; a larger n only adds to them."""
+    """Return the first ``n`` own draws of a fixed set, a key of ``OWN_KEYS``; a larger n only adds to them."""
     import jax
 
     key = jax.random.fold_in(jax.random.key(card["seed"]), OWN_KEYS[which])

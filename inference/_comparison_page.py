@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,42 +22,38 @@ BAD_KHAT = 0.25
 """Share of data with unreliable log p(x) from which the conclusion says so (that at which ``diagnose`` fails)."""
 
 
+COLUMNS = {
+    "rank": "rank", "elpd_mean": "log p(x) per datum (nats)", "bits_per_dim": "bits per dim",
+    "elpd_diff": "difference (nats, summed)", "dse": "its s.e.", "weight": "stacking weight",
+    "mc_se": "Monte Carlo error", "khat_bad": "share with k-hat > 0.7",
+}  # fmt: skip
+
+
 def compare_report(
-    comparison: pd.DataFrame, runs: Mapping[str, str | os.PathLike[str]], out: str | os.PathLike[str]
+    comparison: pd.DataFrame | Sequence[pd.DataFrame],
+    runs: Mapping[str, str | os.PathLike[str]],
+    out: str | os.PathLike[str],
 ) -> Path:
     """Write one page that compares several runs: table, figure, and links to each run's own report.
 
-    ``comparison``  the result of ``inference.compare``, one row a model, best first.
+    ``comparison``  the result of ``inference.compare``, one row a model, best first; or several such results, of
+                    models that score different things: each gets a section of its own.
     ``runs``        folder of each run by the model's name.
     ``out``         the page to write (``*.html``), or a folder, which then gets ``comparison.html``.
 
-    The figure is written beside the page as ``comparison.png``.
+    The figures are written beside the page as ``comparison.png``, ``comparison_2.png``, ...
     """
-    from inference import figures
+    import pandas as pd
 
+    frames = [comparison] if isinstance(comparison, pd.DataFrame) else list(comparison)
+    if not frames:
+        raise ValueError("there is no comparison to report; pass the result of inference.compare, or several")
     path = Path(out)
     if path.suffix != ".html":
         path = path / "comparison.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn = Drawn(path.parent)
-    figure = drawn.panel(
-        Panel(
-            "comparison",
-            "How far each model falls behind the best. A difference is worth believing when the thin line (two "
-            "standard errors of the paired difference) stays clear of zero; models whose line crosses zero are not "
-            "told apart by these data.",
-            lambda: figures.comparison(comparison),
-        )
-    )
-    columns = {
-        "rank": "rank", "elpd_mean": "log p(x) per datum (nats)", "bits_per_dim": "bits per dim",
-        "elpd_diff": "difference (nats, summed)", "dse": "its s.e.", "weight": "stacking weight",
-        "mc_se": "Monte Carlo error", "khat_bad": "share with k-hat > 0.7",
-    }  # fmt: skip
-    shown = [c for c in columns if c in comparison]
-    comparison = comparison.assign(weight=comparison["weight"].round(4))
-    rows = [[str(name), *(_native(row[c]) for c in shown)] for name, row in comparison.iterrows()]
-    best = str(comparison.index[0])
+    sections = [_section(frame, drawn, alone=len(frames) == 1) for frame in frames]
     links = []
     for name, folder in runs.items():
         page = Path(folder) / "report.html"
@@ -66,21 +62,53 @@ def compare_report(
             f'<li><a href="{escape(where)}">{escape(str(name))}</a></li>' if page.exists()
             else f"<li>{escape(str(name))} <span class=muted>(has no report.html)</span></li>"
         )  # fmt: skip
-    observation = comparison.attrs.get("observation")
-    n = int(comparison["n"].iloc[0]) if "n" in comparison else None
-    on = f"the same {n:,} held-out data" if n else "the same held-out data"
+    counts = {int(frame["n"].iloc[0]) for frame in frames if "n" in frame}
+    on = f"the same {counts.pop():,} held-out data" if len(counts) == 1 else "the same held-out data"
+    split = "" if len(frames) == 1 else (
+        " Densities of different things cannot be compared: models that score the same stand together, in "
+        f"{len(frames)} groups."
+    )  # fmt: skip
     body = (
-        f"<h1>Comparison of {len(comparison)} models</h1><p>Each model was scored by log p(x) on {on}; differences are "
-        f"taken datum by datum, so what is hard for all models cancels.</p>{drawn.problems()}"
-        + (f"<p>What is scored: <b>{escape(observation)}</b>.</p>" if observation else "")
-        + f"<h2>Result</h2><p><b>{escape(_conclusion(comparison, best))}</b></p>"
-        + _page.table(("model", *(columns[c] for c in shown)), rows)
-        + '<p class="small muted">Difference: sum over the data of log p(x) minus that of the best model. Stacking '
-        "weight: the mixture of the models that predicts these data best. Share with bad k-hat: data whose log p(x) "
-        f"cannot be trusted.</p>{figure}<h2>The runs</h2><ul>{''.join(links)}</ul>"
+        f"<h1>Comparison of {sum(map(len, frames))} models</h1><p>Each model was scored by log p(x) on {on}; "
+        f"differences are taken datum by datum, so what is hard for all models cancels.{split}</p>{drawn.problems()}"
+        + "".join(sections)
+        + f"<h2>The runs</h2><ul>{''.join(links)}</ul>"
     )
     write_text(path, _page.page("Comparison of models", body))
     return path
+
+
+def _section(comparison: pd.DataFrame, drawn: Drawn, *, alone: bool) -> str:
+    """Table, figure and conclusion of models that score the same."""
+    figure = drawn.panel(
+        Panel(
+            "comparison",
+            "How far each model falls behind the best. A difference is worth believing when the thin line (two "
+            "standard errors of the paired difference) stays clear of zero; models whose line crosses zero are not "
+            "told apart by these data.",
+            lambda: _figure(comparison),
+        )
+    )
+    shown = [c for c in COLUMNS if c in comparison]
+    comparison = comparison.assign(weight=comparison["weight"].round(4))
+    rows = [[str(name), *(_native(row[c]) for c in shown)] for name, row in comparison.iterrows()]
+    observation = comparison.attrs.get("observation")
+    title = "Result" if alone or not observation else f"Result: {observation.partition(';')[0]}"
+    return (
+        f"<h2>{escape(title)}</h2>"
+        + (f"<p>What is scored: <b>{escape(observation)}</b>.</p>" if observation else "")
+        + f"<p><b>{escape(_conclusion(comparison, str(comparison.index[0])))}</b></p>"
+        + _page.table(("model", *(COLUMNS[c] for c in shown)), rows)
+        + '<p class="small muted">Difference: sum over the data of log p(x) minus that of the best model. Stacking '
+        "weight: the mixture of the models that predicts these data best. Share with bad k-hat: data whose log p(x) "
+        f"cannot be trusted; none where it is exact.</p>{figure}"
+    )
+
+
+def _figure(comparison: pd.DataFrame) -> Any:
+    from inference import figures
+
+    return figures.comparison(comparison)
 
 
 def _native(value: Any) -> Any:

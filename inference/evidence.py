@@ -14,6 +14,7 @@ import json
 import math
 import warnings
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +66,6 @@ def evidence(
     >>> table = evidence(fit, x_test, particles=512, key=jax.random.key(0))
     >>> table.log_px.mean(), (table.khat > 0.7).mean()
     """
-    import pandas as pd
-
     check_count("particles", particles, 2)
     check_key(key)
     program = fit.program
@@ -75,19 +74,10 @@ def evidence(
     exact = program.log_prob is not None or not program.latents
     if exact:
         log_px = _log_weights(fit, x, 1, key, pairs, progress)[:, 0].astype(np.float64)
-        blank = np.full(len(x), np.nan)
-        values = {"log_px": log_px, "se": np.zeros(len(x)), "elbo": blank, "ess": blank, "khat": blank}
+        values = _exactly(log_px)
     else:
         values = summarise(_log_weights(fit, x, particles, key, pairs, progress))
-    crc = np.array([zlib.crc32(np.ascontiguousarray(row).tobytes()) for row in x], np.int64)
-    table = pd.DataFrame({"datum": np.arange(len(x)), "x_crc": crc, **values})
-    table.attrs = {
-        "observation": program.observation,
-        "particles": int(particles),
-        "dims": int(np.prod(program.shape)),
-        "bits_offset": program.bits_offset,
-        "estimator": "exact" if exact else "importance",
-    }
+    table = _table(program, x, values, particles=int(particles), estimator="exact" if exact else "importance")
     bad = np.flatnonzero(~np.isfinite(table["log_px"].to_numpy()))
     if bad.size:
         warnings.warn(
@@ -97,6 +87,40 @@ def evidence(
             RuntimeWarning,
             stacklevel=2,
         )
+    return table
+
+
+def exact_table(program: Any, x: np.ndarray, log_px: np.ndarray) -> pd.DataFrame:
+    """The table of :func:`evidence` for a log p(x) known without error, of the data as ``program`` scores them.
+
+    ``x`` the stored data (n, *shape), ``log_px`` nats, (n,).  For scores from elsewhere: another library's density, a
+    closed form.  Raises ``ValueError`` unless there is one value a datum.
+    """
+    log_px = np.asarray(log_px, np.float64)
+    if log_px.shape != (len(x),):
+        raise ValueError(f"log_px has shape {log_px.shape}, expected ({len(x)},): one value for each datum of x")
+    return _table(program, x, _exactly(log_px), particles=0, estimator="exact")
+
+
+def _exactly(log_px: np.ndarray) -> dict[str, np.ndarray]:
+    blank = np.full(len(log_px), np.nan)
+    return {"log_px": log_px, "se": np.zeros(len(log_px)), "elbo": blank, "ess": blank, "khat": blank}
+
+
+def _table(
+    program: Any, x: np.ndarray, values: Mapping[str, np.ndarray], *, particles: int, estimator: str
+) -> pd.DataFrame:
+    import pandas as pd
+
+    crc = np.array([zlib.crc32(np.ascontiguousarray(row).tobytes()) for row in x], np.int64)
+    table = pd.DataFrame({"datum": np.arange(len(x)), "x_crc": crc, **values})
+    table.attrs = {
+        "observation": program.observation,
+        "particles": particles,
+        "dims": int(np.prod(program.shape)),
+        "bits_offset": program.bits_offset,
+        "estimator": estimator,
+    }
     return table
 
 

@@ -91,7 +91,7 @@ def run(out: Path, *, quick: bool = False, seed: int = 0) -> None:
         print(f"{name}: {runs.evidence_line(found[name].table)}")
         print(runs.verdict_lines(found[name].verdict), flush=True)
     say(f"\n[3/3] comparing both on {len(data.test):,} held-out digits")
-    frame = conclude({name: result.table for name, result in found.items()}, folders, out / "comparison")
+    (frame,) = conclude([({name: result.table for name, result in found.items()}, folders)], out / "comparison")
     print(f"\n{comparison_text(frame)}")
     print(_where(out, {name: result.page for name, result in found.items()}, quick))
 

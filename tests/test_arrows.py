@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND_LINE = re.compile(r"inference\.(cli|_cli\w*|quickstart)(\.|$)")
-OUTSIDE = ("tests", "benchmarks", "notebooks")
+OUTSIDE = ("tests", "benchmarks", "examples", "notebooks")
 
 
 def modules(root):

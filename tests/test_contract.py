@@ -1,4 +1,4 @@
-"""What every user relies on, over every registered family and preset; no skip."""
+"""What every user relies on, over every registered family and preset, a family of one's own among them; no skip."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -15,10 +15,12 @@ from numpyro.infer import SVI, Predictive, TraceMeanField_ELBO
 from numpyro.optim import Adam
 
 from inference import evidence, fit, load, posterior
+from inference._cli_common import load_plugins
 from inference.objectives import fused_elbo, init_params, joint_draw, trace_posterior
 from ppl_models.program import Program, families, spec_from_json, spec_to_json
 
 KEY = jax.random.key(0)
+load_plugins([Path(__file__).resolve().parent.parent / "examples" / "poisson_factor.py"])
 FAMILIES = list(families())
 PRESETS = [f"{family}:{preset}" for family, entry in families().items() for preset in entry.presets]
 

@@ -93,7 +93,7 @@ def _draw_norms(spec: HVAE, norms: Float[np.ndarray, "n levels"]) -> Any:
         at = np.flatnonzero(resolutions == res)
         axes.errorbar(at, middle[at], (middle[at] - low[at], high[at] - middle[at]), fmt="o-", color=colour, capsize=2,
                       label=f"{res}x{res}")  # fmt: skip
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.set(xlabel="level", ylabel="root mean square of the state", ylim=(0, None))
     axes.set_title("state after each level", fontsize=10, loc="left")
     axes.legend(fontsize=8, frameon=False)

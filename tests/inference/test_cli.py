@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from inference import read_evidence, save_evidence
 from inference.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -262,6 +263,26 @@ def test_compare_refuses_other_data_and_other_observations_before_any_work(runs,
         assert code == 2 and re.search(says, err) and not (tmp_path / "comparison").exists()
 
 
+def test_compare_puts_what_scores_the_same_together(runs, capsys, tmp_path):
+    table = read_evidence(runs / "full")
+    for name, observation in (("same", table.attrs["observation"]), ("b1", "binary"), ("b2", "binary"), ("c", "other")):
+        table.attrs["observation"] = observation
+        (tmp_path / name).mkdir()
+        save_evidence(table, tmp_path / name)
+    words = ["compare", runs / "full", *(tmp_path / name for name in ("same", "b1", "b2", "c"))]
+    code, out, err = call(capsys, *words, "--out", tmp_path / "out")
+    assert code == 0 and "/c alone scores 'other'" in err and out.count("stacking weight") == 2
+    found = pd.read_csv(tmp_path / "out" / "comparison.csv")
+    by_score = found.groupby("observation")["name"].agg(sorted).to_dict()
+    assert by_score == {"binary": ["b1", "b2"], "x / 16": ["full", "same"]}
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert page.count("<h2>Result: ") == 2 and (tmp_path / "out" / "comparison_2.png").exists()
+    code, _, err = call(capsys, "compare", tmp_path / "c", "--baselines", "--out", tmp_path / "none")
+    assert code == 2 and "only a table of evidence" in err
+    code, _, err = call(capsys, *words, "--test-n", "13", "--out", tmp_path / "none")
+    assert code == 2 and "more than the 12 data" in err and not (tmp_path / "none").exists()
+
+
 def test_coherence_of_a_run_without_a_predictor_is_refused(runs, capsys):
     code, out, err = call(capsys, "coherence", runs / "bare")
     assert code == 2 and out == "" and "whose program has no predictor" in err
@@ -290,14 +311,31 @@ def test_a_plugin_that_is_gone_is_asked_for(runs, capsys, tmp_path):
 # ------------------------------------------------------------------------------------- a program's own data
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """Two sequence models fitted to their own draws, one with latents (held-out sets of 12 and 300) and one without."""
+    """Two models of real sequences, fitted to own draws, one with latents, one without; a Beta compiles slowly"""
+    from ppl_models.in_context import Gaussian, InContext, PriorFitted, SetEncoder
+    from ppl_models.program import spec_to_json
+
     folder = tmp_path_factory.mktemp("own")
-    words = ["--data", "own", "--steps", "20", "--batch-size", "16", "--particles", "20", "--draws", "4"]
+    words = [
+        "--data",
+        "own",
+        "--steps",
+        "5",
+        "--batch-size",
+        "16",
+        "--particles",
+        "12",
+        "--draws",
+        "4",
+        "--test-n",
+        "12",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("inference.runtime.tune_runtime", lambda **settings: {})
-        fit = ["fit", "in_context:tiny", *words, "--out", str(folder / "guide"), "--test-n", "12", "--validation", "9"]
-        assert main(fit) == 0
-        assert main(["fit", "in_context:tiny_transformer", *words, "--out", str(folder / "net"), "--test-n", "12"]) == 0
+        for name, network in (("guide", SetEncoder(width=8)), ("net", PriorFitted(8, 1, 2, 8))):
+            spec = folder / f"{name}.json"
+            spec.write_text(spec_to_json(InContext(Gaussian(), network, shape=(8,))))
+            assert main(["fit", str(spec), *words, "--out", str(folder / name), "--quiet"]) == 0
     return folder
 
 
@@ -305,7 +343,7 @@ def test_a_program_is_fitted_to_its_own_draws_and_finds_them_again(own, capsys):
     for name in ("guide", "net"):
         run = own / name
         card = json.loads((run / "run.json").read_text())["card"]
-        assert (card["name"], card["seed"], card["test_n"], card["shape"], card["levels"]) == ("own", 0, 12, [8], 2)
+        assert (card["name"], card["seed"], card["test_n"], card["shape"], card["levels"]) == ("own", 0, 12, [8], None)
         assert len(pd.read_csv(run / "evidence.csv")) == 12
         assert "fitted to its own draws" in (run / "report.html").read_text()
         assert "held-out gap" not in set(pd.read_csv(run / "diagnosis.csv")["check"])  # no datum is seen twice
@@ -335,7 +373,7 @@ def test_compare_refuses_draws_of_other_programs(own, capsys, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(own / "guide", other)
     spec = json.loads((other / "spec.json").read_text())
-    spec["spec"]["task"]["a"] = 20.0
+    spec["spec"]["task"]["loc"] = 20.0
     (other / "spec.json").write_text(json.dumps(spec))
     code, _, err = call(capsys, "compare", own / "guide", other, "--out", tmp_path / "comparison")
     assert code == 2 and "draw different data" in err and not (tmp_path / "comparison").exists()
@@ -345,10 +383,10 @@ def test_an_interrupted_run_on_own_data_resumes(own, capsys, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(own / "guide", run)
     record = json.loads((run / "run.json").read_text())
-    record["info"], record["arguments"]["steps"] = {"stopped": "interrupted", "steps": 20}, 25
+    record["info"], record["arguments"]["steps"] = {"stopped": "interrupted", "steps": 5}, 8
     (run / "run.json").write_text(json.dumps(record))
     code, out, err = call(capsys, "resume", run, "--no-evaluate", "--quiet")
-    assert code == 0 and "25 steps" in out, err
+    assert code == 0 and "8 steps" in out, err
 
 
 # ------------------------------------------------------------------------------------------------ coherence
@@ -358,8 +396,11 @@ CHECK = ["--contexts", "2", "--n", "3", "--steps", "6", "--paths", "8", "--depth
 def test_coherence_of_rules_and_runs(own, capsys, tmp_path):
     code, out, _ = call(capsys, "coherence", "beta:1,1", *CHECK)
     assert code == 0 and "Coherent: a martingale and exchangeable to depth 2" in out
-    code, out, err = call(capsys, "coherence", own / "net", *CHECK, "--out", tmp_path / "out")
-    assert code == 0 and "Not a martingale" in out and "sequences of 9 symbols are checked, 8 were trained on" in err
+    code, out, err = call(capsys, "coherence", own / "net", *CHECK)
+    assert code == 2 and out == "" and "--depth is of the exact tree" in err
+    code, out, err = call(capsys, "coherence", own / "net", *CHECK[:-2], "--out", tmp_path / "out")
+    assert code == 0 and "real symbols have no exact tree" in out
+    assert "sequences of 9 symbols are checked, 8 were trained on" in err
     assert len(pd.read_csv(tmp_path / "out" / "contexts.csv")) == 2
 
 
