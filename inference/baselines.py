@@ -254,7 +254,8 @@ def _views(program: Any, x: np.ndarray, held_out: np.ndarray, x_test: np.ndarray
     views = [View(train, held, both, test, _densities(n, d, seed))]
     if program.bits_offset and integers:
         symbols, constant = round(2**program.bits_offset), d * program.bits_offset * math.log(2)
-        flat = [a.reshape(len(a), -1).astype(np.int64) for a in (x, held_out, np.concatenate([x, held_out]), x_test)]
+        every = (x, held_out, np.concatenate([x, held_out]), x_test)
+        flat = [a.reshape(len(a), -1).astype(np.int64) for a in every]
         views.append(View(flat[0], flat[1], flat[2], flat[3], _masses(n, symbols, seed), constant))
     return views
 
