@@ -15,6 +15,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Hashes pin every file; --no-compile because the two cores below compile in a third of the time.
 INSTALL := $(PIP) install -qq --no-deps --no-compile --require-hashes
 COMPILE := $(BIN)/python -m compileall -q -j 0 -x '[/\\]tests?[/\\]' $(VENV)/lib
+# Processes that share the tests; a file stays together, for its fixtures compile once.
+WORKERS ?= 2
 # Another interpreter: make PYTHON=/path/to/python3.13 ...
 PYTHON ?=
 
@@ -25,7 +27,7 @@ quickstart: $(VENV)/.project  ## install what is needed; fit, check and compare 
 	@$(BIN)/ppl-models quickstart $(ARGS)
 
 test: $(VENV)/.dev  ## install what is needed; run the tests (ARGS='-k fit' chooses)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.dev  ## run the tests that train for a minute or more
 	@$(BIN)/python -m pytest -m slow $(ARGS)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inference.baselines import baselines as baselines
+    from inference.calibration import calibrate as calibrate
     from inference.compare import compare as compare, stacking_weights as stacking_weights
     from inference.diagnostics import diagnose as diagnose
     from inference.evidence import (
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         save_evidence as save_evidence,
     )
     from inference.fit import Fit as Fit, fit as fit, load as load, resume as resume
+    from inference.forward_kl import forward_kl as forward_kl, simulator as simulator
     from inference.posterior import posterior as posterior, save_posterior as save_posterior
     from inference.report import compare_report as compare_report, report as report
     from inference.runtime import tune_runtime as tune_runtime
@@ -29,6 +31,7 @@ __distribution__ = "ppl-models"  # ppl_models/_clash.py tells this package from 
 
 _PUBLIC = {
     "baselines": "baselines",
+    "calibrate": "calibration",
     "compare": "compare",
     "stacking_weights": "compare",
     "diagnose": "diagnostics",
@@ -41,6 +44,8 @@ _PUBLIC = {
     "fit": "fit",
     "load": "fit",
     "resume": "fit",
+    "forward_kl": "forward_kl",
+    "simulator": "forward_kl",
     "posterior": "posterior",
     "save_posterior": "posterior",
     "compare_report": "report",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -88,20 +88,21 @@ class Fit:
     """Fit a family to data, then check it on held-out data.
 
     Writes a run folder: spec.json, run.json, history.csv, checkpoint/, posterior.nc, evidence.csv,
-    diagnosis.csv, report.html, figures/. The spec's shape and levels are set from the data.
+    diagnosis.csv, report.html, figures/. The spec's shape and levels are set from a data set that is named.
     Ctrl-C leaves a run that `ppl-models resume DIR` continues.
 
     Examples:
       ppl-models fit mfcvae:digits --data digits --out runs/digits
       ppl-models fit mfcvae:digits --data digits --out runs/stop --validation 200 --patience 5
       ppl-models fit my_spec.toml --data facets --out runs/mine --steps 5000 --seed 1
+      ppl-models fit in_context:coin --data own --out runs/coin
       ppl-models fit mine:tiny --plugin mine.py --data digits --out runs/plug
     """
 
     model: Annotated[Positional[str], _opt("FAMILY[:PRESET]|SPEC.json|SPEC.toml")]
     """What to fit: a family (`ppl-models families`; the preset defaults to tiny) or a spec file."""
-    data: Annotated[str, _opt("NAME")]
-    """Data set by name (`ppl-models data list`)."""
+    data: Annotated[str, _opt("NAME|own")]
+    """Data set by name (`ppl-models data list`), or own: draws of the program itself, fresh in every batch."""
     out: Annotated[Path, _opt("DIR")]
     """Run folder to make."""
     steps: Annotated[int, _opt("N")] = 2000
@@ -226,6 +227,50 @@ class Compare:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Coherence:
+    """Is this predictor Bayesian? Check a fitted sequence model, or a named rule, on its own predictive paths.
+
+    Prints the verdict, then effect sizes (the exact tree of continuations) and tests (drift, lag) over contexts.
+
+    Rules: bayes:A,B (or beta:A,B), tempered:T, window:W, ewma:R, sticky:E, alternate:E, drift:D, discounted:G,
+    plugin, urn, fractional:W.
+
+    Examples:
+      ppl-models coherence runs/coin
+      ppl-models coherence tempered:1.2 --paths 400
+      ppl-models coherence ewma:0.1 --context 0110 --method both --out coherence/ewma
+    """
+
+    target: Annotated[Positional[str], _opt("DIR|RULE")]
+    """What to check: the folder of a fitted sequence model, or a rule such as tempered:1.2."""
+    context: Annotated[str | None, _opt("SYMBOLS", "draw --contexts of --n symbols")] = None
+    """One context: digits, 0110, or numbers between commas, 0.3,-1.2 (a negative first one: --context=-1.2,0.3)."""
+    contexts: Annotated[int, _opt("N")] = 20
+    """Contexts to draw; 20 or more for a claim about the predictor [contexts]."""
+    n: Annotated[int, _opt("N")] = 20
+    """Length of each drawn context [symbols]."""
+    steps: Annotated[int, _opt("N")] = 40
+    """Length of each path, drawn from the predictor after a context [symbols]."""
+    paths: Annotated[int, _opt("N")] = 100
+    """Paths after each context [paths]."""
+    depth: Annotated[int | None, _opt("N", "8, or as deep as 4,096 sequences allow")] = None
+    """Depth of the exact tree, for finite symbols; 0 leaves it out [symbols]."""
+    method: Literal["calibrated", "falck2024", "both"] = "calibrated"
+    """The calibrated tests, the tests T1-T3 as published (Falck et al. 2024), or both."""
+    seed: Annotated[int, _opt("N")] = 0
+    """Seed of contexts and paths."""
+    out: Annotated[Path | None, _opt("DIR", "print only")] = None
+    """Folder for coherence.csv, contexts.csv and falck2024.csv."""
+    common: Common = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Print what was found."""
+        from inference import _cli_coherence
+
+        _cli_coherence.check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """Draw new data from a fitted program, x ~ p(x).
 
@@ -332,5 +377,5 @@ class Families:
 DATA: Mapping[str, type[Command]] = {"list": DataList, "get": DataGet}
 COMMANDS: Mapping[str, type[Command] | Mapping[str, type[Command]]] = {
     "quickstart": Quickstart, "fit": Fit, "resume": Resume, "diagnose": Diagnose, "compare": Compare,
-    "sample": Sample, "report": Report, "data": DATA, "families": Families,
+    "coherence": Coherence, "sample": Sample, "report": Report, "data": DATA, "families": Families,
 }  # fmt: skip

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from inference._cli_commands import Compare
 
+OWN_N = 4096
+"""Draws of a program's own data that baselines are fitted to."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -49,6 +52,7 @@ def compare(command: Compare) -> None:
     check_same_data(entries)
     together = groups(entries, baselines=command.baselines)
     x = held_out(entries, command.test_n)
+    check_same_draws(entries, x)
     tables = evidence_of(entries, x, command.particles)
     found = []
     for members in together:
@@ -132,8 +136,26 @@ def held_out(entries: Sequence[Entry], test_n: int | None) -> np.ndarray | None:
     for n, short in tables:
         if test_n is not None and n < test_n:
             raise UsageError(f"--test-n {test_n} is more than the {n} data of the evidence in {short.folder}")
-    card = next((e.card for e in entries if e.card is not None), None)
-    return None if card is None else runs.load_test(card, test_n=test_n or least)[0]
+    for e in entries:
+        if e.card is not None:
+            return runs.load_test(e.card, e.fit.program.sampler, test_n=test_n or least)[0]
+    return None
+
+
+def check_same_draws(entries: Sequence[Entry], x: np.ndarray | None) -> None:
+    """Raise :class:`UsageError` where runs were fitted to their programs' own draws and these are not all ``x``."""
+    import numpy as np
+
+    own = [e for e in entries if e.card is not None and e.card["name"] == runs.OWN]
+    if x is None or not own:
+        return
+    for e in own[1:]:
+        draws = held_out([e], len(x))
+        if draws is None or not np.array_equal(draws, x):
+            raise UsageError(
+                f"{own[0].folder} and {e.folder} were each fitted to draws of its own program, and these programs draw "
+                "different data; only models of the same data can be compared"
+            )
 
 
 def evidence_of(entries: Sequence[Entry], x: np.ndarray | None, particles: int | None) -> dict[str, pd.DataFrame]:
@@ -156,10 +178,11 @@ def baselines_of(members: Sequence[Entry], x: np.ndarray | None) -> dict[str, pd
     entry = next((e for e in members if e.fit is not None), None)
     if entry is None or entry.card is None or x is None:
         return {}
-    data = runs.load_data(entry.card)
+    data = runs.load_data(entry.card, entry.fit.program.sampler)
+    train = runs.own_draws(data.train, entry.card, "baselines", OWN_N) if callable(data.train) else data.train
     say(f"baselines: fitting to the training data of {entry.folder}")
     try:
-        return baselines(entry.fit.program, data.train, x, key=runs.keys()["evidence"], validation=data.validation)
+        return baselines(entry.fit.program, train, x, key=runs.keys()["evidence"], validation=data.validation)
     except ValueError as error:
         say(f"no baselines: {error}")
         return {}

@@ -48,6 +48,10 @@ def check_numbers(command: Fit) -> None:
         raise UsageError(f"--average is a decay between 0 and 1, got {command.average}; try 0.999")
     if command.clip is not None and not 0 < command.clip < float("inf"):
         raise UsageError(f"--clip must be positive and finite, got {command.clip}; leave it out for no clipping")
+    if command.data == runs.OWN and command.n is not None:
+        raise UsageError(
+            f"--n {command.n} takes a subset of a data set; --data {runs.OWN} draws every batch anew: leave it out"
+        )
     for name, value in (("--patience", command.patience), ("--validate-every", command.validate_every)):
         if value is not None and not command.validation:
             raise UsageError(f"{name} needs validation data; add --validation N, or leave {name} out")
@@ -75,18 +79,23 @@ def fit(command: Fit) -> None:
     check_numbers(command)
     plugins = load_plugins(command.common.plugin)
     spec = read_spec(command.model)
-    card = runs.make_card(
-        command.data, n=command.n, validation=command.validation, test_n=command.evaluation.test_n, plugins=plugins
-    )
-    spec = runs.fitted_to(spec, card)
-    claim(command.out, overwrite=command.overwrite)
-    data = runs.load_data(card)
-    if command.batch_size > len(data.train):
-        raise UsageError(
-            f"--batch-size {command.batch_size} is more than the {len(data.train):,} data to fit; "
-            f"give at most {len(data.train)}"
-        )
-    start()
+    sizes = {"validation": command.validation, "test_n": command.evaluation.test_n}
+    if command.data == runs.OWN:
+        program = build(spec, command.seed)
+        card = runs.own_card(program, plugins=plugins, **sizes)
+        claim(command.out, overwrite=command.overwrite)
+        data = runs.load_data(card, program.sampler)
+    else:
+        card = runs.make_card(command.data, n=command.n, plugins=plugins, **sizes)
+        spec = runs.fitted_to(spec, card)
+        claim(command.out, overwrite=command.overwrite)
+        data = runs.load_data(card, None)
+        if command.batch_size > len(data.train):
+            raise UsageError(
+                f"--batch-size {command.batch_size} is more than the {len(data.train):,} data to fit; "
+                f"give at most {len(data.train)}"
+            )
+        program = build(spec, command.seed)
     import jax
 
     from inference.data import stored
@@ -94,9 +103,9 @@ def fit(command: Fit) -> None:
 
     key = jax.random.key(command.seed)
     with usage():
-        program = spec.build(key)
         for name, x in (("training data", data.train), ("held-out data", data.test)):
-            stored(program, x, name)
+            if not callable(x):
+                stored(program, x, name)
     # Everything that can be refused has been: only now is an earlier run given up.
     clear(command.out)
     with resumable(command.out):
@@ -110,15 +119,27 @@ def fit(command: Fit) -> None:
         finish(fitted, data, command.evaluation)
 
 
+def build(spec: Any, seed: int) -> Any:
+    """Start JAX and build the program that a fit with this seed trains."""
+    start()
+    import jax
+
+    with usage():
+        return spec.build(jax.random.key(seed))
+
+
 def resume(command: Resume) -> None:
     """Continue a run from its last checkpoint, evaluate it, and say where to look."""
     check_evaluation(command.evaluation)
     record = read_run(command.folder)
     card = runs.run_card(command.folder, command.common.plugin)
-    data = runs.load_data(card, test_n=command.evaluation.test_n)
     start()
     from inference.fit import load
+    from inference.folder import RunFolder
 
+    own = card["name"] == runs.OWN
+    sampler = build(RunFolder(command.folder).read_spec(), 0).sampler if own else None
+    data = runs.load_data(card, sampler, test_n=command.evaluation.test_n)
     with resumable(command.folder):
         if record["info"].get("stopped") in ("steps", "patience"):
             say(f"{command.folder} is fitted already: {record['info']['steps']:,} steps")

@@ -94,7 +94,7 @@ def diagnose(command: Diagnose) -> None:
     check_at_least(1, test_n=command.test_n)
     check_at_least(2, particles=command.particles)
     fitted, card = runs.open_run(command.folder, command.common.plugin)
-    x, factors = runs.load_test(card, test_n=command.test_n)
+    x, factors = runs.load_test(card, fitted.program.sampler, test_n=command.test_n)
     from inference.diagnostics import diagnose as run_diagnose
 
     table = table_of(fitted, x, particles=command.particles)
@@ -118,7 +118,7 @@ def report(command: Report) -> None:
     """Write report.html and its figures again and print the path."""
     check_at_least(1, test_n=command.test_n)
     fitted, card = runs.open_run(command.folder, command.common.plugin)
-    x, factors = runs.load_test(card, test_n=command.test_n)
+    x, factors = runs.load_test(card, fitted.program.sampler, test_n=command.test_n)
     from inference.diagnostics import diagnose as run_diagnose
     from inference.report import report as write_report
 

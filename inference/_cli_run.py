@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,22 @@ from inference._cli_common import UsageError, data_info, read_run, reload_plugin
 
 DATA_SEED = 0
 """Seed of every subset and generated set: runs of different seeds see the same data and can be compared."""
+OWN = "own"
+"""Name of the data that a program draws itself (``Program.sampler``)."""
+OWN_KEYS = {"validation": 1_000_001, "test": 1_000_002, "baselines": 1_000_003}
+"""Key of each set of own draws: this number folded into ``jax.random.key(DATA_SEED)``, and then the block's.  Large,
+for ``split`` makes the keys of the small ones: no training batch shares a key with a set."""
+OWN_BLOCK = 256
+"""Own draws made at once.  Whole blocks are drawn, so that the first N of a set are the same for every N."""
+
+Sampler = Callable[[Any, int], Any]
 
 
 @dataclass(frozen=True)
 class Data:
-    """The stored data of a run: what it is fitted to, validated on, and evaluated on."""
+    """The stored data of a run: what it is fitted to (an array, or a :data:`Sampler`), validated on, evaluated on."""
 
-    train: np.ndarray
+    train: Any
     validation: np.ndarray | None
     test: np.ndarray
     factors: Mapping[str, np.ndarray]
@@ -54,24 +63,71 @@ def make_card(
     }  # fmt: skip
 
 
-def load_data(card: Mapping[str, Any], *, test_n: int | None = None) -> Data:
-    """Load the data that a card names; ``test_n`` replaces its number of held-out data."""
+def own_card(
+    program: Any, *, validation: int, test_n: int, plugins: Sequence[Mapping[str, str]] = ()
+) -> dict[str, Any]:
+    """Return the data card of a program that is fitted to its own draws: the sizes and the seed of its fixed sets."""
+    if program.sampler is None:
+        from ppl_models import datasets
+
+        raise UsageError(
+            f"--data {OWN} needs a program with a sampler of its own data, which {type(program.spec).__name__} is not; "
+            f"fit it to a data set: {', '.join(datasets.names())}"
+        )
+    return {
+        "name": OWN, "label": "its own draws", "split": None, "fresh": True, "n": None, "seed": DATA_SEED,
+        "validation": validation, "held_out": "test", "test_n": test_n, "shape": list(program.shape),
+        "levels": getattr(program.spec, "levels", None), "licence": "none: drawn by the program",
+        "plugins": list(plugins),
+    }  # fmt: skip
+
+
+def own_draws(sampler: Sampler, card: Mapping[str, Any], which: str, n: int) -> np.ndarray:
+    """Return the first ``n`` own draws of a fixed set, a key of ``OWN_KEYS``; a larger n only adds to them."""
+    import jax
+
+    key = jax.random.fold_in(jax.random.key(card["seed"]), OWN_KEYS[which])
+    blocks = [np.asarray(sampler(jax.random.fold_in(key, b), OWN_BLOCK)) for b in range(-(-n // OWN_BLOCK))]
+    return np.concatenate(blocks)[:n]
+
+
+def load_data(card: Mapping[str, Any], sampler: Sampler | None, *, test_n: int | None = None) -> Data:
+    """Load the data that a card names; ``test_n`` replaces its number of held-out data.
+
+    ``sampler`` is that of the program, for a card of own draws.
+    """
     from ppl_models import datasets
 
+    if card["name"] == OWN:
+        test, factors = load_test(card, sampler, test_n=test_n)
+        own = checked_sampler(sampler)
+        n = card["validation"]
+        return Data(own, own_draws(own, card, "validation", n) if n else None, test, factors)
     with usage():
         x, _ = datasets.load(card["name"], card["split"], n=card["n"], seed=card["seed"])
-        test, factors = load_test(card, test_n=test_n)
+        test, factors = load_test(card, sampler, test_n=test_n)
     cut = len(x) - card["validation"]
     return Data(x[:cut], x[cut:] if card["validation"] else None, test, factors)
 
 
-def load_test(card: Mapping[str, Any], *, test_n: int | None = None) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
-    """Load the held-out data of a card: all in stored order, or a seeded subset of ``test_n``."""
+def load_test(
+    card: Mapping[str, Any], sampler: Sampler | None, *, test_n: int | None = None
+) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
+    """Load the held-out data of a card: all in stored order, or a seeded subset of ``test_n``; or own draws."""
     from ppl_models import datasets
 
+    if card["name"] == OWN:
+        return own_draws(checked_sampler(sampler), card, "test", card["test_n"] if test_n is None else test_n), {}
     size = data_info(card["name"]).sizes[card["held_out"]]
     wanted = min(card["test_n"] if test_n is None else test_n, size)
     return datasets.load(card["name"], card["held_out"], n=wanted if wanted < size else None, seed=card["seed"])
+
+
+def checked_sampler(sampler: Sampler | None) -> Sampler:
+    """Return the sampler of a program whose card names own draws."""
+    if sampler is None:
+        raise ValueError("the run was fitted to draws of its own program, which has no sampler any more; fit it again")
+    return sampler
 
 
 def fitted_to(spec: Any, card: Mapping[str, Any]) -> Any:
@@ -91,12 +147,17 @@ def fitted_to(spec: Any, card: Mapping[str, Any]) -> Any:
 def open_run(folder: Path, plugins: Sequence[Path]) -> tuple[Any, dict[str, Any]]:
     """Return (fit, data card) of a run folder, its plug-ins loaded; a usage error where there is no such run."""
     card = run_card(folder, plugins)
+    return load_fit(folder), card
+
+
+def load_fit(folder: Path) -> Any:
+    """Return the fit of a run folder whose plug-ins are loaded."""
     start()
     from inference.checkpoint import CheckpointError
     from inference.fit import load
 
     try:
-        return load(folder), card
+        return load(folder)
     except CheckpointError as error:
         raise ValueError(f"{error}; or continue the run: ppl-models resume {shell(folder)}") from error
 

@@ -249,12 +249,14 @@ def _views(program: Any, x: np.ndarray, held_out: np.ndarray, x_test: np.ndarray
         found = _masses(n, symbols, seed) if min(a.min() for a in (train, test, held)) >= 0 else []
         if not found:
             raise ValueError(f"the categorical mixture takes whole numbers 0..{SYMBOLS - 1}, got up to {symbols - 1}")
-        return [View(*(a.astype(np.int64) for a in (train, held, both, test)), found)]
+        whole = [a.astype(np.int64) for a in (train, held, both, test)]
+        return [View(whole[0], whole[1], whole[2], whole[3], found)]
     views = [View(train, held, both, test, _densities(n, d, seed))]
     if program.bits_offset and integers:
         symbols, constant = round(2**program.bits_offset), d * program.bits_offset * math.log(2)
-        flat = [a.reshape(len(a), -1).astype(np.int64) for a in (x, held_out, np.concatenate([x, held_out]), x_test)]
-        views.append(View(*flat, _masses(n, symbols, seed), constant))
+        every = (x, held_out, np.concatenate([x, held_out]), x_test)
+        flat = [a.reshape(len(a), -1).astype(np.int64) for a in every]
+        views.append(View(flat[0], flat[1], flat[2], flat[3], _masses(n, symbols, seed), constant))
     return views
 
 

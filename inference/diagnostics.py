@@ -102,7 +102,8 @@ def assemble(fit: Any, table: pd.DataFrame, tree: Any, rates: Mapping[str, np.nd
     checks = [
         *finite_checks(fit, table, tree),
         *training_checks(fit.history, fit.info),
-        *held_out_check(fit.history, table),
+        # Where every batch was drawn afresh there is nothing to overfit to.
+        *([] if getattr(fit, "card", {}).get("fresh") else held_out_check(fit.history, table)),
         *evidence_checks(table, rates),
         *site_checks(rates, criticism.group(tree, "posterior")),
         *predictive_lines(tree),

@@ -362,11 +362,8 @@ class _Loop:
                 UserWarning, stacklevel=4,
             )  # fmt: skip
         for name, default in self.program.knobs.items():
-            rule = self.trainer.weights.get(name)
-            if rule is None or (last := float(rule(at))) == default:
-                continue
-            held = name in self.program.weights and name not in self.arguments["weights"] and float(rule(0)) == last
-            if not held:  # what a family itself holds throughout is meant for training only: a share of dropout
+            # A family's own schedules are meant for training only (a share of dropout, say): no news to the caller.
+            if name in self.arguments["weights"] and (last := float(self.trainer.weights[name](at))) != default:
                 warnings.warn(
                     f"knob {name!r} ended at {last:g}, evaluation uses {default:g}; let the schedule end there",
                     UserWarning, stacklevel=4,

@@ -37,6 +37,8 @@ def simulator(program: Program, params: Mapping[str, Any] | None = None) -> Samp
 def forward_kl(program: Program) -> Program:
     """A program whose log-likelihood is ``log q(z | x)``: fit it on ``simulator(program)``, then use the parameters.
 
+    Its ``sampler`` is ``simulator(program)`` with the parameters that the program starts from.
+
     The generative part must have no parameters of its own to learn (they would get no gradient), and x must be one
     observed site whose draws the program can prepare like stored data; ``prepare`` is applied to x, so a family that
     hides part of x in training does so here too.
@@ -90,6 +92,8 @@ def forward_kl(program: Program) -> Program:
         density=tuple(f"q({name} | x)" for name in program.latents),
         bits_offset=None,
         weights={},
+        predictor=None,
+        sampler=simulator(program),
         checks=lambda tree: [],
         panels=lambda fit, x, factors, tree: [],
     )

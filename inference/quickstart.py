@@ -68,7 +68,7 @@ def run(out: Path, *, quick: bool = False, seed: int = 0) -> None:
 
     from inference.fit import fit
 
-    data = runs.load_data(card)
+    data = runs.load_data(card, None)
     say(
         f"quickstart: two models of {len(data.train):,} handwritten digits (8x8 pixels, 17 grey levels), "
         f"{budget.steps:,} steps each"

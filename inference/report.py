@@ -148,7 +148,7 @@ def _family(spec: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _title(fit: Any) -> str:
-    name, data = _family(fit.program.spec)[0], fit.card.get("name")
+    name, data = _family(fit.program.spec)[0], fit.card.get("label", fit.card.get("name"))
     return f"{name} fitted to {data}" if data else f"{name}: report on a fit"
 
 

@@ -168,12 +168,14 @@ def spec_from_json(text: str | Mapping[str, Any]) -> Any:
 
 def _readable(name: str, spec: type, error: ValidationError) -> str:
     lines = []
-    for item in error.errors():
+    # Misspelt fields first: they explain the missing ones.
+    for item in sorted(error.errors(), key=lambda item: item["type"] != "unexpected_keyword_argument"):
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "unexpected_keyword_argument":
             fields = [f.name for f in dataclasses.fields(spec)]
             lines.append(f"unknown field {where!r}{did_you_mean(str(item['loc'][-1]), fields)}")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            lines.append(f"{where or 'spec'}: {message} (got {item['input']!r})" if where else message)
+            got = "" if item["type"].startswith("missing") or not where else f" (got {item['input']!r})"
+            lines.append(f"{where}: {message}{got}" if where else message)
     return f"not a valid {name!r} spec: " + "; ".join(lines)

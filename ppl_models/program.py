@@ -222,6 +222,10 @@ class Program:
     ``weights``     the family's own schedules (step -> value) for its sites and knobs.
     ``modules``     the NNX modules by bound name, for parameter counts.
     ``log_prob``    exact ``log_prob(params, key, x) -> (batch,)`` in nats, where the program has one.
+    ``predictor``   ``(params) -> Predictor``: the predictive rule that fitted parameters define, where the data are
+                    sequences; where that rule can hold only so many symbols, ``capacity=`` asks for another number.
+    ``sampler``     ``(key, n) -> (n, *shape)``: the program's own draws as stored data, where it is trained on them;
+                    they may depend on the spec, never on weights.
     ``checks``      ``(tree) -> [Check]``: the family's own lines of ``inference.diagnose``.
     ``panels``      ``(fit, x, factors, tree) -> [Panel]``: the family's own figures of the report.
     """
@@ -241,6 +245,8 @@ class Program:
     weights: Mapping[str, Schedule] = field(default_factory=dict)
     modules: Mapping[str, nnx.Module] = field(default_factory=dict)
     log_prob: Callable[..., Float[Array, " batch"]] | None = None
+    predictor: Callable[..., Predictor] | None = None
+    sampler: Callable[[Key[Array, ""], int], Array] | None = None
     checks: Callable[[Any], list[Check]] = lambda tree: []
     panels: Callable[..., list[Panel]] = lambda fit, x, factors, tree: []
 

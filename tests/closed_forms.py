@@ -10,7 +10,7 @@ deviations are (1 + spoil) times too wide and means are off by ``spoil`` standar
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +91,7 @@ def linear_gaussian_program(
     return ClosedForm(program, params, lambda x: _gaussian_log_px(x, b, cov), _sampler(program, params))
 
 
-def _diagonal(mean: jax.Array, sd: jax.Array) -> dist.Distribution:
+def _diagonal(mean: Any, sd: Any) -> dist.Distribution:
     """N(mean, diag sd^2) as a multivariate normal, the one form that mixtures of every supported NumPyro accept."""
     return dist.MultivariateNormal(mean, scale_tril=jnp.asarray(sd)[..., None] * jnp.eye(mean.shape[-1]))
 

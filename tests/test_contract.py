@@ -68,6 +68,7 @@ def test_fused_objective_is_trace_mean_field_elbo_of_the_derived_guide(tiny: Pro
     x = tiny.prepare(jnp.asarray(stored_data(tiny)), KEY, False)
     params, transforms, _ = init_params(tiny, KEY, x)
     params = jax.tree.map(lambda leaf: leaf + 0.05, params)
+    params = {name: value if isinstance(value, dict) else transforms[name](value) for name, value in params.items()}
     for key in jax.random.split(jax.random.key(7), 3):
         z = {n: s["value"] for n, s in trace_posterior(tiny, params, key, x).items() if "prior" in s.get("infer", {})}
         ours, _ = fused_elbo(tiny, params, key, x)

@@ -45,7 +45,7 @@ class Coherence:
     def verdict(self) -> str:
         """The finding in one or two sentences, by effect sizes first."""
         tested = self.summary.loc[["drift", "lag"], "p_holm"]
-        told = [f"{name} p = {p:.2g}" for name, p in tested.items()]
+        told = [f"{name} p < 1e-12" if p < 1e-12 else f"{name} p = {p:.2g}" for name, p in tested.items()]
         told_p = f" ({', '.join(told)}, Holm-adjusted over {len(self.contexts)} contexts)"
         rejected = bool((tested < 0.05).any())
         if "node_rms" not in self.summary.index:

@@ -133,6 +133,13 @@ def _along(predictor: Predictor, context: Array, sequences: Array) -> Float[Arra
     return jax.vmap(one)(sequences)
 
 
+def check_depth(K: int, depth: int) -> None:
+    """Raise ``ValueError`` for a tree over K outcomes that has no branches, or too many leaves."""
+    if depth < 1 or K**depth > MAX_LEAVES:
+        deepest = int(np.log(MAX_LEAVES) / np.log(K))
+        raise ValueError(f"depth must be between 1 and {deepest} for {K} outcomes, got {depth}")
+
+
 def exact_tree(predictor: Predictor, context: Any, *, depth: int = 8) -> Tree:
     """Enumerate every continuation of a context (n,) to ``depth`` symbols, in double precision.
 
@@ -151,9 +158,7 @@ def exact_tree(predictor: Predictor, context: Any, *, depth: int = 8) -> Tree:
             f"an exact tree needs a finite set of symbols (Bernoulli or Categorical), got {first.text}; "
             "use predictive_paths with the drift and lag tests instead"
         )
-    if depth < 1 or K**depth > MAX_LEAVES:
-        deepest = int(np.log(MAX_LEAVES) / np.log(K))
-        raise ValueError(f"depth must be between 1 and {deepest} for {K} outcomes, got {depth}")
+    check_depth(K, depth)
     with jax.enable_x64(True):
         sequences = _sequences(K, depth)
         p = np.asarray(call(_along, double(predictor), context, sequences), np.float64)

@@ -8,13 +8,12 @@ Notation: theta the unknown of one sequence; z_1..z_T its symbols, the site ``x`
 
 Training data are draws of the task.  The set encoder maximises the ELBO averaged over sequences and over a random n
 (``prepare`` hides the tail, as NaN, in training only); the transformer's log-likelihood is -E KL(p || net) plus the
-task's entropy, at all n at once.  Either way the result is a predictive rule, ``SequenceProgram.predictor``.
+task's entropy, at all n at once.  Either way the result is a predictive rule, ``Program.predictor``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -36,19 +35,7 @@ if TYPE_CHECKING:
     from ppl_models.in_context.spec import InContext
 
 
-@dataclass(frozen=True)
-class SequenceProgram(Program):
-    """A program over sequences that is also a predictive rule.
-
-    ``predictor``  ``(params) -> Predictor``: the rule that fitted parameters define.
-    ``sampler``    ``(key, n) -> (n, T)``: fresh sequences of the task, the program's own training data.
-    """
-
-    predictor: Callable[..., Predictor] = lambda params: None  # type: ignore[assignment, return-value]
-    sampler: Callable[[Key[Array, ""], int], Array] = lambda key, n: None  # type: ignore[assignment, return-value]
-
-
-def program(spec: InContext, key: Key[Array, ""]) -> SequenceProgram:
+def program(spec: InContext, key: Key[Array, ""]) -> Program:
     """Build the network of ``spec`` from ``key`` and put the program together."""
     (length,), task = spec.shape, spec.task
     net = spec.network.make(task, length, nnx.Rngs(key))
@@ -66,7 +53,7 @@ def program(spec: InContext, key: Key[Array, ""]) -> SequenceProgram:
     fields = {name: value for name, value in vars(task).items() if name != "kind"}
     prior, likelihood = (text.format(**fields) for text in task.text)
     if spec.network.kind == "set_encoder":
-        return SequenceProgram(
+        return Program(
             model=generative(task, length),
             posterior=amortised(task, net),
             latents=("theta",),
@@ -77,7 +64,7 @@ def program(spec: InContext, key: Key[Array, ""]) -> SequenceProgram:
             checks=lambda tree: checks.guide(tree, spec),
             **common,
         )
-    return SequenceProgram(
+    return Program(
         model=autoregressive(task, net, length),
         posterior=None,
         latents=(),

@@ -272,6 +272,7 @@ class Fractional(_Counts):
 RULES: Mapping[str, tuple[Callable[..., Predictor], str]] = MappingProxyType(
     {
         "bayes": (BetaBernoulli, "bayes:A,B  exact Bayes under Beta(A, B); default 1,1"),
+        "beta": (BetaBernoulli, "beta:A,B  another name of bayes:A,B"),
         "tempered": (Tempered, "tempered:T  probabilities to the power T"),
         "window": (lambda width: Window(int(width)), "window:W  the last W symbols"),
         "ewma": (EWMA, "ewma:R  moving average of rate R"),

@@ -20,7 +20,7 @@ from ppl_models.in_context.networks import SequenceNet, SetNet
 from ppl_models.in_context.tasks import Coin as Coin, Dice as Dice, Gaussian as Gaussian, Task
 
 if TYPE_CHECKING:
-    from ppl_models.in_context.program import SequenceProgram
+    from ppl_models.program import Program
 
 
 def _whole(self: Any, *names: str) -> None:
@@ -132,7 +132,7 @@ class InContext:
 
         return sampler(self.task, self.shape[0])
 
-    def build(self, key: Key[Array, ""]) -> SequenceProgram:
+    def build(self, key: Key[Array, ""]) -> Program:
         """Build the program; ``key`` seeds the network's weights."""
         from ppl_models.in_context.program import program
 

@@ -100,6 +100,14 @@ USAGE = {
         ["fit", "mfcvae", "--data", "digits", "--out", "x", "--particles", "1"],
         "--particles must be at least 2",
     ),
+    "own data of a program without": (["fit", "mfcvae", "--data", "own", "--out", "x"], "fit it to a data set: digits"),
+    "subset of own data": (["fit", "in_context", "--data", "own", "--n", "9", "--out", "x"], "--n 9 takes a subset"),
+    "rule": (["coherence", "temperd:1.2"], "no run folder and no rule 'temperd:1.2' (did you mean 'tempered'?)"),
+    "rule without a number": (["coherence", "tempered"], "write tempered:T"),
+    "option of coherence": (["coherence", "bayes", "--dpth", "3"], "(did you mean '--depth'?)"),
+    "context": (["coherence", "bayes", "--context", "012"], "speaks of the symbols 0..1"),
+    "path length": (["coherence", "bayes", "--steps", "3"], "paths of at least 6 steps, got 3"),
+    "tree": (["coherence", "bayes", "--depth", "40"], "depth must be between 1 and 17"),
     "no run": (["diagnose", "absent"], "no run folder 'absent'"),
     "one run": (["compare", "a"], "two or more different run folders"),
     "the same run twice": (["compare", "a", "./a"], "two or more different run folders"),
@@ -275,6 +283,11 @@ def test_compare_puts_what_scores_the_same_together(runs, capsys, tmp_path):
     assert code == 2 and "more than the 12 data" in err and not (tmp_path / "none").exists()
 
 
+def test_coherence_of_a_run_without_a_predictor_is_refused(runs, capsys):
+    code, out, err = call(capsys, "coherence", runs / "bare")
+    assert code == 2 and out == "" and "whose program has no predictor" in err
+
+
 def test_an_existing_run_is_not_overwritten_unasked(runs, capsys):
     before = (runs / "bare" / "run.json").read_bytes()
     words = ["fit", "mfcvae", *TINY, "--out", runs / "bare"]
@@ -293,6 +306,110 @@ def test_a_plugin_that_is_gone_is_asked_for(runs, capsys, tmp_path):
         assert code == 2 and "which is gone" in err and "--plugin NEW/PLACE/moved.py" in err
     finally:
         record.write_text(text)
+
+
+# ------------------------------------------------------------------------------------- a program's own data
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """Two models of real sequences, fitted to own draws, one with latents, one without; a Beta compiles slowly"""
+    from ppl_models.in_context import Gaussian, InContext, PriorFitted, SetEncoder
+    from ppl_models.program import spec_to_json
+
+    folder = tmp_path_factory.mktemp("own")
+    words = [
+        "--data",
+        "own",
+        "--steps",
+        "5",
+        "--batch-size",
+        "16",
+        "--particles",
+        "12",
+        "--draws",
+        "4",
+        "--test-n",
+        "12",
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("inference.runtime.tune_runtime", lambda **settings: {})
+        for name, network in (("guide", SetEncoder(width=8)), ("net", PriorFitted(8, 1, 2, 8))):
+            spec = folder / f"{name}.json"
+            spec.write_text(spec_to_json(InContext(Gaussian(), network, shape=(8,))))
+            assert main(["fit", str(spec), *words, "--out", str(folder / name), "--quiet"]) == 0
+    return folder
+
+
+def test_a_program_is_fitted_to_its_own_draws_and_finds_them_again(own, capsys):
+    for name in ("guide", "net"):
+        run = own / name
+        card = json.loads((run / "run.json").read_text())["card"]
+        assert (card["name"], card["seed"], card["test_n"], card["shape"], card["levels"]) == ("own", 0, 12, [8], None)
+        assert len(pd.read_csv(run / "evidence.csv")) == 12
+        assert "fitted to its own draws" in (run / "report.html").read_text()
+        assert "held-out gap" not in set(pd.read_csv(run / "diagnosis.csv")["check"])  # no datum is seen twice
+    kept = (own / "guide" / "evidence.csv").stat().st_mtime_ns
+    code, _, err = call(capsys, "diagnose", own / "guide")
+    assert code == 0 and "evidence" not in err  # its held-out data are those of evidence.csv
+    code, out, err = call(capsys, "compare", own / "guide", own / "net", "--out", own / "comparison")
+    assert code == 0 and "evidence of" not in err and "12 data" in out, err
+    assert (own / "guide" / "evidence.csv").stat().st_mtime_ns == kept
+
+
+def test_own_sets_grow_and_differ():
+    from inference import _cli_run as runs
+    from ppl_models.program import resolve
+
+    sampler = resolve("in_context:tiny").sampler
+    card = {"name": "own", "seed": 0, "validation": 300, "test_n": 300}
+    data = runs.load_data(card, sampler)
+    assert data.train is sampler and data.test.shape == data.validation.shape == (300, 8)
+    assert (runs.load_test(card, sampler, test_n=7)[0] == data.test[:7]).all()
+    assert (data.test != data.validation).any() and (data.test[:44] != data.test[256:]).any()
+    with pytest.raises(ValueError, match="no sampler any more"):
+        runs.load_test(card, None)
+
+
+def test_compare_refuses_draws_of_other_programs(own, capsys, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(own / "guide", other)
+    spec = json.loads((other / "spec.json").read_text())
+    spec["spec"]["task"]["loc"] = 20.0
+    (other / "spec.json").write_text(json.dumps(spec))
+    code, _, err = call(capsys, "compare", own / "guide", other, "--out", tmp_path / "comparison")
+    assert code == 2 and "draw different data" in err and not (tmp_path / "comparison").exists()
+
+
+def test_an_interrupted_run_on_own_data_resumes(own, capsys, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(own / "guide", run)
+    record = json.loads((run / "run.json").read_text())
+    record["info"], record["arguments"]["steps"] = {"stopped": "interrupted", "steps": 5}, 8
+    (run / "run.json").write_text(json.dumps(record))
+    code, out, err = call(capsys, "resume", run, "--no-evaluate", "--quiet")
+    assert code == 0 and "8 steps" in out, err
+
+
+# ------------------------------------------------------------------------------------------------ coherence
+CHECK = ["--contexts", "2", "--n", "3", "--steps", "6", "--paths", "8", "--depth", "2"]
+
+
+def test_coherence_of_rules_and_runs(own, capsys, tmp_path):
+    code, out, _ = call(capsys, "coherence", "beta:1,1", *CHECK)
+    assert code == 0 and "Coherent: a martingale and exchangeable to depth 2" in out
+    code, out, err = call(capsys, "coherence", own / "net", *CHECK)
+    assert code == 2 and out == "" and "--depth is of the exact tree" in err
+    code, out, err = call(capsys, "coherence", own / "net", *CHECK[:-2], "--out", tmp_path / "out")
+    assert code == 0 and "real symbols have no exact tree" in out
+    assert "sequences of 9 symbols are checked, 8 were trained on" in err
+    assert len(pd.read_csv(tmp_path / "out" / "contexts.csv")) == 2
+
+
+def test_the_help_of_coherence_lists_every_rule():
+    from inference._cli_commands import Coherence
+    from ppl_models.in_context import RULES
+
+    listed = " ".join((Coherence.__doc__ or "").split())
+    assert [name for _, how in RULES.values() if (name := how.split()[0]) not in listed] == []
 
 
 # ------------------------------------------------------------------------------------------ interruption

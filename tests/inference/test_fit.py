@@ -1,5 +1,6 @@
 """The fit: known optimum, exact resume, counted skips, sources, and files that survive accidents."""
 
+import dataclasses
 import os
 import signal
 import time
@@ -192,6 +193,7 @@ def test_weights_are_linear_in_the_loss_and_compile_once(program: Program, x: np
 def test_schedules_reach_the_program_and_names_are_checked(program: Program, x: np.ndarray) -> None:
     with pytest.warns(UserWarning, match="knob 'fade' ended at 0.5"):
         run(program, x, weights={"fade": optax.linear_schedule(0.0, 0.5, 20), "kl": 0.5})
+    run(dataclasses.replace(program, weights={"fade": lambda step: 0.5}), x)  # the family's own: no warning
     with pytest.raises(ValueError, match=r"unknown weight 'fadee' \(did you mean 'fade'\?\)"):
         run(program, x, weights={"fadee": 1.0})
 
