@@ -67,6 +67,17 @@ def make_optimizer(learning_rate: Any, optimizer: Any, clip: float | None) -> op
     return optax.with_extra_args_support(core if clip is None else optax.chain(optax.clip_by_global_norm(clip), core))
 
 
+def _norm(leaves: list[Array]) -> Array:
+    """Euclidean norm of all entries.
+
+    Small arrays are summed as one, for a sum an array costs a tenth of the step of a network of many of them; large
+    ones by themselves, for copying them together costs as much.
+    """
+    small = [leaf.ravel() for leaf in leaves if leaf.size < 32768]
+    parts = [leaf for leaf in leaves if leaf.size >= 32768] + ([jnp.concatenate(small)] if small else [])
+    return jnp.sqrt(sum((jnp.sum(part * part) for part in parts), jnp.zeros(())))
+
+
 class Trainer:
     """The compiled parts of a fit: ``init(key) -> State`` and ``update(state, items) -> State``."""
 
@@ -141,9 +152,7 @@ class Trainer:
             )
 
         (loss, terms), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
-        # One sum over all of them: a sum an array costs a tenth of the step of a network of many small arrays.
-        flat = jnp.concatenate([jnp.zeros(0), *(leaf.ravel() for leaf in jax.tree.leaves(grads))])
-        norm = jnp.sqrt(jnp.sum(flat * flat))
+        norm = _norm(jax.tree.leaves(grads))
         ok = jnp.isfinite(loss) & jnp.isfinite(norm)
 
         def apply() -> tuple[Any, ...]:
