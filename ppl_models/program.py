@@ -17,7 +17,7 @@ import contextvars
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpyro
@@ -42,13 +42,6 @@ from ppl_models._registry import (
 
 Posterior = Callable[[str, Any], Distribution]
 Schedule = Callable[[Any], Any]
-
-
-@runtime_checkable
-class Model(Protocol):
-    """A generative program: conditions on ``x`` (batch, *shape) or draws ``size`` fresh data."""
-
-    def __call__(self, x: Array | None = None, *, size: int | None = None) -> Any: ...
 
 
 # ---------------------------------------------------------------------------------------------- modules
