@@ -22,7 +22,7 @@ def tune_runtime(*, allocator: bool = True, cache_dir: str | Path | None = None)
     """Keep freed memory in the process and compiled programs on disk; call once, before the first JAX operation.
 
     ``allocator``  glibc otherwise returns XLA's temporary buffers to the system after every step and each step
-    pays a page fault per 4 KB: a third of the CPU time of a convolutional training step.  The price: freed memory
+    pays a page fault per 4 KB.  The price: freed memory
     stays with the process.  Linux with glibc only; elsewhere nothing is changed.
     ``cache_dir``  folder of JAX's persistent compilation cache (default: $JAX_COMPILATION_CACHE_DIR, else the
     per-user cache folder).
