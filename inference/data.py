@@ -23,6 +23,8 @@ class Source(Protocol):
     """Minibatches as a pure function of (key, step)."""
 
     store: Any
+    batch_size: int
+    per_epoch: int | None
 
     def example(self) -> Any: ...
     def feed(self, step: int, count: int) -> Any: ...
@@ -76,11 +78,11 @@ class ArraySource:
             )
         self.store = jnp.asarray(array)
         self.batch_size, self.key = batch_size, key
-        self.batches = self.size // batch_size
+        self.per_epoch = self.size // batch_size
         self._epoch, self._order = -1, np.zeros(0, np.int32)
 
     def _indices(self, step: int) -> np.ndarray:
-        epoch, batch = divmod(step, self.batches)
+        epoch, batch = divmod(step, self.per_epoch)
         if epoch != self._epoch:
             seed = np.asarray(jax.random.key_data(jax.random.fold_in(self.key, epoch)))
             self._order = np.random.default_rng(seed).permutation(self.size).astype(np.int32)
@@ -104,6 +106,8 @@ class ArraySource:
 
 class SamplerSource:
     """Fresh draws ``sampler(key, n)``: inside the jitted update when the sampler is traceable, else on the host."""
+
+    per_epoch = None
 
     def __init__(self, sampler: Callable[..., Any], batch_size: int, key: jax.Array, program: Program) -> None:
         self.sampler, self.batch_size, self.key = sampler, batch_size, key
@@ -143,6 +147,8 @@ class SamplerSource:
 
 class GrainSource:
     """Records of a grain dataset, batched here; the iterator's own state makes a resumed run exact."""
+
+    per_epoch = None
 
     def __init__(self, dataset: Any, batch_size: int, program: Program) -> None:
         self.batch_size, self.shape = batch_size, program.shape

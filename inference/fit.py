@@ -24,7 +24,7 @@ from inference.folder import History, RunFolder, versions
 from inference.objectives import init_params, per_datum_elbo
 from inference.progress import Progress
 from inference.training import State, Trainer, make_optimizer, scheduled
-from ppl_models.program import Program
+from ppl_models.program import Event, Program
 
 MAX_STREAK = 50
 """Updates skipped in a row after which a fit stops: the numbers will not come back by themselves."""
@@ -250,7 +250,10 @@ class _Loop:
         }
         if self.held_out is not None:
             every["validate"] = arguments["validate_every"]
-        size = _dispatch(arguments["steps_per_dispatch"], self.steps, [], lambda: self.trainer.convolves(state))
+        events = _events(self.program, self.steps)
+        size = _dispatch(
+            arguments["steps_per_dispatch"], self.steps, sorted(events), lambda: self.trainer.convolves(state)
+        )
         every = {name: -(-count // size) * size for name, count in every.items()}
         terms = sorted((n for n in state.totals if "/" in n), reverse=True)  # log_lik before kl
         fields = ["step", "seconds", "loss", "elbo", *terms, "grad_norm", "skipped", "validation_elbo"]
@@ -265,6 +268,9 @@ class _Loop:
         with _Interrupt() as interrupt, Progress(self.steps, "fit", unit="steps", show=self.show, start=at) as shown:
             patience = arguments["patience"] or np.inf
             while at < self.steps and self.bad_validations < patience:
+                for event in events.get(at, ()):
+                    shown.update(at, {"now": event.name})
+                    state = self.trainer.happen(event, state)
                 state = self.trainer.update(state, self.trainer.source.feed(at, size))
                 at += size
                 due = {name for name, count in every.items() if at % count == 0 or at == self.steps}
@@ -372,6 +378,20 @@ class _Loop:
         params = self.trainer.constrain(use["params"])
         path = self.folder.path if self.folder else None
         return Fit(self.program, params, use["mutable"], self.history.frame(), info, path, self.card)
+
+
+def _events(program: Program, steps: int) -> dict[int, list[Event]]:
+    """The program's events by step; warns about those that this fit will not reach."""
+    found: dict[int, list[Event]] = {}
+    for event in program.events:
+        if event.step >= steps:
+            warnings.warn(
+                f"{event.name} is due after {event.step} updates, this fit makes {steps}: it will not happen; "
+                "raise steps, or bring it forward in the spec",
+                UserWarning, stacklevel=5,
+            )  # fmt: skip
+        found.setdefault(event.step, []).append(event)
+    return found
 
 
 _REMEDY = "lower learning_rate, set clip=, or look for extreme values in the data"

@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from inference.data import Source
 from inference.objectives import KL, fused_elbo, init_params
-from ppl_models.program import Program, did_you_mean
+from ppl_models.program import Event, Program, did_you_mean
 
 
 class State(NamedTuple):
@@ -191,6 +191,43 @@ class Trainer:
         if count == 1:
             return self._step(state, store, jax.tree.map(lambda a: a[0], items))
         return jax.lax.scan(lambda s, item: (self._step(s, store, item), None), state, items)[0]
+
+    def happen(self, event: Event, state: State) -> State:
+        """Let an event change the parameters of a state; optimiser moments stay, the running average starts anew.
+
+        Raises ``ValueError`` for a site that the program has not, or values of another structure, shape or not finite.
+        """
+        key = jax.random.fold_in(jax.random.fold_in(state.key, 0x6576), state.step)  # apart from the updates' keys
+        data_key, own_key = jax.random.split(key)
+        params = self.constrain(state.params)
+        changed = dict(event.apply(params, self._some(int(state.step), event.size, data_key), own_key))
+        for name, value in changed.items():
+            if name not in state.params:
+                raise ValueError(f"event {event.name!r} changes {name!r}; this program has {', '.join(state.params)}")
+            shapes = [jax.tree.map(jnp.shape, tree) for tree in (value, params[name])]
+            if shapes[0] != shapes[1]:
+                raise ValueError(f"event {event.name!r} gives {name!r} shapes {shapes[0]}, expected {shapes[1]}")
+            if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(value)):
+                raise ValueError(f"event {event.name!r} gives {name!r} values that are not finite")
+            changed[name] = jax.tree.map(
+                lambda new, old: jnp.asarray(new, old.dtype),
+                value if isinstance(value, dict) else self.transforms[name].inv(value),
+                state.params[name],
+            )
+        average = {**state.average, **jax.tree.map(jnp.copy, changed)} if self.average else state.average
+        return state._replace(params={**state.params, **changed}, average=average)
+
+    def _some(self, step: int, size: int, key: Array) -> Array:
+        """About ``size`` prepared data, from the batches that the next updates will see."""
+        source = self.source
+        count = min(-(-size // source.batch_size), source.per_epoch or size)  # no datum twice
+        prepare = jax.jit(lambda k, item, store: self.program.prepare(source.batch(store, item), k, False))
+        parts = [
+            prepare(jax.random.fold_in(key, i), jax.tree.map(lambda a, i=i: a[i], items), source.store)
+            for items in [source.feed(step, count)]
+            for i in range(count)
+        ]
+        return jnp.concatenate(parts)[:size]
 
     def update(self, state: State, items: Any) -> State:
         """Take as many steps as ``items`` has entries; the old state's buffers are reused and must not be read."""

@@ -195,6 +195,29 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class Event:
+    """A change of parameters between two updates of a fit, made once, on the host.
+
+    ``step``   number of updates that are behind it.
+    ``name``   what happens, for progress and the record of the run.
+    ``apply``  ``(params, x, key) -> changed``: constrained parameters by site name, prepared training data and a key
+               of its own; returns new values of the sites that change, of the same structure and shapes.
+    ``size``   how many data it wants at most.
+
+    A resumed run repeats it exactly.  Stock ``SVI`` knows nothing of events.
+    """
+
+    step: int
+    name: str
+    apply: Callable[[Mapping[str, Any], Array, Key[Array, ""]], Mapping[str, Any]]
+    size: int = 5000
+
+    def __post_init__(self) -> None:
+        if self.step < 0 or self.size < 1:
+            raise ValueError(f"an event needs step >= 0 and size >= 1, got step {self.step}, size {self.size}")
+
+
+@dataclass(frozen=True)
 class Program:
     """A generative program p(x, z), its amortised posterior q(z | x), and what a reader must know of both.
 
@@ -213,6 +236,7 @@ class Program:
     ``density``     the factorisation in the paper's symbols, one line each, for the report.
     ``knobs``       scheduled weights that the model reads, with their defaults.
     ``weights``     the family's own schedules (step -> value) for its sites and knobs.
+    ``events``      changes of parameters between two updates of a fit, such as a mixture fitted after a warm-up.
     ``modules``     the NNX modules by bound name, for parameter counts.
     ``log_prob``    exact ``log_prob(params, key, x) -> (batch,)`` in nats, where the program has one.
     ``predictor``   ``(params) -> Predictor``: the predictive rule that fitted parameters define, where the data are
@@ -236,6 +260,7 @@ class Program:
     density: tuple[str, ...] = ()
     knobs: Mapping[str, float] = field(default_factory=dict)
     weights: Mapping[str, Schedule] = field(default_factory=dict)
+    events: tuple[Event, ...] = ()
     modules: Mapping[str, nnx.Module] = field(default_factory=dict)
     log_prob: Callable[..., Float[Array, " batch"]] | None = None
     predictor: Callable[..., Predictor] | None = None

@@ -25,6 +25,11 @@ def _pixels(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) + " pixels"
 
 
+def _logit(mean: Array) -> Array:
+    mean = jnp.clip(mean, 0.01, 0.99)
+    return jnp.log(mean) - jnp.log1p(-mean)
+
+
 @dataclass(frozen=True)
 class Bernoulli:
     """Black or white pixels: ``x = [grey > threshold * (levels - 1)]``, ``p(x | z) = prod_i Bernoulli(x_i; logits_i)``.
@@ -72,6 +77,10 @@ class Bernoulli:
         del parameters
         return dist.Bernoulli(logits=decoded).to_event(decoded.ndim - 1)
 
+    def decoded(self, mean: Array) -> Array:
+        """What the decoder must return for this mean: ``logit(mean)``, the mean kept within .01 of 0 and 1."""
+        return _logit(mean)
+
     def bits_offset(self, levels: int) -> float | None:
         """A probability mass of the stored pixel's bit: see ``Program.bits_offset``."""
         del levels
@@ -118,6 +127,10 @@ class GreyBernoulli:
         """``Bernoulli(logits = decoded)``, unvalidated: validation would score a grey pixel as -inf."""
         del parameters
         return dist.Bernoulli(logits=decoded, validate_args=False).to_event(decoded.ndim - 1)
+
+    def decoded(self, mean: Array) -> Array:
+        """What the decoder must return for this mean: ``logit(mean)``, the mean kept within .01 of 0 and 1."""
+        return _logit(mean)
 
     def bits_offset(self, levels: int) -> float | None:
         """None: not a density, so no code length."""
@@ -189,6 +202,10 @@ class Normal:
         loc = jax.nn.sigmoid(decoded) if self.link == "sigmoid" else decoded
         sigma = _SIGMA_FLOOR + jnp.exp(parameters["log_sigma"]) if self.learned else self.sigma
         return dist.Normal(loc, sigma).to_event(decoded.ndim - 1)
+
+    def decoded(self, mean: Array) -> Array:
+        """What the decoder must return for this mean: the inverse of the link (means within .01 of 0 and 1 for sigmoid)."""
+        return _logit(mean) if self.link == "sigmoid" else mean
 
     def bits_offset(self, levels: int) -> float | None:
         """log2(levels) with dequantisation, where a level has volume 1/levels; None without, on a lattice."""

@@ -6,14 +6,17 @@ fades to (batch, *shape).  Facets come shallow to deep, as in the spec.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
 from flax import nnx
+from jaxtyping import Array
 from pydantic import Field
 
 from ppl_models.networks import mlp
+from ppl_models.networks.layers import LayersDecoder, start_colours
 
 ActivationName = Literal["relu", "elu", "silu"]
 _ACTIVATIONS: dict[str, mlp.Activation] = {"relu": jax.nn.relu, "elu": jax.nn.elu, "silu": jax.nn.silu}
@@ -121,17 +124,62 @@ class MLP:
     def check(self, facets: int) -> None:
         """Any number of facets fits."""
 
-    def encoder(self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
-        """``q(z_j | x)``: all heads on one stack, or a stack a facet."""
-        make = mlp.SeparateEncoders if self.separate else mlp.SharedEncoder
-        return make(shape, self.widths, dims, _ACTIVATIONS[self.activation], rngs=rngs)
+    def encoder(
+        self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs, views: Sequence[mlp.View] | None = None
+    ) -> nnx.Module:
+        """``q(z_j | x)``: all heads on one stack, or a stack a facet, which may see a view of the data."""
+        act = _ACTIVATIONS[self.activation]
+        if self.separate:
+            return mlp.SeparateEncoders(shape, self.widths, dims, act, views, rngs=rngs)
+        return mlp.SharedEncoder(shape, self.widths, dims, act, rngs=rngs)
 
     def decoder(self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
         """``f(z)`` on the concatenation of all facets."""
         return mlp.ConcatDecoder(shape, self.widths[::-1], dims, _ACTIVATIONS[self.activation], rngs=rngs)
 
 
-LayoutSpec = Annotated[MLPLadder | MLP, Field(discriminator="kind")]
+@dataclass(frozen=True)
+class Layers:
+    """An object over a background: ``f = a(z_2) o(z_1) + (1 - a(z_2)) b(z_0)``, a the coverage, o and b colours.
+
+    Three facets are (background, colour, coverage).  Two are (background, coverage): every object has the same colour.
+    ``widths`` are those of every encoder, one a facet, and reversed those of the coverage; a colour has one hidden
+    layer.  Images (H, W) or (H, W, C); a colour is one value a channel, the same at all pixels.
+    """
+
+    widths: tuple[int, ...] = (128, 128)
+    kind: Literal["layers"] = field(default="layers", kw_only=True)
+    activation: ActivationName = "relu"
+    separate: ClassVar[bool] = True
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", _widths(self.widths))
+
+    def check(self, facets: int) -> None:
+        """Raise ``ValueError`` unless there are two or three facets."""
+        if facets not in (2, 3):
+            raise ValueError(
+                "Layers composes an image of two facets (background, coverage) or three (background, colour, coverage), "
+                f"got {facets}; use MLP or MLPLadder for other numbers"
+            )
+
+    def encoder(
+        self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs, views: Sequence[mlp.View] | None = None
+    ) -> nnx.Module:
+        """``q(z_j | x)``: a stack a facet."""
+        return mlp.SeparateEncoders(shape, self.widths, dims, _ACTIVATIONS[self.activation], views, rngs=rngs)
+
+    def decoder(self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
+        """``f(z)``, layer over layer."""
+        return LayersDecoder(shape, self.widths[::-1], dims, _ACTIVATIONS[self.activation], rngs=rngs)
+
+    def begin(self, decoder: Mapping[str, Any], x: Array, decoded: Callable[[Array], Array]) -> dict[str, Any]:
+        """Parameters of the decoder that begins in the colours of ``x`` (batch, H, W[, C])."""
+        return start_colours(decoder, x if x.ndim == 4 else x[..., None], decoded)
+
+
+LayoutSpec = Annotated[MLPLadder | MLP | Layers, Field(discriminator="kind")]
 
 
 def _widths(widths: Any) -> tuple[int, ...]:

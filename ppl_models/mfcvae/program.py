@@ -26,6 +26,8 @@ from jaxtyping import Array, Key
 
 from ppl_models.mfcvae import checks, panels
 from ppl_models.mfcvae.mixture import initial, mixture
+from ppl_models.mfcvae.refit import events
+from ppl_models.mfcvae.views import VIEWS
 from ppl_models.program import Posterior, Program, bind, knob
 
 if TYPE_CHECKING:
@@ -36,7 +38,9 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
     """Build the networks and mixtures of ``spec`` from ``key`` and put the program together."""
     dims = tuple(facet.dim for facet in spec.facets)
     encoder_key, decoder_key, *facet_keys = jax.random.split(key, 2 + len(spec.facets))
-    encoder = spec.network.encoder(spec.shape, dims, nnx.Rngs(encoder_key))
+    views = [VIEWS[facet.view] for facet in spec.facets]
+    viewed = {"views": views} if any(facet.view != "whole" for facet in spec.facets) else {}
+    encoder = spec.network.encoder(spec.shape, dims, nnx.Rngs(encoder_key), **viewed)
     decoder = spec.network.decoder(spec.shape, dims, nnx.Rngs(decoder_key))
     mixtures = {
         facet.name: initial(
@@ -44,9 +48,10 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
             dim=facet.dim,
             clusters=facet.clusters,
             covariance=facet.covariance,
-            scale=spec.prior_scale,
-            spread=spec.prior_spread,
+            scale=1.0 if facet.refit else spec.prior_scale,
+            spread=0.0 if facet.refit else spec.prior_spread,  # equal components: one Gaussian, whatever their number
             learn_weights=spec.learn_weights,
+            rank=facet.rank,
         )
         for facet, facet_key in zip(spec.facets, facet_keys, strict=True)
     }
@@ -64,6 +69,7 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
         density=density(spec),
         knobs={f"fade_{name}": 1.0 for name in names},
         weights={"kl": lambda step: jax.numpy.minimum((step + 1) / spec.warmup, 1.0)} if spec.warmup else {},
+        events=events(spec, amortised(encoder, names)),
         modules={"encoder": encoder, "decoder": decoder},
         checks=lambda tree: checks.checks(tree, names),
         panels=lambda fit, x, factors, tree: panels.panels(spec, fit, x, factors, tree),

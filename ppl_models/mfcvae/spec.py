@@ -9,14 +9,16 @@ from __future__ import annotations
 import keyword
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 import jax
 from jaxtyping import Array, Key
 from pydantic import Field
 
 from ppl_models.distributions import Bernoulli, GreyBernoulli, Normal
+from ppl_models.mfcvae.mixture import Covariance
 from ppl_models.mfcvae.networks import MLP, LayoutSpec, MLPLadder
+from ppl_models.mfcvae.views import VIEWS
 
 if TYPE_CHECKING:
     from ppl_models.program import Program
@@ -31,13 +33,20 @@ class Facet:
     ``name``        names its sites ``z_<name>`` and ``resp_<name>``; lower-case letters, digits, underscores.
     ``dim``         length of ``z``.
     ``clusters``    number K of mixture components; 1 makes the facet an ordinary latent block.
-    ``covariance``  of a component: ``"diag"`` or ``"full"``.
+    ``covariance``  of a component: ``"diag"``, ``"full"``, ``"spherical"`` or ``"low_rank"`` (with ``rank`` columns).
+    ``view``        what its encoder sees: ``"whole"``, ``"contrast"`` (each pixel's distance to the mean colour) or
+                    ``"coarse"`` (mean colours of 4 x 4 blocks); the last two need images (H, W, C) and separate encoders.
+    ``refit``       updates after which the mixture is fitted by EM to posterior draws of training data.  Until the first
+                    of them the prior is one Gaussian, so the networks form before any cluster does.
     """
 
     name: str
     dim: int
     clusters: int
-    covariance: Literal["diag", "full"] = "diag"
+    covariance: Covariance = "diag"
+    rank: int = 1
+    view: Literal["whole", "contrast", "coarse"] = "whole"
+    refit: tuple[int, ...] = ()
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
@@ -46,11 +55,22 @@ class Facet:
                 f"a facet's name becomes part of a site name, expected lower-case letters, digits and underscores, "
                 f"starting with a letter, got {self.name!r}; try 'shape' or 'facet_0'"
             )
-        for field, value in (("dim", self.dim), ("clusters", self.clusters)):
+        object.__setattr__(self, "refit", tuple(self.refit))
+        for field, value in (("dim", self.dim), ("clusters", self.clusters), ("rank", self.rank)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"facet {self.name!r}: {field} must be an integer >= 1, got {value!r}")
-        if self.covariance not in ("diag", "full"):
-            raise ValueError(f"facet {self.name!r}: covariance must be 'diag' or 'full', got {self.covariance!r}")
+        for field, value, known in (
+            ("covariance", self.covariance, get_args(Covariance)),
+            ("view", self.view, tuple(VIEWS)),
+        ):
+            if value not in known:
+                raise ValueError(f"facet {self.name!r}: {field} must be one of {', '.join(known)}, got {value!r}")
+        if self.covariance == "low_rank" and self.rank >= self.dim:
+            raise ValueError(
+                f"facet {self.name!r}: low_rank needs rank < dim, got rank {self.rank}, dim {self.dim}; use 'full'"
+            )
+        if any(not isinstance(step, int) or step < 1 for step in self.refit):
+            raise ValueError(f"facet {self.name!r}: refit lists numbers of updates >= 1, got {self.refit}")
 
 
 @dataclass(frozen=True)
@@ -109,6 +129,13 @@ class MFCVAE:
         if not isinstance(self.warmup, int) or self.warmup < 0:
             raise ValueError(f"warmup is a number of steps, expected >= 0, got {self.warmup}; 0 turns it off")
         self.network.check(len(self.facets))
+        viewed = [f.name for f in self.facets if f.view != "whole"]
+        if viewed and not getattr(self.network, "separate", False):
+            raise ValueError(
+                f"facet {viewed[0]!r} has a view of its own, which needs an encoder of its own; use MLP(separate=True)"
+            )
+        if viewed and (len(self.shape) != 3 or self.shape[0] % 4 or self.shape[1] % 4):
+            raise ValueError(f"views need images (H, W, C) with H and W multiples of 4, got shape {self.shape}")
 
     def build(self, key: Key[Array, ""] | None = None) -> Program:
         """Draw the starting weights from ``key`` (default: ``jax.random.key(0)``) and return the program."""

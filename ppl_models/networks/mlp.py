@@ -11,11 +11,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 Activation = Callable[[Array], Array]
+View = Callable[[Array], Array]
 Gaussian = tuple[Float[Array, "batch dim"], Float[Array, "batch dim"]]  # loc, log_scale
 
 LOG_SCALE_BOUND = 6.0
@@ -108,8 +110,16 @@ class SharedEncoder(nnx.Module):
         return tuple(head(h) for head in self.heads)
 
 
+def whole(x: Array) -> Array:
+    """The view that leaves nothing out."""
+    return x
+
+
 class SeparateEncoders(nnx.Module):
-    """One stack and head for each latent block; they share nothing but the data."""
+    """One stack and head for each latent block; they share nothing but the data.
+
+    ``views``: what each of them sees, functions of a batch of data; the whole of it by default.
+    """
 
     def __init__(
         self,
@@ -117,13 +127,19 @@ class SeparateEncoders(nnx.Module):
         widths: Sequence[int],
         dims: Sequence[int],
         activation: Activation,
+        views: Sequence[View] | None = None,
         *,
         rngs: nnx.Rngs,
     ) -> None:
-        self.encoders = nnx.List([SharedEncoder(shape, widths, (d,), activation, rngs=rngs) for d in dims])
+        self.views = tuple(views or (whole,) * len(dims))
+        datum = jax.ShapeDtypeStruct((1, *shape), "float32")
+        shapes = [jax.eval_shape(view, datum).shape[1:] for view in self.views]
+        self.encoders = nnx.List(
+            [SharedEncoder(s, widths, (d,), activation, rngs=rngs) for s, d in zip(shapes, dims, strict=True)]
+        )
 
     def __call__(self, x: Float[Array, "batch ..."]) -> tuple[Gaussian, ...]:
-        return tuple(encoder(x)[0] for encoder in self.encoders)
+        return tuple(encoder(view(x))[0] for encoder, view in zip(self.encoders, self.views, strict=True))
 
 
 # --------------------------------------------------------------------------------------------------- merges

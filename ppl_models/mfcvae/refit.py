@@ -1,0 +1,92 @@
+"""A facet's mixture fitted by EM to draws of its aggregate posterior, between two updates of a fit.
+
+A mixture trained together with random networks settles on whatever the networks happened to do first.  Here the networks
+form under one Gaussian; then ``K`` components are fitted to ``z ~ q(z | x)``, x training data, by maximum likelihood, which
+is the maximum of ``E_q log p(z)`` over the mixture, and training goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+from numpyro.handlers import substitute
+
+from ppl_models.mfcvae.mixture import from_moments
+from ppl_models.mfcvae.networks import Layers
+from ppl_models.program import Event
+
+if TYPE_CHECKING:
+    from ppl_models.mfcvae.spec import MFCVAE, Facet
+
+RESTARTS = 4
+"""Starts of EM by k-means++; the likeliest is kept."""
+
+REGULAR = 1e-3
+"""Added to the diagonal of every covariance in EM: a few per cent of the posterior's own variance."""
+
+
+def events(spec: MFCVAE, posterior: Any) -> tuple[Event, ...]:
+    """One event for each entry of each facet's ``refit``, after the layout's own start from the data, if it has one."""
+    begin: tuple[Event, ...] = ()
+    if isinstance(spec.network, Layers):
+        network = spec.network
+
+        def start(params: Mapping[str, Any], x: Array, key: Array) -> dict[str, Any]:
+            del key
+            return {"decoder$params": network.begin(params["decoder$params"], x, spec.likelihood.decoded)}
+
+        begin = (Event(0, "setting the colours of the layers", start, 500),)
+    return begin + tuple(
+        Event(step, f"fitting the mixture of {facet.name}", _refit(facet, posterior))
+        for facet in spec.facets
+        for step in sorted(facet.refit)
+    )
+
+
+def _refit(facet: Facet, posterior: Any) -> Any:
+    site = f"z_{facet.name}"
+
+    def apply(params: Mapping[str, Any], x: Array, key: Array) -> dict[str, Any]:
+        draw_key, seed_key = jax.random.split(key)
+
+        def draw(params: Mapping[str, Any]) -> Array:
+            return substitute(posterior, data=params)(x)(site, None).sample(draw_key)
+
+        z = np.asarray(jax.jit(draw)(params), float)
+        seed = int(jax.random.randint(seed_key, (), 0, 2**31 - 1))
+        name = f"mixture_{facet.name}"
+        return {name: from_moments(params[name], *em(z, facet.clusters, facet.covariance, seed))}
+
+    return apply
+
+
+def em(
+    z: Float[np.ndarray, "n d"], clusters: int, covariance: str, seed: int
+) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, "K d"], Float[np.ndarray, "K d d"]]:
+    """Weights, means and covariances of a Gaussian mixture fitted to ``z`` by scikit-learn's EM.
+
+    Fewer data than clusters raise ``ValueError``.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    if len(z) < clusters:
+        raise ValueError(f"a mixture of {clusters} clusters needs as many data, got {len(z)}; use fewer clusters")
+    form = {"diag": "diag", "spherical": "spherical"}.get(covariance, "full")
+    found = GaussianMixture(
+        clusters, covariance_type=form, reg_covar=REGULAR, n_init=RESTARTS, max_iter=200, tol=1e-3, random_state=seed
+    )
+    import warnings
+
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # training goes on from here: near is enough
+        found.fit(z)
+    d, eye = z.shape[1], np.eye(z.shape[1])
+    spread = found.covariances_
+    full = spread if form == "full" else spread[:, :, None] * eye if form == "diag" else spread[:, None, None] * eye
+    return found.weights_, found.means_, np.broadcast_to(full, (clusters, d, d))
