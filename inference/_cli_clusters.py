@@ -201,9 +201,9 @@ def choice_text(chosen: Choice) -> list[str]:
     """Return stability, choice and check as plain text."""
     from inference.clustering import RULE
 
-    agreed = chosen.stability
+    agreed, by_name = chosen.stability, chosen.configurations.to_dict(orient="index")
     stable = [[r.run, r.facet, f"{r.stability:.3f}"] for r in agreed.facets.itertuples()]
-    rows = [[name, *(_text(row[c]) for c in CHOICE)] for name, row in chosen.configurations.iterrows()]
+    rows = [[name, *(_text(row[c]) for c in CHOICE)] for name, row in by_name.items()]
     parts = [
         f"agreement of all runs on these data: ARI {agreed.mean:.3f}, sd over pairs of runs {_text(agreed.sd)}\n"
         + table_text(stable, ["run", "facet", "mean ARI with its match in the other runs"]),
@@ -224,6 +224,6 @@ def choice_text(chosen: Choice) -> list[str]:
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:.0f}" if value.is_integer() else f"{value:.3f}"
-    if isinstance(value, (bool,)) or type(value).__name__ == "bool_":
+    if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)

@@ -272,7 +272,7 @@ def choice(runs: pd.DataFrame) -> Figure:
     axis.set(
         title="Chosen without labels",
         xlabel="stability: mean ARI with the other seeds (higher is better)",
-        ylabel="log p(x), nats a datum (higher is better)",
+        ylabel="log p(x), nats a datum (higher is better;\nbar: 1 s.e. over data, which the runs share)",
     )
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
     return figure
