@@ -12,6 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inference.baselines import baselines as baselines
     from inference.calibration import calibrate as calibrate
+    from inference.clustering import (
+        choose as choose,
+        clustering_baselines as clustering_baselines,
+        scores as scores,
+        stability as stability,
+    )
     from inference.compare import compare as compare, stacking_weights as stacking_weights
     from inference.diagnostics import diagnose as diagnose
     from inference.evidence import (
@@ -32,6 +38,10 @@ __distribution__ = "ppl-models"  # ppl_models/_clash.py tells this package from 
 _PUBLIC = {
     "baselines": "baselines",
     "calibrate": "calibration",
+    "choose": "clustering",
+    "clustering_baselines": "clustering",
+    "scores": "clustering",
+    "stability": "clustering",
     "compare": "compare",
     "stacking_weights": "compare",
     "diagnose": "diagnostics",

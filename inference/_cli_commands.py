@@ -227,6 +227,40 @@ class Compare:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Clusters:
+    """Score the clusterings of a run against known factors; of several runs, say which to take without labels.
+
+    Prints, for every facet and factor, accuracy (majority vote, Hungarian), ARI, NMI and calibration error, and
+    writes clustering.csv. Several runs of the same data: also how far they agree (ARI after matching facets,
+    stability.csv), and the run chosen by held-out evidence and agreement between seeds (choice.csv, runs.csv,
+    choice.png), with how well these rank the runs where factors are known (check.csv). Runs that differ in
+    their seed alone are one configuration.
+
+    Examples:
+      ppl-models clusters runs/digits --baselines
+      ppl-models clusters runs/j1-s0 runs/j1-s1 runs/j2-s0 runs/j2-s1 --out runs/choice
+    """
+
+    folders: Annotated[Positional[tuple[Path, ...]], _opt("DIR", "one or more")]
+    """Run folders."""
+    baselines: bool = False
+    """Add k-means and Gaussian mixtures with the same numbers of clusters, on pixels and on PCA."""
+    out: Annotated[Path | None, _opt("DIR", "the run's folder; of several runs, clusters")] = None
+    """Folder for the tables and the figure; earlier ones in it are replaced."""
+    test_n: Annotated[int | None, _opt("N", "the smallest of the runs' own")] = None
+    """Use the first N of the held-out data [data]."""
+    json: bool = False
+    """Print JSON: an object with the tables as lists of rows."""
+    common: Common = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Print the tables."""
+        from inference import _cli_clusters
+
+        _cli_clusters.clusters(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Coherence:
     """Is this predictor Bayesian? Check a fitted sequence model, or a named rule, on its own predictive paths.
 
@@ -377,5 +411,6 @@ class Families:
 DATA: Mapping[str, type[Command]] = {"list": DataList, "get": DataGet}
 COMMANDS: Mapping[str, type[Command] | Mapping[str, type[Command]]] = {
     "quickstart": Quickstart, "fit": Fit, "resume": Resume, "diagnose": Diagnose, "compare": Compare,
-    "coherence": Coherence, "sample": Sample, "report": Report, "data": DATA, "families": Families,
+    "clusters": Clusters, "coherence": Coherence, "sample": Sample, "report": Report, "data": DATA,
+    "families": Families,
 }  # fmt: skip

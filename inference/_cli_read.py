@@ -118,14 +118,18 @@ def report(command: Report) -> None:
     """Write report.html and its figures again and print the path."""
     check_at_least(1, test_n=command.test_n)
     fitted, card = runs.open_run(command.folder, command.common.plugin)
-    x, factors = runs.load_test(card, fitted.program.sampler, test_n=command.test_n)
+    data = runs.load_data(card, fitted.program.sampler, test_n=command.test_n)
+    x, factors = data.test, data.factors
     from inference.diagnostics import diagnose as run_diagnose
     from inference.report import report as write_report
 
     table, tree = table_of(fitted, x, particles=None), tree_of(fitted, x, factors)
     verdict = run_diagnose(fitted, x, key=runs.keys()["diagnose"], table=table, tree=tree)
     runs.write_table(verdict, fitted.folder / "diagnosis.csv")
-    page = write_report(fitted, x, key=runs.keys()["report"], factors=factors, tree=tree, table=table, verdict=verdict)
+    page = write_report(
+        fitted, x, key=runs.keys()["report"], factors=factors, tree=tree, table=table, verdict=verdict,
+        train=None if callable(data.train) else data.train,
+    )  # fmt: skip
     print(page)
 
 

@@ -197,7 +197,11 @@ def evaluate(fitted: Any, data: Data, *, particles: int, draws: int, progress: b
     tree = draw_posterior(fitted, data.test, draws=draws, factors=data.factors, progress=progress)
     verdict = diagnose(fitted, data.test, key=noise["diagnose"], table=table, tree=tree)
     write_table(verdict, folder / "diagnosis.csv")
-    page = report(fitted, data.test, key=noise["report"], factors=data.factors, tree=tree, table=table, verdict=verdict)
+    train = None if callable(data.train) else data.train
+    page = report(
+        fitted, data.test, key=noise["report"], factors=data.factors, tree=tree, table=table, verdict=verdict,
+        train=train,
+    )  # fmt: skip
     return Evaluated(table, tree, verdict, page)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import traceback
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
@@ -46,6 +47,13 @@ class Drawn:
             unique, count = f"{base}_{count}", count + 1
         self.names.add(unique)
         return unique
+
+    def text(self, name: str, make: Callable[[], str]) -> str:
+        """HTML that ``make`` returns; the error text in its place if it fails."""
+        try:
+            return make()
+        except Exception as error:  # as for a figure
+            return self._fail(name, error)
 
     def section(self, section: Section) -> str:
         """A heading, an introduction and its figures, or nothing if it has none."""

@@ -53,9 +53,9 @@ def compare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    aligned = _aligned(tables)
-    names, n = list(aligned), len(next(iter(aligned.values())))
-    log_px = np.stack([table["log_px"].to_numpy(np.float64) for table in aligned.values()], axis=1)
+    scored = aligned(tables)
+    names, n = list(scored), len(next(iter(scored.values())))
+    log_px = np.stack([table["log_px"].to_numpy(np.float64) for table in scored.values()], axis=1)
     nonfinite = (~np.isfinite(log_px)).sum(axis=0)
     finite = nonfinite == 0
     if not finite.all():
@@ -73,7 +73,7 @@ def compare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         weight[finite] = stacking_weights(log_px[:, finite])
     rows = []
     for rank, m in enumerate(order):
-        table = aligned[names[m]]
+        table = scored[names[m]]
         with np.errstate(invalid="ignore"):
             difference = log_px[:, m] - best
             rows.append(
@@ -94,7 +94,7 @@ def compare(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
                 }
             )
     result = pd.DataFrame(rows).set_index("name")
-    result.attrs = {"observation": aligned[names[0]].attrs["observation"]}
+    result.attrs = {"observation": scored[names[0]].attrs["observation"]}
     return result
 
 
@@ -104,7 +104,7 @@ def _khat_bad(table: pd.DataFrame) -> float:
     return float((~(table["khat"].to_numpy() <= KHAT_BAD)).mean())
 
 
-def _aligned(tables: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+def aligned(tables: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
     """Check that the tables score the same data in the same way; return them sorted by datum."""
     if not isinstance(tables, Mapping) or len(tables) < 2:
         got = f"{len(tables)} table(s)" if isinstance(tables, Mapping) else f"{type(tables).__name__}"

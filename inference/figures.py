@@ -249,3 +249,30 @@ def comparison(frame: pd.DataFrame) -> Figure:
     )
     axis.legend(loc="upper left")  # left of the best model there is nothing
     return figure
+
+
+@styled
+def choice(runs: pd.DataFrame) -> Figure:
+    """Held-out evidence of every run (nats a datum, one standard error) against its agreement with the other seeds.
+
+    ``runs`` is the table of runs of ``inference.choose``; the chosen one is ringed, a configuration has one colour.  A
+    run without agreement, the only one of its configuration, stands at the left edge.
+    """
+    figure, axes = canvas(6.6, 4.2)
+    axis = axes[0, 0]
+    known = runs["stability"].to_numpy(float)
+    edge = float(np.nanmin(known)) - 0.05 if np.isfinite(known).any() else 0.0
+    where, evidence = np.nan_to_num(known, nan=edge), runs["evidence"].to_numpy(float)
+    for color, name in zip(CYCLE * 99, runs["configuration"].unique(), strict=False):
+        mine = (runs["configuration"] == name).to_numpy()
+        axis.errorbar(where[mine], evidence[mine], runs["se"].to_numpy(float)[mine], fmt="o", color=color, ms=6, lw=1,
+                      mec="white", label=str(name))  # fmt: skip
+    ringed = runs["chosen"].to_numpy(bool)
+    axis.plot(where[ringed], evidence[ringed], "o", ms=14, mfc="none", mec=INK, mew=1.6, label="chosen")
+    axis.set(
+        title="Chosen without labels",
+        xlabel="stability: mean ARI with the other seeds (higher is better)",
+        ylabel="log p(x), nats a datum (higher is better;\nbar: 1 s.e. over data, which the runs share)",
+    )
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper")
+    return figure

@@ -23,6 +23,7 @@ from jaxtyping import Key
 from inference import _page, criticism
 from inference._comparison_page import compare_report as compare_report
 from inference._drawn import Drawn
+from inference._report_clustering import clusterings
 from inference._report_figures import sections
 from inference.data import stored
 from inference.evidence import bits_per_dim
@@ -43,6 +44,7 @@ FILES = {
     "posterior.nc": "posterior draws, densities, predictive draws (ArviZ DataTree, netCDF)",
     "evidence.csv": "log p(x), its error, ELBO, effective sample size and k-hat of each datum",
     "diagnosis.csv": "the checks of this page",
+    "clustering.csv": "clusterings against known factors, and those of k-means and mixtures with as many clusters",
     "figures": "the figures of this page as PNG",
 }
 READ = """import numpy, pandas, xarray
@@ -67,6 +69,7 @@ def report(
     tree: Any = None,
     table: pd.DataFrame | None = None,
     verdict: pd.DataFrame | None = None,
+    train: Any = None,
     out: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write ``report.html`` and ``figures/*.png`` into a folder and return the path of the page.
@@ -75,6 +78,8 @@ def report(
     ``factors``  known factors of the data by name, (N,) each; they colour the latents.
     ``tree``, ``table``, ``verdict``  results of ``posterior``, ``evidence`` and ``diagnose``; what is not given is
                  computed, with their default numbers of draws, and written beside the page.
+    ``train``    stored training data: the classical clusterings that stand beside the model's are fitted to them;
+                 without, to ``x``.
     ``out``      folder of the page; default: the fit's run folder.
 
     Raises ``ValueError`` before any work if there is no folder to write to, or if the data cannot be scored.
@@ -88,6 +93,7 @@ def report(
     folder = Path(out if out is not None else fit.folder)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     tree_key, table_key, rate_key = jax.random.split(key, 3)
+    baseline_key = jax.random.fold_in(key, 3)
     if tree is None:
         from inference.posterior import posterior, save_posterior
 
@@ -107,6 +113,7 @@ def report(
 
     drawn = Drawn(folder / "figures")
     parts = [drawn.section(section) for section in sections(fit, x, factors, tree, table, rates)]
+    parts.append(drawn.text("clusterings", lambda: clusterings(tree, x, factors, train, folder, key=baseline_key)))
     declared, training = _declared(fit, x, drawn), _training(fit, drawn)
     title = _title(fit)
     body = "\n".join(
