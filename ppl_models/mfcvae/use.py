@@ -17,12 +17,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, Num
+from jaxtyping import Array, Float, Int, Num
 
 from ppl_models.mfcvae._compiled import assigner, chunks, conditional, decoder, encoder
 from ppl_models.mfcvae.mixture import mixture
@@ -31,8 +31,7 @@ from ppl_models.program import did_you_mean
 if TYPE_CHECKING:
     import pandas as pd
 
-Rule = Literal["average", "at_mean", "optimal"]
-Order = Literal["share", "distance"]
+RULES, ORDERS = ("average", "at_mean", "optimal"), ("share", "distance")
 Latents = dict[str, np.ndarray]
 
 
@@ -142,9 +141,9 @@ def _count(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
-def _key(key: Any) -> Key[Array, ""]:
+def _key(key: Any) -> Array:
     if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()):
-        raise ValueError(f"key must be one new-style random key, got {key!r:.60}; pass key=jax.random.key(0)")
+        raise ValueError(f"key must be one new-style random key, got {key!r:.60}; use key=jax.random.key(0)")
     return key
 
 
@@ -154,7 +153,7 @@ def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
 
 
 # --------------------------------------------------------------------------------------------- what is offered
-def encode(fit: Any, x: Any, *, key: Key[Array, ""] | None = None) -> Latents:
+def encode(fit: Any, x: Any, *, key: Array | None = None) -> Latents:
     """Posterior means ``m_j(x)`` (n, dim) of every facet.
 
     ``key`` matters only to a likelihood whose preparation of the data draws noise (default: ``jax.random.key(0)``).
@@ -190,7 +189,7 @@ def decode(fit: Any, latents: Mapping[str, Any]) -> np.ndarray:
 
 
 def assign(
-    fit: Any, x: Any, *, facet: str | None = None, draws: int = 16, key: Key[Array, ""], rule: Rule = "average"
+    fit: Any, x: Any, *, facet: str | None = None, draws: int = 16, key: Array, rule: str = "average"
 ) -> dict[str, Assignment]:
     """Cluster probabilities of stored data ``x`` (n, *shape), an :class:`Assignment` for each facet (or for ``facet``).
 
@@ -204,9 +203,10 @@ def assign(
     >>> found = assign(fit, x, key=jax.random.key(0))
     >>> found["digit"].labels, found["digit"].entropy.mean()
     """
-    _one_of("rule", rule, get_args(Rule))
+    _one_of("rule", rule, RULES)
     draws = 1 if rule == "at_mean" else _count("draws", draws, 1)
-    names = facets(fit) if facet is None else (_facet(fit, facet),)
+    names = facets(fit)
+    wanted = names if facet is None else (_facet(fit, facet),)
     prepare_key, draw_key = jax.random.split(_key(key))
     kernel = assigner(fit.program.posterior, names, rule, draws)
 
@@ -214,7 +214,7 @@ def assign(
         return kernel(fit.params, fit.mutable or {}, rows, jax.random.fold_in(draw_key, number))
 
     found = chunks(one, fit.prepare(x, prepare_key))
-    return {name: Assignment(name, found[name], rule) for name in names}
+    return {name: Assignment(name, found[name], rule) for name in wanted}
 
 
 def assignment_table(assignments: Mapping[str, Assignment]) -> pd.DataFrame:
@@ -243,7 +243,7 @@ def sample(
     n: int,
     *,
     temperature: float = 1.0,
-    key: Key[Array, ""],
+    key: Array,
 ) -> Decoded:
     """``n`` data of one cluster: ``z_facet ~ N(mu_c, T^2 S_c)``; in the others ``c ~ Cat(pi)``, then z the same way.
 
@@ -270,7 +270,7 @@ def sample(
     return Decoded(x[0], {other: value[0] for other, value in z.items()}) if one else Decoded(x, z)
 
 
-def swap(fit: Any, a: Any, b: Any, facet: str, *, key: Key[Array, ""] | None = None) -> Swap:
+def swap(fit: Any, a: Any, b: Any, facet: str, *, key: Array | None = None) -> Swap:
     """Exchange one facet between ``a`` and ``b`` (n, *shape), row by row: means m(x), z_facet exchanged, decoded.
 
     ``key`` as in :func:`encode`.  Raises ``ValueError`` unless a and b have equally many data.
@@ -290,10 +290,10 @@ def traverse(
     facet: str,
     *,
     steps: int = 8,
-    order: Order = "share",
+    order: str = "share",
     clusters: Sequence[int] | None = None,
     between: tuple[int, int] | None = None,
-    key: Key[Array, ""] | None = None,
+    key: Array | None = None,
 ) -> Traversal:
     """Data ``x`` (n, *shape) with one facet moved through its clusters, the other facets kept at their means m(x).
 
@@ -303,7 +303,7 @@ def traverse(
     ``key`` as in :func:`encode`.
     """
     name = _facet(fit, facet)
-    _one_of("order", order, get_args(Order))
+    _one_of("order", order, ORDERS)
     steps = _count("steps", steps, 1 if between is None else 2)
     if between is not None and (clusters is not None or len(between) != 2):
         raise ValueError(f"give either clusters or between=(c, d), got clusters={clusters!r} and between={between!r}")
