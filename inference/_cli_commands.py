@@ -306,18 +306,25 @@ class Coherence:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Draw new data from a fitted program, x ~ p(x).
+    """Draw new data from a fitted program, x ~ p(x), or with --facet and --cluster the means of one cluster's data.
 
     Writes samples.npz (array x, in the units that the model scores) and, for images, figures/samples.png.
 
     Examples:
       ppl-models sample runs/digits --n 64
+      ppl-models sample runs/digits --facet digit --cluster 3 --temperature 0.7
     """
 
     folder: Run
     """Run folder."""
     n: Annotated[int, _opt("N")] = 64
     """Number of draws [data]."""
+    facet: Annotated[str | None, _opt("NAME", "draw from the whole model")] = None
+    """Draw from one cluster of this facet; needs --cluster."""
+    cluster: Annotated[int | None, _opt("C")] = None
+    """Its cluster, 0, 1, ...; the other facets are drawn from all of theirs."""
+    temperature: Annotated[float, _opt("T")] = 1.0
+    """Factor on the standard deviation of every latent, for --facet: 1 is the model, 0 the means."""
     seed: Annotated[int, _opt("N")] = 0
     """Seed of the draws."""
     common: Common = field(default_factory=Common)
@@ -327,6 +334,98 @@ class Sample:
         from inference import _cli_read
 
         _cli_read.sample(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assign:
+    """Assign data to the clusters of a fitted program, facet by facet.
+
+    Writes assignments.csv, one row a datum and facet: datum, facet, label, probability, entropy [nats]; prints
+    how many clusters are used and how sure the assignments are.
+
+    Examples:
+      ppl-models assign runs/digits
+      ppl-models assign runs/digits mine.npy --facet digit --out mine.csv
+    """
+
+    folder: Run
+    """Run folder."""
+    data: Annotated[Positional[str | None], _opt("NAME|FILE.npy", "the held-out data of the run")] = None
+    """What to assign: the held-out data of a data set by name, or stored data (n, *shape) in a file."""
+    facet: Annotated[str | None, _opt("NAME", "all")] = None
+    """Only this facet."""
+    rule: Literal["average", "at_mean", "optimal"] = "average"
+    """p(c | z) averaged over q(z | x); at the mean of z, as published; or its geometric average."""
+    draws: Annotated[int, _opt("S")] = 16
+    """Draws of z a datum [draws]."""
+    out: Annotated[Path | None, _opt("FILE.csv", "assignments.csv in the run folder")] = None
+    """Table to write."""
+    seed: Annotated[int, _opt("N")] = 0
+    """Seed of the draws."""
+    common: Common = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Write the table and print a summary."""
+        from inference import _cli_facets
+
+        _cli_facets.assign(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Swap:
+    """Exchange one facet between held-out data: a picture of the data before and after.
+
+    Writes figures/swap_NAME.png.
+
+    Examples:
+      ppl-models swap runs/digits --facet digit
+    """
+
+    folder: Run
+    """Run folder."""
+    facet: Annotated[str, _opt("NAME")]
+    """Facet to exchange."""
+    n: Annotated[int, _opt("N")] = 6
+    """Pairs of data, the first 2 N held-out ones [pairs]."""
+    common: Common = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Write the picture and print where."""
+        from inference import _cli_facets
+
+        _cli_facets.swap(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traverse:
+    """Move one facet of held-out data through its clusters, the other facets kept: a picture, one row a datum.
+
+    Writes figures/traverse_NAME.png.
+
+    Examples:
+      ppl-models traverse runs/digits --facet digit
+      ppl-models traverse runs/digits --facet digit --between 3 7 --steps 6
+    """
+
+    folder: Run
+    """Run folder."""
+    facet: Annotated[str, _opt("NAME")]
+    """Facet to move."""
+    n: Annotated[int, _opt("N")] = 6
+    """Number of data, the first held-out ones [data]."""
+    steps: Annotated[int, _opt("N")] = 8
+    """Clusters visited, or points between two of them."""
+    order: Literal["share", "distance"] = "share"
+    """The heaviest clusters first, or those nearest to the data."""
+    between: Annotated[tuple[int, int] | None, _opt("C D", "visit the clusters")] = None
+    """Walk from the mean of cluster C to that of D instead."""
+    common: Common = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Write the picture and print where."""
+        from inference import _cli_facets
+
+        _cli_facets.traverse(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -412,5 +511,5 @@ DATA: Mapping[str, type[Command]] = {"list": DataList, "get": DataGet}
 COMMANDS: Mapping[str, type[Command] | Mapping[str, type[Command]]] = {
     "quickstart": Quickstart, "fit": Fit, "resume": Resume, "diagnose": Diagnose, "compare": Compare,
     "clusters": Clusters, "coherence": Coherence, "sample": Sample, "report": Report, "data": DATA,
-    "families": Families,
+    "families": Families, "assign": Assign, "swap": Swap, "traverse": Traverse,
 }  # fmt: skip

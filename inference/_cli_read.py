@@ -10,6 +10,7 @@ import numpy as np
 
 from inference import _cli_run as runs
 from inference._cli_common import say, table_text, to_json
+from inference._cli_facets import check_cluster, cluster_samples
 from inference._cli_fit import check_at_least
 
 if TYPE_CHECKING:
@@ -133,23 +134,29 @@ def report(command: Report) -> None:
     print(page)
 
 
-def sample(command: Sample) -> None:
-    """Write draws x ~ p(x) as samples.npz, for images a picture too, and print the paths."""
-    check_at_least(1, n=command.n)
-    check_at_least(0, seed=command.seed)
-    fitted, _ = runs.open_run(command.folder, command.common.plugin)
-    import io
-
+def prior_samples(command: Sample, fitted: Any) -> dict[str, np.ndarray]:
+    """Draw the latent and observed sites of a program without any observation."""
     import jax
     from numpyro.infer import Predictive
+
+    drawn = Predictive(fitted.model, num_samples=1)(jax.random.key(command.seed), size=command.n)
+    wanted = [name for name in (*fitted.program.latents, *fitted.program.observed) if name in drawn]
+    return {name: np.asarray(drawn[name])[0] for name in wanted}
+
+
+def sample(command: Sample) -> None:
+    """Write draws x ~ p(x), or of one cluster, as samples.npz, for images a picture too, and print the paths."""
+    check_at_least(1, n=command.n)
+    check_at_least(0, seed=command.seed)
+    check_cluster(command)
+    fitted, _ = runs.open_run(command.folder, command.common.plugin)
+    import io
 
     from inference.checkpoint import write_atomic
 
     program = fitted.program
-    predictive = Predictive(fitted.model, num_samples=1)
-    drawn = predictive(jax.random.key(command.seed), size=command.n)
-    wanted = [name for name in (*program.latents, *program.observed) if name in drawn]
-    arrays = {name: np.asarray(drawn[name])[0] for name in wanted}
+    draw = prior_samples if command.facet is None else cluster_samples
+    arrays: dict[str, Any] = draw(command, fitted)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     path = fitted.folder / "samples.npz"

@@ -3,6 +3,7 @@
 from ppl_models.distributions import Bernoulli, GreyBernoulli, Normal
 from ppl_models.mfcvae.networks import MLP, Concat, GatedAdd, MLPLadder, NormAdd
 from ppl_models.mfcvae.spec import MFCVAE, PRESETS, Facet
+from ppl_models.mfcvae.use import assign, assignment_table, decode, encode, sample, swap, top_examples, traverse
 from ppl_models.program import register
 
 __all__ = [
@@ -17,6 +18,14 @@ __all__ = [
     "MLPLadder",
     "NormAdd",
     "Normal",
+    "assign",
+    "assignment_table",
+    "decode",
+    "encode",
+    "sample",
+    "swap",
+    "top_examples",
+    "traverse",
 ]
 
 register(

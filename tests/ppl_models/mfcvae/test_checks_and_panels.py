@@ -4,6 +4,7 @@ import io
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray
@@ -11,8 +12,8 @@ from numpyro import handlers
 from sklearn.metrics import normalized_mutual_info_score
 
 from ppl_models.mfcvae import PRESETS
-from ppl_models.mfcvae.checks import normalised_mutual_information
-from ppl_models.mfcvae.panels import generate, mosaic, top_examples
+from ppl_models.mfcvae.checks import checks, information, normalised_mutual_information, overconfidence, signal
+from ppl_models.mfcvae.panels import mosaic
 
 KEY = jax.random.key(0)
 N, S = 40, 6
@@ -47,22 +48,67 @@ STYLE, DIGIT = np.arange(N) % 3, np.arange(N) // 10
 
 def test_two_good_facets_pass(program):
     found = verdicts(program, tree(STYLE, DIGIT))
-    assert len(found) == 7
+    assert len(found) == 13
     assert set(found.values()) == {"ok"}
 
 
 def test_a_silent_facet_fails(program):
+    """Two ways: a latent that says nothing, and one that speaks while all data fall in one cluster."""
     found = verdicts(program, tree(np.zeros(N, int), DIGIT, active=False))
+    assert found["facet style: nats in its latent"] == "fail"
     assert found["facet style: clusters used"] == "fail"
-    assert found["facet digit: clusters used"] == "ok"
+    assert found["facet digit: nats in its latent"] == found["facet digit: clusters used"] == "ok"
+    found = verdicts(program, tree(STYLE, np.zeros(N, int)))
+    assert found["facet digit: nats in its latent"] == "ok"
+    assert found["facet digit: clusters used"] == "fail"
 
 
 def test_dead_clusters_warn(program):
-    assert verdicts(program, tree(STYLE, np.zeros(N, int)))["facet digit: clusters used"] == "fail"
+    assert verdicts(program, tree(STYLE, np.zeros(N, int)))["facet digit: dead clusters"] == "warn"
+    assert verdicts(program, tree(STYLE, np.arange(N) % 2))["facet digit: dead clusters"] == "ok"
     lopsided = np.zeros(N, int)
     lopsided[0] = 1
     found = verdicts(program, tree(STYLE, lopsided))
     assert found["facet digit: effective number of clusters"] == "warn"
+
+
+def draws(z, resp):
+    """A tree of one facet from z (draws, data, dim) and resp (draws, data, clusters)."""
+    dims = ("chain", "draw", "datum")
+    group = {"z_a": ((*dims, "dim_a"), z[None]), "resp_a": ((*dims, "cluster_a"), resp[None])}
+    return xarray.DataTree.from_dict({"posterior": xarray.Dataset(group)})
+
+
+def test_nats_in_a_latent_are_those_of_a_gaussian_channel():
+    """z = m + noise, m ~ N(0, 3), noise ~ N(0, 1): 1/2 log(1 + 3) nats; a unit that repeats the prior adds none."""
+    rng = np.random.default_rng(0)
+    m = np.stack([np.sqrt(3) * rng.normal(size=5000), np.zeros(5000)], 1)
+    between, within = signal(draws(m + rng.normal(size=(4, 5000, 2)), np.ones((4, 5000, 1))), "a")
+    np.testing.assert_allclose(between, [3, 0], atol=0.15)
+    np.testing.assert_allclose(within, 1, atol=0.05)
+    assert information(between, within) == pytest.approx(0.5 * np.log(4), abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("share", "sure", "stated", "held", "verdict"),
+    [
+        (0.0, 0.99, 0.99, 0.99, "ok"),  # every draw says the same
+        (0.0, 0.6, 0.6, 0.6, "ok"),  # so it does between two clusters, honestly
+        (0.25, 1.0, 1.0, 1 - 2 * 0.25 * 0.75, "fail"),  # sure of one cluster, in a quarter of the draws of the other
+        (0.05, 1.0, 1.0, 1 - 2 * 0.05 * 0.95, "warn"),
+    ],
+)
+def test_overconfidence_is_stated_minus_held_probability(share, sure, stated, held, verdict):
+    p = np.full((1000, 3), sure)
+    p[: int(1000 * share)] = 1 - sure
+    found = draws(np.zeros((1000, 3, 1)), np.stack([p, 1 - p], -1))
+    np.testing.assert_allclose(overconfidence(found, "a"), (stated, held), atol=2e-3)
+    assert {c.check: c.verdict for c in checks(found, ("a",))}["facet a: over-confidence of an assignment"] == verdict
+
+
+def test_one_draw_and_one_cluster_leave_out_what_cannot_be_told(program):
+    first = tree(STYLE, DIGIT).isel(draw=[0])
+    assert not any("nats" in c or "over-confidence" in c for c in verdicts(program, first))
 
 
 def test_copied_facets_fail(program):
@@ -84,7 +130,9 @@ def fit(program):
         return {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
 
     params = jax.jit(run)()
-    return SimpleNamespace(params=params, model=handlers.substitute(program.model, data=params))
+    return SimpleNamespace(
+        program=program, params=params, mutable={}, prepare=lambda x, key: jnp.asarray(x, "float32") / 16
+    )
 
 
 def test_panels_draw(program, fit):
@@ -92,7 +140,8 @@ def test_panels_draw(program, fit):
     factors = {"digit": DIGIT, "hand": np.array(["left", "right"])[np.arange(N) % 2], "id": np.arange(N)}
     panels = program.panels(fit, x, factors, tree(STYLE, DIGIT))
     assert [p.name for p in panels] == [
-        "style_examples", "style_samples", "digit_examples", "digit_samples", "agreement", "clusters_by_factor",
+        "assignments", *(f"{name}_{kind}" for name in ("style", "digit")
+                         for kind in ("examples", "samples", "swaps", "traversal")), "agreement", "clusters_by_factor",
     ]  # fmt: skip
     for panel in panels:
         assert "Good:" in panel.caption
@@ -104,20 +153,6 @@ def test_panels_draw(program, fit):
 def test_panels_without_factors_or_images(program, fit):
     x = np.zeros((N, 8, 8), "uint8")
     assert [p.name for p in program.panels(fit, x, None, tree(STYLE, DIGIT))][-1] == "agreement"
-
-
-def test_generated_columns_share_the_other_facets(fit):
-    """Row c, column j: z_digit differs by row, z_style only by column; equal clusters give equal rows."""
-    images = generate(SPEC, fit, 1, [2, 0, 2], 4, key=KEY)
-    assert images.shape == (3, 4, 8, 8)
-    np.testing.assert_allclose(images[0], images[2], rtol=1e-5)
-    assert np.abs(images[0] - images[1]).max() > 1e-5
-
-
-def test_top_examples_are_members_in_order_of_certainty():
-    p = np.array([[0.6, 0.4], [0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
-    np.testing.assert_array_equal(top_examples(p, 0, 2), [1, 3])
-    np.testing.assert_array_equal(top_examples(p, 1, 5), [2])
 
 
 def test_mosaic_places_tiles_between_seams():
