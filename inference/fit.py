@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -251,9 +252,8 @@ class _Loop:
         if self.held_out is not None:
             every["validate"] = arguments["validate_every"]
         events = _events(self.program, self.steps)
-        size = _dispatch(
-            arguments["steps_per_dispatch"], self.steps, sorted(events), lambda: self.trainer.convolves(state)
-        )
+        convolves = partial(self.trainer.convolves, state)
+        size = _dispatch(arguments["steps_per_dispatch"], self.steps, sorted(events), convolves)
         every = {name: -(-count // size) * size for name, count in every.items()}
         terms = sorted((n for n in state.totals if "/" in n), reverse=True)  # log_lik before kl
         fields = ["step", "seconds", "loss", "elbo", *terms, "grad_norm", "skipped", "validation_elbo"]

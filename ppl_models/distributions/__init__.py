@@ -2,13 +2,17 @@
 
 from ppl_models.distributions.denoising_bound import DenoisingBound
 from ppl_models.distributions.diffusion_prior import DiffusionPrior, Moments
-from ppl_models.distributions.mixture import MixtureOfGaussians
+from ppl_models.distributions.mixture import MeanFieldMixture, MixtureOfGaussians, SampledMixture
 from ppl_models.distributions.ode import RK4, Adaptive, Exact, Hutchinson
-from ppl_models.distributions.pixels import Bernoulli, GreyBernoulli, Normal
+from ppl_models.distributions.pixels import Bernoulli, Categorical, GreyBernoulli, GreyLevels, Normal
 from ppl_models.distributions.predictions import Denoiser, Noise, Score, Velocity
 from ppl_models.distributions.schedules import EDM, Trigonometric, VariancePreserving
 
 __all__ = [
+    "SampledMixture",
+    "MeanFieldMixture",
+    "GreyLevels",
+    "Categorical",
     "EDM",
     "RK4",
     "Adaptive",

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Num
-from numpyro.distributions import Distribution, MultivariateNormal, Normal, constraints
+from numpyro.distributions import Distribution, Independent, MultivariateNormal, Normal, constraints
+from numpyro.distributions.distribution import ExpandedDistribution
+from numpyro.distributions.kl import kl_divergence
 
 
 class MixtureOfGaussians(Distribution):
@@ -82,6 +84,12 @@ class MixtureOfGaussians(Distribution):
         assert self.scale_tril is not None
         return self.scale_tril
 
+    @property
+    def _inverse(self) -> Array:
+        # One inverse a component serves every datum: cheaper than a triangular solve for each of them.
+        eye = jnp.broadcast_to(jnp.eye(self.means.shape[-1]), self._tril.shape)
+        return jax.scipy.linalg.solve_triangular(self._tril, eye, lower=True)
+
     def validate_args(self, strict: bool = True) -> None:
         """Raise ``ValueError`` if a concrete scale is not positive; traced values are not looked at."""
         del strict
@@ -109,10 +117,7 @@ class MixtureOfGaussians(Distribution):
             white = residual / self.scales
             log_det = jnp.log(self.scales).sum(-1)
         else:
-            # One inverse a component serves every datum: cheaper than a triangular solve for each of them.
-            eye = jnp.broadcast_to(jnp.eye(self.means.shape[-1]), self._tril.shape)
-            inverse = jax.scipy.linalg.solve_triangular(self._tril, eye, lower=True)
-            white = jnp.einsum("...ij,...j->...i", inverse, residual)
+            white = jnp.einsum("...ij,...j->...i", self._inverse, residual)
             log_det = jnp.log(jnp.diagonal(self._tril, axis1=-2, axis2=-1)).sum(-1)
         constant = 0.5 * self.means.shape[-1] * math.log(2 * math.pi)
         return jax.nn.log_softmax(self.logits, axis=-1) - 0.5 * (white**2).sum(-1) - log_det - constant
@@ -159,3 +164,83 @@ class MixtureOfGaussians(Distribution):
         within = self.scales**2 if self.scales is not None else (self._tril**2).sum(-1)
         between = (self.means - jnp.expand_dims(self.mean, -2)) ** 2
         return (self.probs[..., None] * (within + between)).sum(-2)
+
+
+class MeanFieldMixture(MixtureOfGaussians):
+    """A mixture prior whose divergence from a diagonal Gaussian q is replaced by its closed-form mean-field bound.
+
+    ``kl_divergence(q, self) = -log sum_c pi_c exp(-KL(q || N(mu_c, S_c)))``, which is the divergence plus the least
+    ``KL(q(c) || p(c | z))`` that a ``q(c)`` blind to z pays, hence an upper bound on ``KL(q || self)``.  The
+    log density is that of the mixture.  The
+    best ``q(c)`` is proportional to ``pi_c exp(-KL_c)``: :meth:`mean_field_responsibilities`.
+    """
+
+    def component_divergences(self, q: Independent) -> Float[Array, "*batch K"]:
+        """``KL(q || N(mu_c, S_c))`` in nats for a q that is ``Normal(m, s).to_event(1)``."""
+        return component_divergences(q, self)
+
+    def mean_field_responsibilities(self, q: Independent) -> Float[Array, "*batch K"]:
+        """``softmax_c(log pi_c - KL_c)``."""
+        return jax.nn.softmax(jax.nn.log_softmax(self.logits) - component_divergences(q, self), axis=-1)
+
+
+class SampledMixture(MixtureOfGaussians):
+    """A mixture prior whose divergence from a diagonal Gaussian q is estimated with L draws and one q(c) for all.
+
+    With ``z_l = m + s noise_l`` and ``r_c(z) = log pi_c + log N(z; mu_c, S_c)``,
+
+        kl_divergence(q, self) = -mean_l[ logsumexp_c r_c(z_l) - log q(z_l) ] - log sum_c exp( mean_l log p(c | z_l) ).
+
+    L = 1 is the one-draw estimate of the divergence itself; the mean rises with L to the mean-field bound.
+    ``noise`` (L, *batch, d) standard normal.  ``log_prob`` is that of the mixture.
+    """
+
+    pytree_data_fields = ("noise",)
+
+    def __init__(self, *args: Any, noise: Array, **kwargs: Any) -> None:
+        self.noise = noise
+        super().__init__(*args, **kwargs)
+
+
+def component_divergences(q: Independent, mixture: MixtureOfGaussians) -> Float[Array, "*batch K"]:
+    """``KL(N(m, diag s^2) || N(mu_c, S_c))`` of every component, in nats.
+
+    With ``A = L_c^-1``: ``.5 (|A diag(s)|^2 + |A (mu_c - m)|^2 - d) + log det L_c - sum log s``.
+    """
+    normal = _gaussian(q)
+    m, s = jnp.broadcast_arrays(normal.loc, normal.scale)
+    m, s, d = m[..., None, :], s[..., None, :], m.shape[-1]
+    if mixture.scales is not None:
+        ratio, white = s / mixture.scales, (m - mixture.means) / mixture.scales
+        squares, log_det = (ratio**2 + white**2).sum(-1), jnp.log(mixture.scales).sum(-1)
+    else:
+        inverse = mixture._inverse
+        white = jnp.einsum("...ij,...j->...i", inverse, m - mixture.means)
+        squares = jnp.einsum("...ij,...j->...", inverse**2, s**2) + (white**2).sum(-1)
+        log_det = jnp.log(jnp.diagonal(mixture._tril, axis1=-2, axis2=-1)).sum(-1)
+    return 0.5 * (squares - d) + log_det - jnp.log(s).sum(-1)
+
+
+def _gaussian(q: Independent) -> Normal:
+    base = q.base_dist
+    while isinstance(base, ExpandedDistribution):
+        base = base.base_dist
+    if not isinstance(base, Normal) or q.reinterpreted_batch_ndims != 1:
+        raise NotImplementedError(f"the bound is for Normal(m, s).to_event(1), got {type(base).__name__}")
+    return base
+
+
+@kl_divergence.register(Independent, MeanFieldMixture)
+def _mean_field_bound(q: Independent, p: MeanFieldMixture) -> Float[Array, "*batch"]:
+    divergences = component_divergences(q, p)
+    return -jax.nn.logsumexp(jax.nn.log_softmax(p.logits) - divergences, axis=-1)
+
+
+@kl_divergence.register(Independent, SampledMixture)
+def _sampled_bound(q: Independent, p: SampledMixture) -> Float[Array, "*batch"]:
+    normal = _gaussian(q)
+    z = normal.loc + normal.scale * p.noise
+    joint = p.component_log_probs(z)  # (L, *batch, K)
+    log_z = jax.nn.logsumexp(joint, axis=-1)
+    common = jax.nn.logsumexp((joint - log_z[..., None]).mean(0), axis=-1)
+    return -(log_z - q.log_prob(z)).mean(0) - common

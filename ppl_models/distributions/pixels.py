@@ -55,6 +55,11 @@ class Bernoulli:
         if not (0 <= self.noise < math.inf):
             raise ValueError(f"noise is a standard deviation in grey levels, expected >= 0, got {self.noise}")
 
+    def outputs(self, levels: int) -> int:
+        """Values of the decoder a pixel: one."""
+        del levels
+        return 1
+
     def check(self, x: Any, shape: tuple[int, ...], levels: int) -> None:
         """Raise ``ValueError`` for data that are not grey levels of the declared shape."""
         check_grey(x, shape, levels)
@@ -107,6 +112,11 @@ class GreyBernoulli:
 
     kind: Literal["grey_bernoulli"] = field(default="grey_bernoulli", kw_only=True)
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    def outputs(self, levels: int) -> int:
+        """Values of the decoder a pixel: one."""
+        del levels
+        return 1
 
     def check(self, x: Any, shape: tuple[int, ...], levels: int) -> None:
         """Raise ``ValueError`` for data that are not grey levels of the declared shape."""
@@ -179,6 +189,11 @@ class Normal:
         if self.learned and self.sigma <= _SIGMA_FLOOR:
             raise ValueError(f"a learnt sigma starts above its floor {_SIGMA_FLOOR}, got {self.sigma}; try 0.25")
 
+    def outputs(self, levels: int) -> int:
+        """Values of the decoder a pixel: one."""
+        del levels
+        return 1
+
     def check(self, x: Any, shape: tuple[int, ...], levels: int) -> None:
         """Raise ``ValueError`` for data that are not grey levels of the declared shape."""
         check_grey(x, shape, levels, whole=self.dequantise)
@@ -204,7 +219,7 @@ class Normal:
         return dist.Normal(loc, sigma).to_event(decoded.ndim - 1)
 
     def decoded(self, mean: Array) -> Array:
-        """What the decoder must return for this mean: the inverse of the link (means within .01 of 0 and 1 for sigmoid)."""
+        """What the decoder must return for this mean: the inverse link, as in :class:`Bernoulli` for a sigmoid."""
         return _logit(mean) if self.link == "sigmoid" else mean
 
     def bits_offset(self, levels: int) -> float | None:
@@ -221,6 +236,92 @@ class Normal:
         """The likelihood in the paper's symbols."""
         mean = "σ(fᵢ(z))" if self.link == "sigmoid" else "fᵢ(z)"
         return f"p(x|z) = ∏ᵢ N(xᵢ; {mean}, s²), s = {self.sigma:g}" + (" at the start, learnt" if self.learned else "")
+
+
+class GreyLevels(dist.Distribution):
+    """A categorical law over the grey levels ``k / (levels - 1)``, k = 0..levels-1, with ``p(k) = softmax(logits)_k``.
+
+    Values lie on the [0, 1] scale of the other pixel laws; a value between two levels is scored as the nearest.
+    """
+
+    arg_constraints = {"logits": dist.constraints.real_vector}
+    support = dist.constraints.unit_interval
+    pytree_data_fields = ("logits",)
+
+    def __init__(self, logits: Float[Array, "*batch levels"], *, validate_args: bool | None = None) -> None:
+        self.logits = jnp.asarray(logits)
+        super().__init__(self.logits.shape[:-1], (), validate_args=validate_args)
+
+    def log_prob(self, value: Float[Array, "*batch"], intermediates: Any = None) -> Float[Array, "*batch"]:
+        """``log p(k)`` in nats, a probability mass."""
+        del intermediates
+        k = jnp.round(value * (self.logits.shape[-1] - 1)).astype("int32")
+        log_p = jax.nn.log_softmax(self.logits)
+        return jnp.take_along_axis(*jnp.broadcast_arrays(log_p, k[..., None]), axis=-1)[..., 0]
+
+    def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*sample_and_batch"]:
+        """Draw levels, on the [0, 1] scale."""
+        assert key is not None
+        k = jax.random.categorical(key, self.logits, shape=sample_shape + self.batch_shape)
+        return k / (self.logits.shape[-1] - 1)
+
+    @property
+    def mean(self) -> Float[Array, "*batch"]:
+        """``sum_k p(k) k / (levels - 1)``."""
+        return jax.nn.softmax(self.logits) @ jnp.linspace(0, 1, self.logits.shape[-1])
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """Every grey level a class of its own: ``p(x | z) = prod_i Cat(x_i; softmax(f_i(z)))``, f_i of length ``levels``.
+
+    No order among levels is assumed and none is learnt for free: many parameters, for few levels.  Scores are
+    probability masses (nats).
+    """
+
+    kind: Literal["categorical"] = field(default="categorical", kw_only=True)
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    def outputs(self, levels: int) -> int:
+        """Values of the decoder a pixel: ``levels``."""
+        return levels
+
+    def check(self, x: Any, shape: tuple[int, ...], levels: int) -> None:
+        """Raise ``ValueError`` for data that are not whole grey levels of the declared shape."""
+        check_grey(x, shape, levels, whole=True)
+
+    def prepare(
+        self, x: Shaped[Array, "batch ..."], key: Key[Array, ""], training: bool, levels: int
+    ) -> Float[Array, "batch ..."]:
+        """Scale grey levels to [0, 1]."""
+        del key, training
+        return x.astype("float32") / (levels - 1)
+
+    def parameters(self) -> dict[str, Array]:
+        """Trainable scalars of the likelihood: none."""
+        return {}
+
+    def distribution(self, decoded: Float[Array, "batch ..."], parameters: Parameters) -> dist.Distribution:
+        """:class:`GreyLevels` over all pixels of a datum; ``decoded`` (batch, *shape, levels)."""
+        del parameters
+        return GreyLevels(decoded).to_event(decoded.ndim - 2)
+
+    def decoded(self, mean: Array) -> Array:
+        """Not defined: a mean does not determine the law."""
+        raise ValueError("a categorical likelihood has no colour to start from; use Normal or Bernoulli with Layers")
+
+    def bits_offset(self, levels: int) -> float | None:
+        """A probability mass of the stored level: see ``Program.bits_offset``."""
+        del levels
+        return 0.0
+
+    def observation(self, shape: tuple[int, ...], levels: int) -> str:
+        """What is scored, in one line."""
+        return f"grey {_pixels(shape)}, {levels} levels; probability mass, nats"
+
+    def symbols(self) -> str:
+        """The likelihood in the paper's symbols."""
+        return "p(x|z) = ∏ᵢ Cat(xᵢ; softmax fᵢ(z))"
 
 
 def check_grey(x: Any, shape: tuple[int, ...], levels: int, *, whole: bool = False) -> None:

@@ -1,12 +1,19 @@
 """Multi-facet clustering VAE: several partitions of one data set at once, each with its own latent and mixture."""
 
-from ppl_models.distributions import Bernoulli, GreyBernoulli, Normal
-from ppl_models.mfcvae.networks import MLP, Concat, GatedAdd, MLPLadder, NormAdd
-from ppl_models.mfcvae.spec import MFCVAE, PRESETS, Facet
+from ppl_models.distributions import Bernoulli, Categorical, GreyBernoulli, Normal
+from ppl_models.mfcvae.networks import MLP, Concat, GatedAdd, Layers, MLPLadder, NormAdd
+from ppl_models.mfcvae.observed import pack
+from ppl_models.mfcvae.progressive import Progressive
+from ppl_models.mfcvae.spec import MFCVAE, PRESETS, Dirichlet, Facet
 from ppl_models.mfcvae.use import assign, assignment_table, decode, encode, sample, swap, top_examples, traverse
 from ppl_models.program import register
 
 __all__ = [
+    "pack",
+    "Progressive",
+    "Layers",
+    "Dirichlet",
+    "Categorical",
     "MFCVAE",
     "MLP",
     "PRESETS",

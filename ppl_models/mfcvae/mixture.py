@@ -114,9 +114,7 @@ def from_moments(
     elif "factor" in like:
         rank = like["factor"].shape[-1]
         values, vectors = np.linalg.eigh(covariances)
-        rest = np.maximum(
-            values[:, :-rank].mean(1, keepdims=True) if rank < means.shape[1] else 0 * values[:, :1], least
-        )
+        rest = np.maximum(values[:, :-rank].mean(1, keepdims=True), least)
         top = np.sqrt(np.maximum(values[:, -rank:] - rest, 0.0))
         found["factor"] = vectors[:, :, -rank:] * top[:, None, :]
         found["variance"] = unconstrained(np.broadcast_to(rest, means.shape))

@@ -160,7 +160,7 @@ class Layers:
         """Raise ``ValueError`` unless there are two or three facets."""
         if facets not in (2, 3):
             raise ValueError(
-                "Layers composes an image of two facets (background, coverage) or three (background, colour, coverage), "
+                "Layers needs two facets (background, coverage) or three (background, colour, coverage), "
                 f"got {facets}; use MLP or MLPLadder for other numbers"
             )
 

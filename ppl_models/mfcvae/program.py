@@ -9,7 +9,8 @@ Notation (facet j = 0..J-1, shallow to deep; named, so that site names can be re
 
 Facets are independent a priori and meet only in the decoder.  Because c_j is summed out, the ELBO of this program is
 the ``marginal`` bound, E_q[log p(x|z) + sum_j log p(z_j) - log q(z_j|x)], the tightest of the bounds in use for this
-model; the responsibilities are exact given z and need no network.
+model; the responsibilities are exact given z and need no network.  The other bounds differ in the class of the prior
+alone, through its registered divergence: see ``MFCVAE.bound``.
 """
 
 from __future__ import annotations
@@ -18,20 +19,22 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Key
 
-from ppl_models.mfcvae import checks, panels
+from ppl_models.distributions import MeanFieldMixture, MixtureOfGaussians, SampledMixture
+from ppl_models.mfcvae import checks, observed, panels
 from ppl_models.mfcvae.mixture import initial, mixture
 from ppl_models.mfcvae.refit import events
 from ppl_models.mfcvae.views import VIEWS
 from ppl_models.program import Posterior, Program, bind, knob
 
 if TYPE_CHECKING:
-    from ppl_models.mfcvae.spec import MFCVAE, Likelihood
+    from ppl_models.mfcvae.spec import MFCVAE
 
 
 def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
@@ -40,8 +43,10 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
     encoder_key, decoder_key, *facet_keys = jax.random.split(key, 2 + len(spec.facets))
     views = [VIEWS[facet.view] for facet in spec.facets]
     viewed = {"views": views} if any(facet.view != "whole" for facet in spec.facets) else {}
-    encoder = spec.network.encoder(spec.shape, dims, nnx.Rngs(encoder_key), **viewed)
-    decoder = spec.network.decoder(spec.shape, dims, nnx.Rngs(decoder_key))
+    encoder = spec.network.encoder(observed.encoder_shape(spec), dims, nnx.Rngs(encoder_key), **viewed)
+    outputs = spec.likelihood.outputs(spec.levels)
+    decoded = spec.shape if outputs == 1 else (*spec.shape, outputs)
+    decoder = spec.network.decoder(decoded, dims, nnx.Rngs(decoder_key))
     mixtures = {
         facet.name: initial(
             facet_key,
@@ -56,64 +61,124 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
         for facet, facet_key in zip(spec.facets, facet_keys, strict=True)
     }
     names = tuple(mixtures)
+    known = observed.labelled(spec)
+    posterior = amortised(spec, encoder)
     return Program(
         spec=spec,
-        model=generative(decoder, mixtures, spec.likelihood),
-        posterior=amortised(encoder, names),
+        model=generative(spec, decoder, mixtures),
+        posterior=posterior,
         latents=tuple(f"z_{name}" for name in names),
-        shape=spec.shape,
-        prepare=lambda x, key, training: spec.likelihood.prepare(x, key, training, spec.levels),
-        check_data=lambda x: spec.likelihood.check(x, spec.shape, spec.levels),
-        observation=spec.likelihood.observation(spec.shape, spec.levels),
-        bits_offset=spec.likelihood.bits_offset(spec.levels),
+        observed=(*(f"c_{name}" for name in known), "x"),
+        shape=observed.stored_shape(spec),
+        prepare=lambda x, key, training: observed.prepare(spec, x, key, training),
+        check_data=lambda x: observed.check(spec, x),
+        observation=observation(spec),
+        bits_offset=None if known or spec.missing else spec.likelihood.bits_offset(spec.levels),
         density=density(spec),
-        knobs={f"fade_{name}": 1.0 for name in names},
-        weights={"kl": lambda step: jax.numpy.minimum((step + 1) / spec.warmup, 1.0)} if spec.warmup else {},
-        events=events(spec, amortised(encoder, names)),
+        knobs={**{f"fade_{name}": 1.0 for name in names}, **({"dirichlet": 0.0} if spec.dirichlet else {})},
+        weights=schedules(spec),
+        events=events(spec, posterior),
         modules={"encoder": encoder, "decoder": decoder},
         checks=lambda tree: checks.checks(tree, names),
-        panels=lambda fit, x, factors, tree: panels.panels(spec, fit, x, factors, tree),
+        panels=lambda fit, x, factors, tree: panels.panels(spec, fit, observed.unpack(spec, x)[0], factors, tree),
     )
 
 
-def generative(decoder: nnx.Module, mixtures: Mapping[str, Mapping[str, Array]], likelihood: Likelihood) -> Any:
-    """``p(x, z)`` for any decoder ``(zs, fades) -> (batch, *shape)``, facets in the order of ``mixtures``."""
+def schedules(spec: MFCVAE) -> dict[str, Any]:
+    """The spec's scheduled weights: of the KL, of each facet's KL and fade, of the Dirichlet prior."""
+    found: dict[str, Any] = {}
+    if spec.warmup:
+        found["kl"] = lambda step: jnp.minimum((step + 1) / spec.warmup, 1.0)
+    if spec.progressive:
+        for j, facet in enumerate(spec.facets):
+            found |= spec.progressive.weights(j, facet.name)
+    if spec.dirichlet:
+        found["dirichlet"] = lambda step: 1.0
+    return found
 
-    def model(x: ArrayLike | None = None, *, size: int | None = None) -> Array:
-        if x is None and size is None:
-            raise ValueError("the model needs data x or a size: model(x) scores x, model(size=n) draws n fresh data")
-        x = None if x is None else jax.numpy.asarray(x)
-        batch = size if x is None else x.shape[0]
+
+def generative(spec: MFCVAE, decoder: nnx.Module, mixtures: Mapping[str, Mapping[str, Array]]) -> Any:
+    """``p(x, z)`` for any decoder ``(zs, fades) -> (batch, *shape)``, facets in the order of ``mixtures``."""
+    likelihood, labelled = spec.likelihood, observed.labelled(spec)
+
+    def model(x: ArrayLike | None = None, *, size: int | None = None) -> Any:
+        batch = (1 if size is None else size) if x is None else jnp.shape(x)[0]
+        pixels, labels = (None, {}) if x is None else observed.unpack(spec, jnp.asarray(x))
         decode = bind("decoder", decoder)
-        priors = {name: mixture(numpyro.param(f"mixture_{name}", dict(start))) for name, start in mixtures.items()}
+        learnt = {name: numpyro.param(f"mixture_{name}", dict(start)) for name, start in mixtures.items()}
         start = likelihood.parameters()
         parameters = numpyro.param("likelihood", start) if start else start
         zs, fades = [], [knob(f"fade_{name}", 1.0) for name in mixtures]
         with numpyro.plate("data", batch):
-            for name, prior in priors.items():
+            for name in mixtures:
+                prior = prior_of(spec, learnt[name], batch)
                 # The context is empty: the encoder reads the data alone, not the other facets.
                 z = numpyro.sample(f"z_{name}", prior, infer={"ctx": None})
-                numpyro.deterministic(f"resp_{name}", prior.responsibilities(z))
+                resp = numpyro.deterministic(f"resp_{name}", prior.responsibilities(z))
+                if name in labelled:
+                    # p(z) p(c | z) = p(c) p(z | c): scoring the label here is the joint density of both.
+                    label = labels.get(name)
+                    there = True if label is None else label >= 0
+                    c = None if label is None else jnp.maximum(label, 0).astype("int32")
+                    numpyro.sample(f"c_{name}", dist.Categorical(probs=resp).mask(there), obs=c)
                 zs.append(z)
-            return numpyro.sample("x", likelihood.distribution(decode(zs, fades), parameters), obs=x)
+            if spec.dirichlet and not _zero(strength := knob("dirichlet", 0.0)):
+                # Scored once a datum: 1/train_size of the log prior of each facet's weights.
+                log_prior = sum(jax.nn.log_softmax(p["logits"]).sum() for p in learnt.values())
+                excess = (spec.dirichlet.concentration - 1.0) / spec.dirichlet.train_size
+                numpyro.factor("dirichlet", jnp.full(batch, strength * excess * log_prior))
+            law = likelihood.distribution(decode(zs, fades), parameters)
+            if spec.missing and pixels is not None:
+                there = pixels >= 0
+                law = law.base_dist.mask(there).to_event(law.event_dim)
+                pixels = jnp.where(there, pixels, 0.0)
+            return numpyro.sample("x", law, obs=pixels)
 
     return model
 
 
-def amortised(encoder: nnx.Module, names: tuple[str, ...]) -> Any:
+def prior_of(spec: MFCVAE, parameters: Mapping[str, Array], batch: int) -> MixtureOfGaussians:
+    """The mixture of one facet, of the class whose divergence is the spec's bound."""
+    if spec.bound == "meanfield":
+        return mixture(parameters, MeanFieldMixture)
+    if spec.bound == "sampled":
+        key = numpyro.prng_key()
+        if key is not None:  # densities alone need no draws
+            noise = jax.random.normal(key, (spec.bound_draws, batch, parameters["means"].shape[1]))
+            return mixture(parameters, SampledMixture, noise=noise)
+    return mixture(parameters)
+
+
+def _zero(strength: Any) -> bool:
+    return isinstance(strength, float) and strength == 0.0
+
+
+def observation(spec: MFCVAE) -> str:
+    """What is scored, in one line."""
+    line = spec.likelihood.observation(spec.shape, spec.levels)
+    if spec.missing:
+        line += "; missing pixels (-1) are summed out"
+    if known := observed.labelled(spec):
+        line += f"; with the known clusters of {', '.join(known)}"
+    return line
+
+
+def amortised(spec: MFCVAE, encoder: nnx.Module) -> Any:
     """``q(z | x) = prod_j N(m_j(x), diag s_j(x)^2)`` for any encoder ``x -> ((loc, log_scale), ...)``."""
+    names = [facet.name for facet in spec.facets]
 
     def posterior(x: ArrayLike | None = None, *, size: int | None = None) -> Posterior:
         del size
         if x is None:
             raise ValueError("the posterior q(z | x) needs data x; for draws from the prior run the model alone")
-        heads = bind("encoder", encoder)(jax.numpy.asarray(x))
+        pixels = observed.encoder_input(spec, observed.unpack(spec, jnp.asarray(x))[0])
+        heads = bind("encoder", encoder)(pixels)
         found = {f"z_{name}": head for name, head in zip(names, heads, strict=True)}
 
         def q(site: str, ctx: Any) -> dist.Distribution:
             del ctx
             loc, log_scale = found[site]
-            return dist.Normal(loc, jax.numpy.exp(log_scale)).to_event(1)
+            return dist.Normal(loc, jnp.exp(log_scale)).to_event(1)
 
         return q
 

@@ -1,8 +1,8 @@
 """A facet's mixture fitted by EM to draws of its aggregate posterior, between two updates of a fit.
 
-A mixture trained together with random networks settles on whatever the networks happened to do first.  Here the networks
-form under one Gaussian; then ``K`` components are fitted to ``z ~ q(z | x)``, x training data, by maximum likelihood, which
-is the maximum of ``E_q log p(z)`` over the mixture, and training goes on from there.
+A mixture trained together with random networks settles on whatever the networks happened to do first.  Here the
+networks form under one Gaussian; then K components are fitted to ``z ~ q(z | x)``, x training data, by maximum
+likelihood, which is the maximum of ``E_q log p(z)`` over the mixture, and training goes on from there.
 """
 
 from __future__ import annotations

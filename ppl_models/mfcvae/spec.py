@@ -15,15 +15,16 @@ import jax
 from jaxtyping import Array, Key
 from pydantic import Field
 
-from ppl_models.distributions import Bernoulli, GreyBernoulli, Normal
+from ppl_models.distributions import Bernoulli, Categorical, GreyBernoulli, Normal
 from ppl_models.mfcvae.mixture import Covariance
 from ppl_models.mfcvae.networks import MLP, LayoutSpec, MLPLadder
+from ppl_models.mfcvae.progressive import Progressive
 from ppl_models.mfcvae.views import VIEWS
 
 if TYPE_CHECKING:
     from ppl_models.program import Program
 
-Likelihood = Annotated[Bernoulli | GreyBernoulli | Normal, Field(discriminator="kind")]
+Likelihood = Annotated[Bernoulli | GreyBernoulli | Normal | Categorical, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,10 @@ class Facet:
     ``clusters``    number K of mixture components; 1 makes the facet an ordinary latent block.
     ``covariance``  of a component: ``"diag"``, ``"full"``, ``"spherical"`` or ``"low_rank"`` (with ``rank`` columns).
     ``view``        what its encoder sees: ``"whole"``, ``"contrast"`` (each pixel's distance to the mean colour) or
-                    ``"coarse"`` (mean colours of 4 x 4 blocks); the last two need images (H, W, C) and separate encoders.
-    ``refit``       updates after which the mixture is fitted by EM to posterior draws of training data.  Until the first
-                    of them the prior is one Gaussian, so the networks form before any cluster does.
+                    ``"coarse"`` (mean colours of 4 x 4 blocks); these need images (H, W, C) and separate encoders.
+    ``refit``       updates after which the mixture is fitted by EM to posterior draws of training data.  Until the
+                    first of them the prior is one Gaussian, so the networks form before any cluster does.
+    ``labelled``    the cluster of some data is known (semi-supervised): stored data then carry a label, see ``pack``.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Facet:
     rank: int = 1
     view: Literal["whole", "contrast", "coarse"] = "whole"
     refit: tuple[int, ...] = ()
+    labelled: bool = False
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
@@ -74,6 +77,27 @@ class Facet:
 
 
 @dataclass(frozen=True)
+class Dirichlet:
+    """A prior ``Dir(a, ..., a)`` on the weights pi of every facet: the fit finds their posterior mode.
+
+    ``concentration``  a; below 1 (0.5, say) clusters without data lose their weight: they are pruned.
+    ``train_size``     number of training data N: a datum is scored with 1/N of ``(a - 1) sum_c log pi_c``.
+
+    It acts in training (``inference.fit``); stock ``SVI`` and every evaluation leave it out.
+    """
+
+    concentration: float
+    train_size: int
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        if not (0 < self.concentration < math.inf):
+            raise ValueError(f"concentration must be positive and finite, got {self.concentration}; try 0.5")
+        if not isinstance(self.train_size, int) or self.train_size < 1:
+            raise ValueError(f"train_size is the number of training data, expected >= 1, got {self.train_size!r}")
+
+
+@dataclass(frozen=True)
 class MFCVAE:
     """A variational autoencoder that clusters data in several ways at once, one Gaussian-mixture latent a facet.
 
@@ -90,6 +114,16 @@ class MFCVAE:
     ``prior_spread``   standard deviation of the random starting means.
     ``warmup``         steps over which the weight of the KL rises from 0 to 1; without it a facet may fall silent
                        before the decoder has learnt to use it.  Stock ``SVI`` trains at weight 1 throughout.
+    ``progressive``    :class:`Progressive`: facets enter one after another, deepest first; ``None``, all at once.
+    ``dirichlet``      :class:`Dirichlet`: a prior on the weights that prunes clusters; ``None``, none.
+    ``bound``          of the training objective.  Per facet, with r_c(z) = log pi_c + log N(z; mu_c, S_c):
+                       ``"marginal"``   E_q[ LSE_c r_c(z) - log q(z|x) ];
+                       ``"sampled"``    with L = ``bound_draws`` draws, adds log sum_c exp(mean_l log p(c | z_l)): one
+                                        q(c|x) serves them all;
+                       ``"meanfield"``  LSE_c[ log pi_c - KL(q(z|x) || N(mu_c, S_c)) ], in closed form.
+                       In expectation log p(x) >= marginal = sampled (1) >= sampled (L) >= sampled (L+1) >= meanfield.
+                       Objectives that use densities alone (``Trace_ELBO``, importance weights) are marginal always.
+    ``missing``        pixels may be missing: -1 in the stored data (of a signed or floating type).
 
     >>> spec = MFCVAE(facets=(Facet("style", 2, 5), Facet("digit", 5, 10)), shape=(8, 8), levels=17)
     >>> [facet.name for facet in spec.facets]
@@ -105,6 +139,11 @@ class MFCVAE:
     prior_scale: float = 0.5
     prior_spread: float = 1.0
     warmup: int = 0
+    progressive: Progressive | None = None
+    dirichlet: Dirichlet | None = None
+    bound: Literal["marginal", "sampled", "meanfield"] = "marginal"
+    bound_draws: int = 1
+    missing: bool = False
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
@@ -128,6 +167,22 @@ class MFCVAE:
                 raise ValueError(f"{field} must be positive and finite, got {value}")
         if not isinstance(self.warmup, int) or self.warmup < 0:
             raise ValueError(f"warmup is a number of steps, expected >= 0, got {self.warmup}; 0 turns it off")
+        if self.bound not in ("marginal", "sampled", "meanfield"):
+            raise ValueError(f"bound must be 'marginal', 'sampled' or 'meanfield', got {self.bound!r}")
+        if not isinstance(self.bound_draws, int) or self.bound_draws < 1:
+            raise ValueError(f"bound_draws is the number L of draws of the sampled bound, got {self.bound_draws!r}")
+        if self.dirichlet and not self.learn_weights:
+            raise ValueError("a Dirichlet prior is on learnt weights; set learn_weights=True or drop it")
+        if self.progressive and len(self.progressive.epochs) != len(self.facets):
+            raise ValueError(
+                f"progressive has {len(self.progressive.epochs)} stages for {len(self.facets)} facets; give one a facet"
+            )
+        flat = not isinstance(self.network, MLP | MLPLadder)
+        if flat and (self.missing or isinstance(self.likelihood, Categorical)):
+            raise ValueError(
+                "missing pixels and the categorical likelihood need MLP or MLPLadder, "
+                f"got {type(self.network).__name__}"
+            )
         self.network.check(len(self.facets))
         viewed = [f.name for f in self.facets if f.view != "whole"]
         if viewed and not getattr(self.network, "separate", False):

@@ -74,8 +74,8 @@ def start_colours(
     """Parameters of a :class:`LayersDecoder` whose object and background begin in colours of the data.
 
     In each image the background is the half of the pixels that is nearest to the mean colour, the object the 5 % that
-    is farthest from it; colours are averaged over images.  ``decoded`` maps a colour of the data to the decoder's scale.
-    Started anywhere else, most runs exchange the two: the background is what covers, and coverage tells of its colour.
+    is farthest from it; colours are averaged over images.  ``decoded`` maps a colour to the decoder's scale.  Started
+    anywhere else, most runs exchange the two: the background is what covers, and coverage tells of its colour.
     """
     n, channels = x.shape[0], x.shape[-1]
     pixels = x.reshape(n, -1, channels)
