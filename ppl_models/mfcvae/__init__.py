@@ -1,7 +1,7 @@
 """Multi-facet clustering VAE: several partitions of one data set at once, each with its own latent and mixture."""
 
 from ppl_models.distributions import Bernoulli, GreyBernoulli, Normal
-from ppl_models.mfcvae.networks import MLP, Concat, GatedAdd, MLPLadder, NormAdd
+from ppl_models.mfcvae.networks import MLP, Concat, ConvLadder, GatedAdd, MLPLadder, NormAdd
 from ppl_models.mfcvae.spec import MFCVAE, PRESETS, Facet
 from ppl_models.program import register
 
@@ -11,6 +11,7 @@ __all__ = [
     "PRESETS",
     "Bernoulli",
     "Concat",
+    "ConvLadder",
     "Facet",
     "GatedAdd",
     "GreyBernoulli",
