@@ -6,7 +6,9 @@ fades to (batch, *shape).  Facets come shallow to deep, as in the spec.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
@@ -167,15 +169,19 @@ class ConvLadder:
 
     def encoder(self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
         """``q(z_j | x)``: facet j reads the rung on block j."""
-        act = _ACTIVATIONS[self.activation]
-        return conv_ladder.ConvLadderEncoder(
-            shape, self.widths, dims, act, norm=self.norm, weight_norm=self.weight_norm, rngs=rngs
-        )
+        make = partial(conv_ladder.ConvLadderEncoder, shape, self.widths, dims, _ACTIVATIONS[self.activation])
+        return _at_once(lambda rngs: make(norm=self.norm, weight_norm=self.weight_norm, rngs=rngs), rngs)
 
     def decoder(self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
         """``f(z)``: deepest facet first, each shallower one joined to the channels at its size."""
-        act = _ACTIVATIONS[self.activation]
-        return conv_ladder.ConvLadderDecoder(shape, self.widths, dims, act, norm=self.norm, rngs=rngs)
+        make = partial(conv_ladder.ConvLadderDecoder, shape, self.widths, dims, _ACTIVATIONS[self.activation])
+        return _at_once(lambda rngs: make(norm=self.norm, rngs=rngs), rngs)
+
+
+def _at_once(make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> nnx.Module:
+    """Build under one compilation, which the persistent cache keeps; a draw for each of many shapes takes seconds."""
+    build: Any = nnx.jit(make)
+    return build(rngs)
 
 
 LayoutSpec = Annotated[MLPLadder | MLP | ConvLadder, Field(discriminator="kind")]
