@@ -73,19 +73,20 @@ def _log_mixture(p: Mapping[str, Array], z: Array) -> Array:
         inverse = jax.scipy.linalg.solve_triangular(tril, jnp.broadcast_to(jnp.eye(dim), tril.shape), lower=True)
         square = (jnp.einsum("cij,bcj->bci", inverse, residual) ** 2).sum(-1)
         log_det = jnp.log(diagonal).sum(-1)
-    log_pi = jax.nn.log_softmax(p["logits"])
+    log_pi = jax.nn.log_softmax(p["logits"]) if "logits" in p else -math.log(len(p["means"]))
     return jax.nn.logsumexp(log_pi - 0.5 * square - log_det, -1) - 0.5 * dim * math.log(2 * math.pi)
 
 
-def multi_facet() -> Case:
-    """``mfcvae:digits``: a diagonal and a full mixture, Gaussian pixels, KL weight warming up."""
-    spec = mfcvae.PRESETS["digits"]
+def facets(
+    title: str, spec: mfcvae.MFCVAE, data: np.ndarray, steps: int, log_lik: Callable[[Array, Array], Array]
+) -> Case:
+    """Any ``mfcvae`` with full KL weight after ``spec.warmup``; ``log_lik(x, decoded)`` is a term for each pixel."""
     program = spec.build(jax.random.key(0))
     encoder, decoder = _network(program.modules["encoder"]), _network(program.modules["decoder"])
-    names, sigma = [facet.name for facet in spec.facets], 0.2
+    names = [facet.name for facet in spec.facets]
 
     def loss(params: Params, key: Array, stored: Array, step: Array) -> Array:
-        x = stored.astype(jnp.float32) / 16.0
+        x = stored.astype(jnp.float32) / (spec.levels - 1.0)
         kl, zs = jnp.zeros(len(x)), []
         heads = encoder(params["encoder$params"])(x)
         for name, (loc, log_scale), k in zip(names, heads, jax.random.split(key, len(names)), strict=True):
@@ -94,12 +95,22 @@ def multi_facet() -> Case:
             log_q = (-0.5 * noise**2 - log_scale - 0.5 * math.log(2 * math.pi)).sum(-1)
             kl += log_q - _log_mixture(params[f"mixture_{name}"], z)
             zs.append(z)
-        mean = jax.nn.sigmoid(decoder(params["decoder$params"])(zs, [1.0] * len(zs)))
-        square = (((x - mean) / sigma) ** 2).sum((1, 2))
-        log_lik = -0.5 * square - 64 * (math.log(sigma) + 0.5 * math.log(2 * math.pi))
-        return jnp.mean(jnp.minimum((step + 1) / 1000, 1.0) * kl - log_lik)
+        decoded = decoder(params["decoder$params"])(zs, [1.0] * len(zs))
+        weight = jnp.minimum((step + 1) / spec.warmup, 1.0) if spec.warmup else 1.0
+        return jnp.mean(weight * kl - log_lik(x, decoded).reshape(len(x), -1).sum(-1))
 
-    return Case("mfcvae:digits", program, _grey(), loss, 40)
+    return Case(title, program, data, loss, steps)
+
+
+def gaussian_pixels(sigma: float) -> Callable[[Array, Array], Array]:
+    """``log N(x; sigmoid(decoded), sigma^2)``."""
+    constant = math.log(sigma) + 0.5 * math.log(2 * math.pi)
+    return lambda x, decoded: -0.5 * ((x - jax.nn.sigmoid(decoded)) / sigma) ** 2 - constant
+
+
+def multi_facet() -> Case:
+    """``mfcvae:digits``: a diagonal and a full mixture, Gaussian pixels, KL weight warming up."""
+    return facets("mfcvae:digits", mfcvae.PRESETS["digits"], _grey(), 40, gaussian_pixels(0.2))
 
 
 # -------------------------------------------------------------------------------------------------- hvae
@@ -221,12 +232,16 @@ def agreement(case: Case, *, keys: int = 256, batch: int = 16, chunk: int = 32, 
     program = case.program
     source = as_source(case.data, program, batch, jax.random.key(3))
     stored = source.batch(source.store, source.feed(0, 1)[0])
-    start, _, _ = init_params(program, jax.random.key(4), program.prepare(stored, jax.random.key(4), True))
-    leaves, tree = jax.tree.flatten(start)
-    noise = jax.random.split(jax.random.key(5), len(leaves))
-    params = jax.tree.unflatten(
-        tree, [a + 0.01 * jax.random.normal(k, a.shape) for a, k in zip(leaves, noise, strict=True)]
-    )
+
+    @jax.jit  # one compilation: eagerly each operation, and each shape of noise, is one of its own
+    def perturbed(stored: Array) -> Params:
+        start, _, _ = init_params(program, jax.random.key(4), program.prepare(stored, jax.random.key(4), True))
+        leaves, tree = jax.tree.flatten(start)
+        noise = jax.random.split(jax.random.key(5), len(leaves))
+        moved = [a + 0.01 * jax.random.normal(k, a.shape) for a, k in zip(leaves, noise, strict=True)]
+        return jax.tree.unflatten(tree, moved)
+
+    params = perturbed(stored)
     at = jnp.asarray(step, jnp.int32)
     rules = scheduled(program, None)
 
@@ -266,9 +281,9 @@ def agreement(case: Case, *, keys: int = 256, batch: int = 16, chunk: int = 32, 
 
 
 # ------------------------------------------------------------------------------------------------- steps
-def steps_of(case: Case) -> dict[str, Callable[[], Any]]:
+def steps_of(case: Case, batch: int = BATCH) -> dict[str, Callable[[], Any]]:
     """One step of training by hand and one of the fit, each a function without arguments that keeps its own state."""
-    source = as_source(case.data, case.program, BATCH, jax.random.key(0))
+    source = as_source(case.data, case.program, batch, jax.random.key(0))
     trainer = Trainer(case.program, source, make_optimizer(RATE, None, None), scheduled(case.program, None), None)
     optimizer = optax.adam(RATE)
 

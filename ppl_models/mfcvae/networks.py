@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import jax
@@ -15,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array
 from pydantic import Field
 
-from ppl_models.networks import mlp
+from ppl_models.networks import conv_ladder, mlp
 from ppl_models.networks.layers import LayersDecoder, start_colours
 
 ActivationName = Literal["relu", "elu", "silu"]
@@ -179,7 +180,58 @@ class Layers:
         return start_colours(decoder, x if x.ndim == 4 else x[..., None], decoded)
 
 
-LayoutSpec = Annotated[MLPLadder | MLP | Layers, Field(discriminator="kind")]
+@dataclass(frozen=True)
+class ConvLadder:
+    """For images: facet j branches off, and enters again, at 1 / 2^(j+1) of their size, in ``widths[j]`` channels.
+
+    The paper's network of SVHN and 3DShapes is ``ConvLadder((64, 128), norm="batch", weight_norm=True)``, for three
+    facets ``(64, 128, 256)``.  J facets need height and width that are multiples of 2^J and at least 4 * 2^J.
+
+    ``norm``         after each activation: ``"group"`` (of channels, one datum at a time), ``"batch"`` or ``"none"``.
+                     Batch statistics tie the data of a batch together while training; evaluation uses running averages.
+    ``weight_norm``  of the encoder's convolutions, as published.
+    """
+
+    widths: tuple[int, ...] = (64, 128)
+    kind: Literal["conv_ladder"] = field(default="conv_ladder", kw_only=True)
+    activation: ActivationName = "elu"
+    norm: Literal["group", "batch", "none"] = "group"
+    weight_norm: bool = False
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", _widths(self.widths))
+        if self.norm not in ("group", "batch", "none"):
+            raise ValueError(f"norm must be 'group', 'batch' or 'none', got {self.norm!r}")
+
+    def check(self, facets: int, shape: tuple[int, ...] | None = None) -> None:
+        """Raise ``ValueError`` unless there is one width a facet, and the ladder fits images of ``shape``."""
+        if len(self.widths) != facets:
+            raise ValueError(
+                f"ConvLadder needs one width a facet, got {len(self.widths)} widths {self.widths} for {facets} facets; "
+                f"give {facets}, shallow to deep"
+            )
+        if shape is not None:
+            conv_ladder.image_size(shape, facets)
+
+    def encoder(self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
+        """``q(z_j | x)``: facet j reads the rung on block j."""
+        make = partial(conv_ladder.ConvLadderEncoder, shape, self.widths, dims, _ACTIVATIONS[self.activation])
+        return _at_once(lambda rngs: make(norm=self.norm, weight_norm=self.weight_norm, rngs=rngs), rngs)
+
+    def decoder(self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
+        """``f(z)``: deepest facet first, each shallower one joined to the channels at its size."""
+        make = partial(conv_ladder.ConvLadderDecoder, shape, self.widths, dims, _ACTIVATIONS[self.activation])
+        return _at_once(lambda rngs: make(norm=self.norm, rngs=rngs), rngs)
+
+
+def _at_once(make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> nnx.Module:
+    """Build under one compilation, which the persistent cache keeps; a draw for each of many shapes takes seconds."""
+    build: Any = nnx.jit(make)
+    return build(rngs)
+
+
+LayoutSpec = Annotated[MLPLadder | MLP | Layers | ConvLadder, Field(discriminator="kind")]
 
 
 def _widths(widths: Any) -> tuple[int, ...]:
