@@ -374,6 +374,14 @@ class _Loop:
                     f"knob {name!r} ended at {last:g}, evaluation uses {default:g}; let the schedule end there",
                     UserWarning, stacklevel=4,
                 )  # fmt: skip
+        for name, schedule in self.trainer.weights.items():
+            now, end = float(schedule(at)), float(schedule(_LATE))
+            if stopped == "steps" and name in self.program.weights and abs(now - end) > 1e-6:
+                warnings.warn(
+                    f"the schedule of {name!r} has not ended: {now:.3g} after {at} updates, {end:.3g} at its end, "
+                    "which evaluation assumes; raise steps, or shorten the schedule in the spec",
+                    UserWarning, stacklevel=4,
+                )  # fmt: skip
         use = best if best is not None else self._in_use(state)
         params = self.trainer.constrain(use["params"])
         path = self.folder.path if self.folder else None
@@ -393,6 +401,9 @@ def _events(program: Program, steps: int) -> dict[int, list[Event]]:
         found.setdefault(event.step, []).append(event)
     return found
 
+
+_LATE = 2**30
+"""An update after the end of every schedule."""
 
 _REMEDY = "lower learning_rate, set clip=, or look for extreme values in the data"
 

@@ -1,6 +1,7 @@
 """Multi-facet clustering VAE: several partitions of one data set at once, each with its own latent and mixture."""
 
 from ppl_models.distributions import Bernoulli, Categorical, GreyBernoulli, Normal
+from ppl_models.mfcvae.explicit import explicit
 from ppl_models.mfcvae.networks import MLP, Concat, ConvLadder, GatedAdd, Layers, MLPLadder, NormAdd
 from ppl_models.mfcvae.observed import pack
 from ppl_models.mfcvae.progressive import Progressive
@@ -9,6 +10,7 @@ from ppl_models.mfcvae.use import assign, assignment_table, decode, encode, samp
 from ppl_models.program import register
 
 __all__ = [
+    "explicit",
     "ConvLadder",
     "pack",
     "Progressive",

@@ -15,7 +15,8 @@ alone, through its registered divergence: see ``MFCVAE.bound``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -31,7 +32,7 @@ from ppl_models.mfcvae import checks, observed, panels
 from ppl_models.mfcvae.mixture import initial, mixture
 from ppl_models.mfcvae.refit import events
 from ppl_models.mfcvae.views import VIEWS
-from ppl_models.program import Posterior, Program, bind, knob
+from ppl_models.program import Posterior, Program, bind, commit, knob
 
 if TYPE_CHECKING:
     from ppl_models.mfcvae.spec import MFCVAE
@@ -75,7 +76,11 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
         observation=observation(spec),
         bits_offset=None if known or spec.missing else spec.likelihood.bits_offset(spec.levels),
         density=density(spec),
-        knobs={**{f"fade_{name}": 1.0 for name in names}, **({"dirichlet": 0.0} if spec.dirichlet else {})},
+        knobs={
+            **{f"fade_{name}": 1.0 for name in names},
+            **({"dirichlet": 0.0} if spec.dirichlet else {}),
+            **({"batch_statistics": 0.0} if _batch_norm(spec) else {}),
+        },
         weights=schedules(spec),
         events=events(spec, posterior),
         modules={"encoder": encoder, "decoder": decoder},
@@ -94,7 +99,24 @@ def schedules(spec: MFCVAE) -> dict[str, Any]:
             found |= spec.progressive.weights(j, facet.name)
     if spec.dirichlet:
         found["dirichlet"] = lambda step: 1.0
+    if _batch_norm(spec):
+        found["batch_statistics"] = lambda step: 1.0
     return found
+
+
+def _batch_norm(spec: MFCVAE) -> bool:
+    return getattr(spec.network, "norm", None) == "batch"
+
+
+@contextlib.contextmanager
+def running(module: Any) -> Iterator[Any]:
+    """The module, with the statistics of the batch and their running averages written back while a fit trains it."""
+    training = not _zero(knob("batch_statistics", 0.0))
+    if training:
+        module.train()
+    yield module
+    if training:
+        commit(module)
 
 
 def generative(spec: MFCVAE, decoder: nnx.Module, mixtures: Mapping[str, Mapping[str, Array]]) -> Any:
@@ -102,8 +124,7 @@ def generative(spec: MFCVAE, decoder: nnx.Module, mixtures: Mapping[str, Mapping
     likelihood, labelled = spec.likelihood, observed.labelled(spec)
 
     def model(x: ArrayLike | None = None, *, size: int | None = None) -> Any:
-        batch = (1 if size is None else size) if x is None else jnp.shape(x)[0]
-        pixels, labels = (None, {}) if x is None else observed.unpack(spec, jnp.asarray(x))
+        batch, pixels, labels = arrange(spec, x, size)
         decode = bind("decoder", decoder)
         learnt = {name: numpyro.param(f"mixture_{name}", dict(start)) for name, start in mixtures.items()}
         start = likelihood.parameters()
@@ -118,23 +139,40 @@ def generative(spec: MFCVAE, decoder: nnx.Module, mixtures: Mapping[str, Mapping
                 if name in labelled:
                     # p(z) p(c | z) = p(c) p(z | c): scoring the label here is the joint density of both.
                     label = labels.get(name)
-                    there = True if label is None else label >= 0
+                    known = True if label is None else label >= 0
                     c = None if label is None else jnp.maximum(label, 0).astype("int32")
-                    numpyro.sample(f"c_{name}", dist.Categorical(probs=resp).mask(there), obs=c)
+                    numpyro.sample(f"c_{name}", dist.Categorical(probs=resp).mask(known), obs=c)
                 zs.append(z)
             if spec.dirichlet and not _zero(strength := knob("dirichlet", 0.0)):
                 # Scored once a datum: 1/train_size of the log prior of each facet's weights.
                 log_prior = sum(jax.nn.log_softmax(p["logits"]).sum() for p in learnt.values())
                 excess = (spec.dirichlet.concentration - 1.0) / spec.dirichlet.train_size
                 numpyro.factor("dirichlet", jnp.full(batch, strength * excess * log_prior))
-            law = likelihood.distribution(decode(zs, fades), parameters)
-            if spec.missing and pixels is not None:
-                there = pixels >= 0
-                law = law.base_dist.mask(there).to_event(law.event_dim)
-                pixels = jnp.where(there, pixels, 0.0)
+            with running(decode):
+                law = likelihood.distribution(decode(zs, fades), parameters)
+            law, pixels = there(spec, law, pixels)
             return numpyro.sample("x", law, obs=pixels)
 
     return model
+
+
+def arrange(spec: MFCVAE, x: ArrayLike | None, size: int | None) -> tuple[int, Array | None, dict[str, Array]]:
+    """What a model is called with: the number of data, their pixels and their labels by facet, where there are any."""
+    if x is None and size is None:
+        raise ValueError("the model needs data x or a size: model(x) scores x, model(size=n) draws n fresh data")
+    if x is None:
+        return int(size or 0), None, {}
+    pixels, labels = observed.unpack(spec, jnp.asarray(x))
+    return pixels.shape[0], pixels, labels
+
+
+def there(spec: MFCVAE, law: dist.Distribution, pixels: Array | None) -> tuple[dist.Distribution, Array | None]:
+    """The law of the pixels that are not missing, and their values."""
+    if not spec.missing or pixels is None:
+        return law, pixels
+    known = pixels >= 0
+    assert isinstance(law, dist.Independent)
+    return law.base_dist.mask(known).to_event(law.event_dim), jnp.where(known, pixels, 0.0)
 
 
 def prior_of(spec: MFCVAE, parameters: Mapping[str, Array], batch: int) -> MixtureOfGaussians:
@@ -172,7 +210,8 @@ def amortised(spec: MFCVAE, encoder: nnx.Module) -> Any:
         if x is None:
             raise ValueError("the posterior q(z | x) needs data x; for draws from the prior run the model alone")
         pixels = observed.encoder_input(spec, observed.unpack(spec, jnp.asarray(x))[0])
-        heads = bind("encoder", encoder)(pixels)
+        with running(bind("encoder", encoder)) as encode:
+            heads = encode(pixels)
         found = {f"z_{name}": head for name, head in zip(names, heads, strict=True)}
 
         def q(site: str, ctx: Any) -> dist.Distribution:

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from ppl_models.distributions import Bernoulli, Categorical, GreyBernoulli, Normal
 from ppl_models.mfcvae.mixture import Covariance
-from ppl_models.mfcvae.networks import MLP, LayoutSpec, MLPLadder
+from ppl_models.mfcvae.networks import MLP, ConvLadder, LayoutSpec, MLPLadder
 from ppl_models.mfcvae.progressive import Progressive
 from ppl_models.mfcvae.views import VIEWS
 
@@ -183,7 +183,10 @@ class MFCVAE:
                 "missing pixels and the categorical likelihood need MLP or MLPLadder, "
                 f"got {type(self.network).__name__}"
             )
-        self.network.check(len(self.facets))
+        if isinstance(self.network, ConvLadder):
+            self.network.check(len(self.facets), self.shape)
+        else:
+            self.network.check(len(self.facets))
         viewed = [f.name for f in self.facets if f.view != "whole"]
         if viewed and not getattr(self.network, "separate", False):
             raise ValueError(

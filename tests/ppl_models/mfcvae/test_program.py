@@ -61,12 +61,21 @@ class Identity(nnx.Module):
         return sum(fade * z for z, fade in zip(zs, fades, strict=True))
 
 
+def spec_of(starts, likelihood, **more):
+    """The spec of facets with these mixtures, for data of the latents' own shape."""
+    facets = tuple(
+        Facet(name, start["means"].shape[1], len(start["means"]), "full" if "lower" in start else "diag")
+        for name, start in starts.items()
+    )
+    return MFCVAE(facets, (facets[0].dim,), likelihood=likelihood, network=MLP((1,)), **more)
+
+
 # ---------------------------------------------------------------------------------------- closed forms
 def test_one_facet_with_identity_decoder_is_a_mixture_of_gaussians():
     """x = z + noise: log p(x) = log sum_c pi_c N(x; mu_c, S_c + sigma^2), checked by Bayes' rule at several z."""
     d, sigma = 2, 0.4
     start = perturbed(initial(KEY, dim=d, clusters=3, covariance="diag", scale=0.7, spread=2.0), KEY)
-    model = generative(Identity(), {"a": start}, Normal(sigma=sigma, link="identity"))
+    model = generative(spec_of({"a": start}, Normal(sigma=sigma, link="identity")), Identity(), {"a": start})
     prior = mixture(start)
     x = jnp.array([[0.3, -1.0]])
     total = jnp.sqrt(prior.scales**2 + sigma**2)
@@ -108,7 +117,7 @@ def test_summing_out_the_explicit_labels_gives_the_model():
     }
     priors = {name: mixture(start) for name, start in starts.items()}
     likelihood = Normal(sigma=0.5, link="identity")
-    model = generative(Identity(), starts, likelihood)
+    model = generative(spec_of(starts, likelihood), Identity(), starts)
     x, *zs = jax.random.normal(keys[2], (3, 1, d))
     z = {"z_a": zs[0], "z_b": zs[1]}
     spelt = explicit(priors, likelihood, Identity())
@@ -125,7 +134,7 @@ def test_marginal_elbo_is_tight_for_the_exact_posterior():
     """K = 1, identity decoder: with q = p(z | x) every draw gives log p(x) itself."""
     sigma, s = 0.4, 0.7
     start = {"logits": jnp.zeros(1), "means": jnp.ones((1, 2)), "variance": jnp.full((1, 2), unconstrained(s**2))}
-    model = generative(Identity(), {"a": start}, Normal(sigma=sigma, link="identity"))
+    model = generative(spec_of({"a": start}, Normal(sigma=sigma, link="identity")), Identity(), {"a": start})
     x, v = jnp.array([[0.3, -1.0], [2.0, 0.0]]), s**2 + sigma**2
     exact = dist.Normal(1 + s**2 / v * (x - 1), s * sigma / v**0.5).to_event(1)
     guide = as_guide(model, lambda x: lambda site, ctx: exact)
