@@ -1,9 +1,9 @@
 """What does a training step of the published multi-facet networks cost, by itself and over the hand-written one?
 
-The convolutional ladder of SVHN (32x32x3, 22 + 7 dimensions, 200 + 50 full mixtures, batch 150; groups of channels are
-normed where the paper norms batches) and the dense ladder of MNIST (784-500-2000, 5 + 5 dimensions, 25 + 25 diagonal
-mixtures, batch 512).  As in ``svi_overhead``, the same loss is written by hand in JAX and Optax around the same
-networks, the two losses and their gradients are found to agree, and the two steps are timed in turns.
+The convolutional ladder of SVHN (32x32x3, 22 + 7 dimensions, 200 + 50 full mixtures, batch 150; layer norm where the
+paper norms batches) and the dense ladder of MNIST (784-500-2000, 5 + 5 dimensions, 25 + 25 diagonal mixtures, batch
+512).  As in ``svi_overhead``, the same loss is written by hand in JAX and Optax around the same networks, the two
+losses and their gradients are found to agree, and the two steps are timed in turns.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ class ConvLadder:
     The paper's network of SVHN and 3DShapes is ``ConvLadder((64, 128), norm="batch", weight_norm=True)``, for three
     facets ``(64, 128, 256)``.  J facets need height and width that are multiples of 2^J and at least 4 * 2^J.
 
-    ``norm``         after each activation: ``"group"`` (of channels, one datum at a time), ``"batch"`` or ``"none"``.
+    ``norm``         after each activation: ``"layer"`` (each datum over its whole map), ``"batch"`` or ``"none"``.
                      Batch statistics tie the data of a batch together while training; evaluation uses running averages.
     ``weight_norm``  of the encoder's convolutions, as published.
     """
@@ -195,14 +195,14 @@ class ConvLadder:
     widths: tuple[int, ...] = (64, 128)
     kind: Literal["conv_ladder"] = field(default="conv_ladder", kw_only=True)
     activation: ActivationName = "elu"
-    norm: Literal["group", "batch", "none"] = "group"
+    norm: Literal["layer", "batch", "none"] = "layer"
     weight_norm: bool = False
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", _widths(self.widths))
-        if self.norm not in ("group", "batch", "none"):
-            raise ValueError(f"norm must be 'group', 'batch' or 'none', got {self.norm!r}")
+        if self.norm not in ("layer", "batch", "none"):
+            raise ValueError(f"norm must be 'layer', 'batch' or 'none', got {self.norm!r}")
 
     def check(self, facets: int, shape: tuple[int, ...] | None = None) -> None:
         """Raise ``ValueError`` unless there is one width a facet, and the ladder fits images of ``shape``."""

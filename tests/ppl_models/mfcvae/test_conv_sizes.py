@@ -77,7 +77,7 @@ def test_published_sizes(dims, clusters, heads, rungs, trained, published_total)
 def test_other_norms_and_the_row_in_a_file():
     spec = published((22, 7), (200, 50), ConvLadder((64, 128), "silu"))
     assert networks(spec)["encoder convolutions"] == SHARED["encoder convolutions"] - 704
-    # Rungs are normed by channel (320 of them), and the last layer, of three channels, is not.
+    # A scale a channel also in the rungs (64 and 256), and none in the last layer.
     assert networks(spec)["decoder norms"] == 2 * (128 + 64 + 64 + 256)
     assert spec_from_json(spec_to_json(spec)) == spec
 

@@ -33,12 +33,12 @@ def filled(make):
     return nnx.merge(graph, jax.tree.map(lambda a: jnp.asarray(draw(a), "float32"), state))
 
 
-def encoder(J, norm="group", shape=None, weight_norm=False):
+def encoder(J, norm="layer", shape=None, weight_norm=False):
     make = partial(ConvLadderEncoder, shape or (SIDE[J], SIDE[J], 3), WIDTHS[:J], DIMS[:J], nnx.elu, norm=norm)
     return filled(lambda: make(weight_norm=weight_norm, rngs=nnx.Rngs(0)))
 
 
-def decoder(J, norm="group", shape=None):
+def decoder(J, norm="layer", shape=None):
     make = partial(ConvLadderDecoder, shape or (SIDE[J], SIDE[J], 3), WIDTHS[:J], DIMS[:J], nnx.elu, norm=norm)
     return filled(lambda: make(rngs=nnx.Rngs(1)))
 
@@ -96,10 +96,10 @@ def test_transposed_convolution_is_its_definition_and_that_of_jax_with_its_gradi
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_group_norm_is_that_of_flax():
-    h = 3.0 + 2.0 * jax.random.normal(jax.random.key(0), (2, 4, 4, 6))
-    stock = nnx.GroupNorm(6, num_groups=2, epsilon=1e-5, rngs=nnx.Rngs(0))
-    np.testing.assert_allclose(conv_ladder.GroupNorm(6, 2)(h), stock(h), atol=1e-4)
+def test_layer_norm_is_over_the_whole_map():
+    h = 3.0 + 2.0 * np.random.default_rng(0).normal(size=(2, 4, 4, 6))
+    mean, sd = (f(h, axis=(1, 2, 3), keepdims=True) for f in (np.mean, np.std))
+    np.testing.assert_allclose(conv_ladder.LayerNorm(6)(jnp.asarray(h, "float32")), (h - mean) / sd, atol=1e-4)
 
 
 def test_weight_norm_starts_where_the_plain_map_does_and_frees_the_length_of_each_output():
@@ -124,7 +124,7 @@ def test_weights_start_with_unit_output_variance_and_zero_bias(kernel, stride, f
 
 # ------------------------------------------------------------------------------------------------ ladders
 @pytest.mark.parametrize("J", [1, 2, 3])
-@pytest.mark.parametrize("norm", ["group", "batch", "none"])
+@pytest.mark.parametrize("norm", ["layer", "batch", "none"])
 def test_one_gaussian_a_block_and_images_back(norm, J):
     for shape in ((SIDE[J], 2 * SIDE[J], 3), (SIDE[J], SIDE[J])):
         both = encoder(J, norm, shape), decoder(J, norm, shape)
@@ -143,7 +143,7 @@ def test_mnist_fits_two_facets():
     assert [f.shape for f in features] == [(1, 6 * 6 * 2), (1, 1 * 1 * 6)]
 
 
-@pytest.mark.parametrize(("J", "norm"), [(1, "batch"), (2, "group"), (3, "none")])
+@pytest.mark.parametrize(("J", "norm"), [(1, "batch"), (2, "layer"), (3, "none")])
 def test_a_fade_of_zero_hides_a_block_exactly(J, norm):
     zs, graph = draws(J), nnx.split(decoder(J, norm))
     run = jax.jit(lambda zs, fades: nnx.merge(*graph)(zs, list(fades)))
