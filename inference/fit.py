@@ -374,14 +374,18 @@ class _Loop:
                     f"knob {name!r} ended at {last:g}, evaluation uses {default:g}; let the schedule end there",
                     UserWarning, stacklevel=4,
                 )  # fmt: skip
-        for name, schedule in self.trainer.weights.items():
-            now, end = float(schedule(at)), float(schedule(_LATE))
-            if stopped == "steps" and name in self.program.weights and abs(now - end) > 1e-6:
-                warnings.warn(
-                    f"the schedule of {name!r} has not ended: {now:.3g} after {at} updates, {end:.3g} at its end, "
-                    "which evaluation assumes; raise steps, or shorten the schedule in the spec",
-                    UserWarning, stacklevel=4,
-                )  # fmt: skip
+        ends = {name: (float(rule(at)), float(rule(_LATE))) for name, rule in self.trainer.weights.items()}
+        open_ = [
+            f"{name!r} is {now:.3g} after {at} updates, {end:.3g} at its end"
+            for name, (now, end) in ends.items()
+            if name in self.program.weights and abs(now - end) > 1e-6
+        ]
+        if open_ and stopped == "steps":
+            warnings.warn(
+                f"schedules have not ended ({'; '.join(open_)}), and evaluation assumes their ends; raise steps, or "
+                "shorten them in the spec",
+                UserWarning, stacklevel=4,
+            )  # fmt: skip
         use = best if best is not None else self._in_use(state)
         params = self.trainer.constrain(use["params"])
         path = self.folder.path if self.folder else None

@@ -7,7 +7,8 @@ of 1e-6 here.
     spherical   S_c = v_c I                      ``variance`` (K,)
     diag        S_c = diag(v_c)                  ``variance`` (K, d)
     low_rank    S_c = diag(v_c) + W_c W_c^T      ``variance`` (K, d), ``factor`` (K, d, rank)
-    full        S_c = L_c L_c^T                  ``diagonal`` (K, d) of L through v, ``lower`` (K, d (d - 1) / 2) free
+    full        S_c = L_c L_c^T                  ``diagonal`` (K, d) of L through v, ``lower`` (K, d (d - 1) / 2) free;
+                                                 or both in one ``square`` (K, d, d), whose upper triangle is not read
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def initial(
     spread: float,
     learn_weights: bool = True,
     rank: int = 1,
+    square: bool = False,
 ) -> dict[str, Array]:
     """Starting values: uniform weights, means from N(0, spread^2 I), every component with covariance scale^2 I.
 
@@ -59,6 +61,8 @@ def initial(
     start = {"means": spread * jax.random.normal(mean_key, (clusters, dim))}
     if learn_weights:
         start["logits"] = jnp.zeros(clusters)
+    if covariance == "full" and square:
+        return {**start, "square": jnp.zeros((clusters, dim, dim)) + unconstrained(scale) * jnp.eye(dim)}
     if covariance == "full":
         start["diagonal"] = jnp.full((clusters, dim), unconstrained(scale))
         return {**start, "lower": jnp.zeros((clusters, dim * (dim - 1) // 2))}
@@ -83,6 +87,10 @@ def mixture(
         scales = jnp.sqrt(positive(parameters["variance"]))
         scales = jnp.broadcast_to(scales.reshape(clusters, -1), (clusters, dim))
         return kind(logits, means, scales, **more)
+    if "square" in parameters:
+        square = parameters["square"]
+        tril = jnp.where(jnp.eye(dim, dtype=bool), positive(square), jnp.tril(square, -1))
+        return kind(logits, means, scale_tril=tril, **more)
     diagonal, lower = positive(parameters["diagonal"]), parameters["lower"]
     rows, columns = np.tril_indices(dim, -1)
     tril = jnp.zeros((clusters, dim, dim)).at[:, rows, columns].set(lower)
@@ -106,8 +114,11 @@ def from_moments(
     if "logits" in like:
         found["logits"] = np.log(np.maximum(weights, 1e-6))
     diagonal = np.maximum(np.diagonal(covariances, axis1=1, axis2=2), least)
-    if "lower" in like:
-        tril = np.linalg.cholesky(covariances + least * np.eye(means.shape[1]))
+    tril = np.linalg.cholesky(covariances + least * np.eye(means.shape[1]))
+    if "square" in like:
+        eye = np.eye(means.shape[1], dtype=bool)
+        found["square"] = np.where(eye, unconstrained(np.where(eye, tril, 1.0)), tril)
+    elif "lower" in like:
         rows, columns = np.tril_indices(means.shape[1], -1)
         found["diagonal"] = unconstrained(np.diagonal(tril, axis1=1, axis2=2))
         found["lower"] = tril[:, rows, columns]

@@ -190,6 +190,8 @@ class ConvLadder:
     ``norm``         after each activation: ``"layer"`` (each datum over its whole map), ``"batch"`` or ``"none"``.
                      Batch statistics tie the data of a batch together while training; evaluation uses running averages.
     ``weight_norm``  of the encoder's convolutions, as published.
+    ``data_init``    before the first update rescale every linear map to outputs of mean 0 and deviation .1 on training
+                     data, as published (``inference.fit`` does it; stock ``SVI`` does not).
     """
 
     widths: tuple[int, ...] = (64, 128)
@@ -197,6 +199,7 @@ class ConvLadder:
     activation: ActivationName = "elu"
     norm: Literal["layer", "batch", "none"] = "layer"
     weight_norm: bool = False
+    data_init: bool = False
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:

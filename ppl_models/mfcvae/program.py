@@ -58,6 +58,7 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
             spread=0.0 if facet.refit else spec.prior_spread,  # equal components: one Gaussian, whatever their number
             learn_weights=spec.learn_weights,
             rank=facet.rank,
+            square=spec.square,
         )
         for facet, facet_key in zip(spec.facets, facet_keys, strict=True)
     }
@@ -82,7 +83,7 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
             **({"batch_statistics": 0.0} if _batch_norm(spec) else {}),
         },
         weights=schedules(spec),
-        events=events(spec, posterior),
+        events=events(spec, posterior, {"encoder": encoder, "decoder": decoder}),
         modules={"encoder": encoder, "decoder": decoder},
         checks=lambda tree: checks.checks(tree, names),
         panels=lambda fit, x, factors, tree: panels.panels(spec, fit, observed.unpack(spec, x)[0], factors, tree),

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Float
-from numpyro.handlers import substitute
+from numpyro.handlers import seed, substitute
 
 from ppl_models.mfcvae.mixture import from_moments
-from ppl_models.mfcvae.networks import Layers
-from ppl_models.program import Event
+from ppl_models.mfcvae.networks import ConvLadder, Layers
+from ppl_models.networks.conv_ladder import data_init
+from ppl_models.program import Event, bind
 
 if TYPE_CHECKING:
     from ppl_models.mfcvae.spec import MFCVAE, Facet
@@ -29,9 +31,11 @@ REGULAR = 1e-3
 """Added to the diagonal of every covariance in EM: a few per cent of the posterior's own variance."""
 
 
-def events(spec: MFCVAE, posterior: Any) -> tuple[Event, ...]:
+def events(spec: MFCVAE, posterior: Any, modules: Mapping[str, nnx.Module]) -> tuple[Event, ...]:
     """One event for each entry of each facet's ``refit``, after the layout's own start from the data, if it has one."""
     begin: tuple[Event, ...] = ()
+    if isinstance(spec.network, ConvLadder) and spec.network.data_init:
+        begin = (Event(0, "scaling the layers to the data", _scaled(modules), 150),)
     if isinstance(spec.network, Layers):
         network = spec.network
 
@@ -45,6 +49,16 @@ def events(spec: MFCVAE, posterior: Any) -> tuple[Event, ...]:
         for facet in spec.facets
         for step in sorted(facet.refit)
     )
+
+
+def _scaled(modules: Mapping[str, nnx.Module]) -> Any:
+    def apply(params: Mapping[str, Any], x: Array, key: Array) -> dict[str, Any]:
+        with seed(rng_seed=0), substitute(data=params):
+            live = {name: bind(name, module) for name, module in modules.items()}
+        data_init(live["encoder"], live["decoder"], x, key)
+        return {f"{name}$params": nnx.to_pure_dict(nnx.state(module, nnx.Param)) for name, module in live.items()}
+
+    return apply
 
 
 def _refit(facet: Facet, posterior: Any) -> Any:

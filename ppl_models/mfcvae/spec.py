@@ -123,6 +123,7 @@ class MFCVAE:
                        ``"meanfield"``  LSE_c[ log pi_c - KL(q(z|x) || N(mu_c, S_c)) ], in closed form.
                        In expectation log p(x) >= marginal = sampled (1) >= sampled (L) >= sampled (L+1) >= meanfield.
                        Objectives that use densities alone (``Trace_ELBO``, importance weights) are marginal always.
+    ``square``         store a full covariance as d x d entries, as the paper's code, not as its lower triangle.
     ``missing``        pixels may be missing: -1 in the stored data (of a signed or floating type).
 
     >>> spec = MFCVAE(facets=(Facet("style", 2, 5), Facet("digit", 5, 10)), shape=(8, 8), levels=17)
@@ -144,6 +145,7 @@ class MFCVAE:
     bound: Literal["marginal", "sampled", "meanfield"] = "marginal"
     bound_draws: int = 1
     missing: bool = False
+    square: bool = False
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:

@@ -237,7 +237,7 @@ def test_a_known_mixture_is_recovered_through_an_identity_decoder():
     posterior = amortised(spec, Posterior())
     program = Program(
         spec, generative(spec, Identity(), {"a": start}), posterior, ("z_a",), (2,),
-        events=events(spec, posterior),
+        events=events(spec, posterior, {}),
     )  # fmt: skip
     fitted = fit(program, x, steps=400, batch_size=1000, learning_rate=0.01, key=KEY, progress=False)
     found = mixture(fitted.params["mixture_a"])

@@ -58,7 +58,7 @@ def test_a_fit_follows_the_schedule_and_compiles_once():
     program = dataclasses.replace(PRESETS["tiny"], progressive=schedule).build(jax.random.key(0))
     assert set(program.weights) == {"fade_style", "z_style", "fade_digit", "z_digit"}
     x = np.random.default_rng(0).integers(0, 17, (16, 8, 8)).astype("uint8")
-    with pytest.warns(UserWarning, match="'fade_style' has not ended: 0 after 4 updates, 1 at its end"):
+    with pytest.warns(UserWarning, match="'fade_style' is 0 after 4 updates, 1 at its end"):
         fitted = fit(program, x, steps=4, batch_size=4, key=jax.random.key(1), progress=False)
     # While the facet is out nothing pulls on its rung or on its prior.
     before = program.modules["decoder"].rungs[0].linear.kernel[...]
@@ -69,7 +69,7 @@ def test_a_fit_follows_the_schedule_and_compiles_once():
     ("arguments", "message"),
     [(dict(epochs=(), batches=1, fade_in=1), "epochs"), (dict(epochs=(1, 0), batches=1, fade_in=1), "epochs"),
      (dict(epochs=(1,), batches=0, fade_in=1), "batches"),
-     (dict(epochs=(1,), batches=1, fade_in=1, pretrain=2), "pretrain")],
+     (dict(epochs=(1,), batches=1, fade_in=1, pretrain=2.0), "pretrain")],
 )  # fmt: skip
 def test_bad_schedules_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
