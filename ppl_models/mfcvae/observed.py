@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, Num
+from jaxtyping import Array, Float, Key, Num
 
 from ppl_models.program import did_you_mean
 
@@ -36,9 +36,9 @@ def stored_shape(spec: MFCVAE) -> tuple[int, ...]:
 
 def pack(
     spec: MFCVAE,
-    x: Num[np.ndarray, "n ..."],
-    labels: Mapping[str, Int[np.ndarray, " n"]] | None = None,
-    missing: Bool[np.ndarray, "n ..."] | None = None,
+    x: Any,
+    labels: Mapping[str, Any] | None = None,
+    missing: Any = None,
 ) -> Num[np.ndarray, "n ..."]:
     """Stored data of images ``x`` (n, *shape) with what is known and missing of them.
 

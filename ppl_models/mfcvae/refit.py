@@ -18,6 +18,7 @@ from numpyro.handlers import seed, substitute
 
 from ppl_models.mfcvae.mixture import from_moments
 from ppl_models.mfcvae.networks import ConvLadder, Layers
+from ppl_models.mfcvae.observed import unpack
 from ppl_models.networks.conv_ladder import data_init
 from ppl_models.program import Event, bind
 
@@ -45,7 +46,9 @@ def events(spec: MFCVAE, posterior: Any, modules: Mapping[str, nnx.Module]) -> t
 
         begin = (Event(0, "setting the colours of the layers", start, 500),)
     return begin + tuple(
-        Event(step, f"fitting the mixture of {facet.name}", _refit(facet, posterior))
+        Event(
+            step, f"fitting the mixture of {facet.name}", _refit(facet, posterior, partial(_labels, spec, facet.name))
+        )
         for facet in spec.facets
         for step in sorted(facet.refit)
     )
@@ -61,7 +64,7 @@ def _scaled(modules: Mapping[str, nnx.Module]) -> Any:
     return apply
 
 
-def _refit(facet: Facet, posterior: Any) -> Any:
+def _refit(spec: MFCVAE, facet: Facet, posterior: Any) -> Any:
     site = f"z_{facet.name}"
 
     def apply(params: Mapping[str, Any], x: Array, key: Array) -> dict[str, Any]:
@@ -72,10 +75,31 @@ def _refit(facet: Facet, posterior: Any) -> Any:
 
         z = np.asarray(jax.jit(draw)(params), float)
         seed = int(jax.random.randint(seed_key, (), 0, 2**31 - 1))
+        weights, means, covariances = em(z, facet.clusters, facet.covariance, seed)
+        if facet.labelled:
+            order = _named(z, np.asarray(unpack(spec, x)[1][facet.name]), weights, means, covariances)
+            weights, means, covariances = weights[order], means[order], covariances[order]
         name = f"mixture_{facet.name}"
-        return {name: from_moments(params[name], *em(z, facet.clusters, facet.covariance, seed))}
+        return {name: from_moments(params[name], weights, means, covariances)}
 
     return apply
+
+
+def _named(z: Any, labels: Any, weights: Any, means: Any, covariances: Any) -> Any:
+    """The order of the components in which component c holds the most data with the known label c."""
+    from scipy.optimize import linear_sum_assignment
+    from scipy.stats import multivariate_normal
+
+    known = labels >= 0
+    parts = zip(weights, means, covariances, strict=True)
+    log_joint = [np.log(w) + multivariate_normal(m, s).logpdf(z[known]).reshape(-1) for w, m, s in parts]
+    log_joint = np.stack(log_joint, 1)
+    share = np.exp(log_joint - log_joint.max(1, keepdims=True))
+    share /= share.sum(1, keepdims=True)
+    K = len(weights)
+    held = np.zeros((K, K))
+    np.add.at(held, labels[known].astype(int), share)
+    return linear_sum_assignment(-held)[1]
 
 
 def em(
