@@ -41,7 +41,7 @@ class MixtureOfGaussians(Distribution):
     arg_constraints = {"logits": constraints.dependent, "means": constraints.dependent}
     support = constraints.real_vector
     reparametrized_params: list[str] = []
-    pytree_data_fields = ("logits", "means", "scales", "scale_tril")
+    pytree_data_fields: tuple[str, ...] = ("logits", "means", "scales", "scale_tril")
 
     def __init__(
         self,

@@ -256,8 +256,9 @@ class GreyLevels(dist.Distribution):
         """``log p(k)`` in nats, a probability mass."""
         del intermediates
         k = jnp.round(value * (self.logits.shape[-1] - 1)).astype("int32")
-        log_p = jax.nn.log_softmax(self.logits)
-        return jnp.take_along_axis(*jnp.broadcast_arrays(log_p, k[..., None]), axis=-1)[..., 0]
+        shape = jnp.broadcast_shapes(k.shape, self.batch_shape)
+        log_p = jnp.broadcast_to(jax.nn.log_softmax(self.logits), (*shape, self.logits.shape[-1]))
+        return jnp.take_along_axis(log_p, jnp.broadcast_to(k, shape)[..., None], axis=-1)[..., 0]
 
     def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*sample_and_batch"]:
         """Draw levels, on the [0, 1] scale."""

@@ -46,9 +46,7 @@ def events(spec: MFCVAE, posterior: Any, modules: Mapping[str, nnx.Module]) -> t
 
         begin = (Event(0, "setting the colours of the layers", start, 500),)
     return begin + tuple(
-        Event(
-            step, f"fitting the mixture of {facet.name}", _refit(facet, posterior, partial(_labels, spec, facet.name))
-        )
+        Event(step, f"fitting the mixture of {facet.name}", _refit(spec, facet, posterior))
         for facet in spec.facets
         for step in sorted(facet.refit)
     )
@@ -92,8 +90,8 @@ def _named(z: Any, labels: Any, weights: Any, means: Any, covariances: Any) -> A
 
     known = labels >= 0
     parts = zip(weights, means, covariances, strict=True)
-    log_joint = [np.log(w) + multivariate_normal(m, s).logpdf(z[known]).reshape(-1) for w, m, s in parts]
-    log_joint = np.stack(log_joint, 1)
+    rows = [np.log(w) + multivariate_normal(m, s).logpdf(z[known]).reshape(-1) for w, m, s in parts]
+    log_joint = np.stack(rows, 1)
     share = np.exp(log_joint - log_joint.max(1, keepdims=True))
     share /= share.sum(1, keepdims=True)
     K = len(weights)

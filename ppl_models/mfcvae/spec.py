@@ -6,6 +6,7 @@ Falck, Zhang, Willetts, Nicholson, Yau, Holmes, "Multi-Facet Clustering Variatio
 
 from __future__ import annotations
 
+import dataclasses
 import keyword
 import math
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pydantic import Field
 
 from ppl_models.distributions import Bernoulli, Categorical, GreyBernoulli, Normal
 from ppl_models.mfcvae.mixture import Covariance
-from ppl_models.mfcvae.networks import MLP, ConvLadder, LayoutSpec, MLPLadder
+from ppl_models.mfcvae.networks import MLP, ConvLadder, Layers, LayoutSpec, MLPLadder
 from ppl_models.mfcvae.progressive import Progressive
 from ppl_models.mfcvae.views import VIEWS
 
@@ -62,12 +63,12 @@ class Facet:
         for field, value in (("dim", self.dim), ("clusters", self.clusters), ("rank", self.rank)):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"facet {self.name!r}: {field} must be an integer >= 1, got {value!r}")
-        for field, value, known in (
+        for field, choice, known in (
             ("covariance", self.covariance, get_args(Covariance)),
             ("view", self.view, tuple(VIEWS)),
         ):
-            if value not in known:
-                raise ValueError(f"facet {self.name!r}: {field} must be one of {', '.join(known)}, got {value!r}")
+            if choice not in known:
+                raise ValueError(f"facet {self.name!r}: {field} must be one of {', '.join(known)}, got {choice!r}")
         if self.covariance == "low_rank" and self.rank >= self.dim:
             raise ValueError(
                 f"facet {self.name!r}: low_rank needs rank < dim, got rank {self.rank}, dim {self.dim}; use 'full'"
@@ -212,20 +213,78 @@ TINY = MFCVAE(
     prior_scale=1.0,
 )
 DIGITS = MFCVAE(
-    facets=(Facet("style", dim=2, clusters=3), Facet("digit", dim=10, clusters=25, covariance="full")),
+    facets=(
+        Facet("style", dim=1, clusters=25, refit=(500, 1000)),
+        Facet("digit", dim=10, clusters=25, covariance="full", refit=(500, 1000)),
+    ),
     shape=(8, 8),
     levels=17,
     likelihood=Normal(sigma=0.2),
     network=MLP((128, 128)),
-    prior_scale=1.0,
-    warmup=1000,
+    warmup=500,
 )
+DIGITS_ONE = MFCVAE(
+    facets=(Facet("digit", dim=10, clusters=10, covariance="full", refit=(1000, 2000)),),
+    shape=(8, 8),
+    levels=17,
+    likelihood=Normal(sigma=0.2),
+    network=MLP((128, 128)),
+    warmup=500,
+    bound="meanfield",
+)
+_REFIT = (800, 1600, 2400)
 FACETS = MFCVAE(
-    facets=(Facet("colour", dim=5, clusters=16), Facet("shape", dim=5, clusters=25)),
+    facets=(Facet("floor", dim=3, clusters=16, refit=_REFIT), Facet("shape", dim=5, clusters=25, refit=_REFIT)),
     shape=(32, 32, 3),
     likelihood=Normal(sigma=0.15),
-    network=MLP((128, 128), separate=True),
-    prior_scale=1.0,
-    warmup=1000,
+    network=Layers((128, 128)),
+    warmup=300,
 )
-PRESETS = {"tiny": TINY, "digits": DIGITS, "facets": FACETS}
+FACETS_THREE = dataclasses.replace(
+    FACETS, facets=(FACETS.facets[0], Facet("colour", dim=3, clusters=16, refit=_REFIT), FACETS.facets[1])
+)
+FACETS_VIEWS = dataclasses.replace(
+    FACETS,
+    facets=(
+        Facet("floor", dim=5, clusters=16, view="coarse", refit=_REFIT),
+        Facet("shape", dim=5, clusters=25, view="contrast", refit=_REFIT),
+    ),
+    network=MLP((128, 128), separate=True),
+)
+
+# The recipes of the paper's code, for whom it may concern: published networks, priors, schedules and starts.  Its
+# optimiser is Adam at 5e-4 (mnist, svhn) or 3e-4 (3dshapes), in batches of 512, 150 and 150.
+PAPER_MNIST = MFCVAE(
+    facets=(Facet("style", dim=5, clusters=25), Facet("digit", dim=5, clusters=25)),
+    shape=(28, 28),
+    likelihood=GreyBernoulli(),
+    network=MLPLadder((500, 2000)),
+    progressive=Progressive((201, 201), batches=118, fade_in=15_000),
+)
+_PAPER_CONV = ConvLadder((64, 128), norm="batch", weight_norm=True, data_init=True)
+PAPER_SVHN = MFCVAE(
+    facets=(Facet("style", 22, 200, "full"), Facet("digit", 7, 50, "full")),
+    shape=(32, 32, 3),
+    likelihood=Normal(sigma=0.3),
+    network=_PAPER_CONV,
+    learn_weights=False,
+    progressive=Progressive((101, 301), batches=489, fade_in=15_000),
+    square=True,
+)
+PAPER_3DSHAPES = dataclasses.replace(
+    PAPER_SVHN,
+    facets=(Facet("colour", 20, 60, "full"), Facet("shape", 2, 20, "full")),
+    likelihood=Normal(sigma=0.6, link="identity"),
+    progressive=Progressive((101, 301), batches=26, fade_in=2_000),
+)
+PRESETS = {
+    "tiny": TINY,
+    "digits": DIGITS,
+    "digits_one": DIGITS_ONE,
+    "facets": FACETS,
+    "facets_three": FACETS_THREE,
+    "facets_views": FACETS_VIEWS,
+    "paper_mnist": PAPER_MNIST,
+    "paper_svhn": PAPER_SVHN,
+    "paper_3dshapes": PAPER_3DSHAPES,
+}

@@ -51,13 +51,13 @@ class LayersDecoder(nnx.Module):
         self.shape = tuple(shape)
         H, W, channels = (*shape, 1)[:3]
         self.background = Colour(dims[0], widths[:1], channels, activation, rngs=rngs)
-        if len(dims) == 2:
-            self.colour = nnx.Param(jnp.zeros(channels))
-        else:
-            self.colour = Colour(dims[1], widths[:1], channels, activation, rngs=rngs)
+        one = len(dims) == 2
+        self.colour: nnx.Param[Array] | Colour = (
+            nnx.Param(jnp.zeros(channels)) if one else Colour(dims[1], widths[:1], channels, activation, rngs=rngs)
+        )
         self.mask = Stack(dims[-1], widths, activation, rngs=rngs)
-        self.out = nnx.Linear(self.mask.width, H * W, rngs=rngs)
-        self.out.bias[...] -= 3.0  # the object starts small, see start_colours
+        small = nnx.initializers.constant(-3.0)  # so the object starts, see start_colours
+        self.out = nnx.Linear(self.mask.width, H * W, bias_init=small, rngs=rngs)
 
     def __call__(self, zs: Sequence[Float[Array, "batch _"]], fades: Sequence[Any]) -> Float[Array, "batch ..."]:
         zs = [fade * z for fade, z in zip(fades, zs, strict=True)]
