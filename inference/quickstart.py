@@ -46,6 +46,9 @@ def specs(quick: bool) -> dict[str, Any]:
     two = resolve("mfcvae:digits")
     network = dataclasses.replace(two.network, widths=(32,)) if quick else two.network
     two = dataclasses.replace(two, network=network, likelihood=Bernoulli(threshold=7.5 / 16, noise=1.0))
+    if quick:
+        facets = tuple(dataclasses.replace(facet, refit=(100,)) for facet in two.facets)
+        two = dataclasses.replace(two, facets=facets, warmup=100)
     last = two.facets[-1]
     one = dataclasses.replace(last, dim=sum(facet.dim for facet in two.facets))
     return {ONE: dataclasses.replace(two, facets=(one,)), TWO: two}
