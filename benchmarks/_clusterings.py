@@ -87,21 +87,33 @@ def chosen(
     outcomes: Sequence[Outcome], x: np.ndarray, factors: Mapping[str, Any], facet: str, factor: str, particles: int
 ) -> dict[str, Any]:
     """The run that ``inference.choose`` takes without labels, against the best of them by the accuracy of a facet."""
-    runs = {
-        f"seed {o.row['seed']}": Run(
-            "all",
-            evidence(o.fit, x, particles=particles, key=jax.random.key(3), progress=False),
-            {name: a.labels for name, a in o.assignments.items()},
-        )
-        for o in outcomes
-    }
+    return chosen_configuration({"all": outcomes}, x, factors, facet, factor, particles, "accuracy")
+
+
+def chosen_configuration(
+    outcomes: Mapping[str, Sequence[Outcome]],
+    x: np.ndarray,
+    factors: Mapping[str, Any],
+    facet: str,
+    factor: str,
+    particles: int,
+    measure: str = "ari",
+) -> dict[str, Any]:
+    """The same over configurations: ``choose`` takes one, then a run of it; regret in a measure of a facet."""
+    runs, values = {}, {}
+    for name, group in outcomes.items():
+        for o in group:
+            table = evidence(o.fit, x, particles=particles, key=jax.random.key(3), progress=False)
+            run = f"{name}, seed {o.row['seed']}"
+            runs[run] = Run(name, table, {site: a.labels[: len(x)] for site, a in o.assignments.items()})
+            values[run] = o.row["facets"][facet][factor][measure]
     found = choose(runs, factors)
-    accuracy = {f"seed {o.row['seed']}": o.row["facets"][facet][factor]["accuracy"] for o in outcomes}
-    table = found.runs.reset_index().to_dict("records")
-    check = [] if found.check is None else found.check.to_dict("records")
     return {
-        "chosen": found.run, "accuracy": accuracy, "regret": max(accuracy.values()) - accuracy[found.run],
-        "runs": [_plain(r) for r in table], "check": [_plain(r) for r in check],
+        "chosen": found.run, "measure": measure, "values": values,
+        "regret": round(max(values.values()) - values[found.run], 4),
+        "configurations": [_plain(r) for r in found.configurations.reset_index().to_dict("records")],
+        "runs": [_plain(r) for r in found.runs.reset_index().to_dict("records")],
+        "check": [] if found.check is None else [_plain(r) for r in found.check.to_dict("records")],
         "stability": _short(found.stability.mean),
     }  # fmt: skip
 

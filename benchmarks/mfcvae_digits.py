@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks._clusterings import Recipe, baselines, chosen, mean_sd, run_of
+from benchmarks._clusterings import Outcome, Recipe, baselines, chosen, chosen_configuration, mean_sd, run_of
 from benchmarks.harness import Claim
 from ppl_models import datasets
 from ppl_models.mfcvae import PRESETS
@@ -73,4 +73,17 @@ def run(quick: bool) -> Iterator[Claim]:
     yield Claim(
         "choice", "digits, J = 2: accuracy lost by choosing the run without labels (best less chosen)",
         choice["regret"], "", seeds=seeds, detail=choice,
+    )  # fmt: skip
+    sizes, others = [(1, 10), (1, 25), (2, 10), (2, 25)], (100, 101, 102)[: 1 if quick else 3]
+    grid: dict[str, list[Outcome]] = {}
+    for J, K in sizes[:2] if quick else sizes:
+        facets = tuple(dataclasses.replace(f, clusters=K) for f in two.spec.facets[-J:])
+        recipe = two._replace(spec=dataclasses.replace(two.spec, facets=facets))
+        grid[f"J={J} K={K}"] = [
+            run_of(recipe, train, test, factors, seed) for seed in (100, 101, 102)[: 1 if quick else 3]
+        ]
+    choice = chosen_configuration(grid, test, factors, "digit", "digit", 8 if quick else 512)
+    yield Claim(
+        "choice_of_size", "digits, J in {1, 2}, K in {10, 25}: ARI lost by choosing J, K and run without labels",
+        choice["regret"], "", seeds=(100, 101, 102), detail=choice,
     )  # fmt: skip

@@ -246,7 +246,7 @@ FACETS_THREE = dataclasses.replace(
 FACETS_VIEWS = dataclasses.replace(
     FACETS,
     facets=(
-        Facet("floor", dim=5, clusters=16, view="coarse", refit=_REFIT),
+        Facet("floor", dim=3, clusters=8, view="coarse", refit=_REFIT),
         Facet("shape", dim=5, clusters=25, view="contrast", refit=_REFIT),
     ),
     network=MLP((128, 128), separate=True),
@@ -277,7 +277,20 @@ PAPER_3DSHAPES = dataclasses.replace(
     likelihood=Normal(sigma=0.6, link="identity"),
     progressive=Progressive((101, 301), batches=26, fade_in=2_000),
 )
+_EPOCH = 234  # updates of 256 images
+MNIST = dataclasses.replace(
+    PAPER_MNIST,
+    facets=(
+        Facet("style", dim=5, clusters=25, covariance="full", refit=(44 * _EPOCH,)),
+        Facet("digit", dim=5, clusters=25, covariance="full", refit=(3 * _EPOCH, 6 * _EPOCH, 12 * _EPOCH)),
+    ),
+    likelihood=Normal(sigma=0.3),
+    warmup=500,
+    bound="meanfield",
+    progressive=Progressive((40, 20), batches=_EPOCH, fade_in=3 * _EPOCH),
+)
 PRESETS = {
+    "mnist": MNIST,
     "tiny": TINY,
     "digits": DIGITS,
     "digits_one": DIGITS_ONE,
