@@ -14,6 +14,9 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert len(blocks) == 2 and "steps=4000" in code and '"test")' in code
     for long, short in (
         ("steps=4000", "steps=20"),
+        ("refit=(500, 1000)", "refit=(10,)"),
+        ("refit=(500, 1000)", "refit=(10,)"),
+        ("warmup=500", "warmup=10"),
         ('load("digits", "test")', 'load("digits", "test", n=20)'),
         ("inference.evidence(fit, x_test, key=key)", "inference.evidence(fit, x_test, key=key, particles=32)"),
         ("factors=labels)           #", "factors=labels, draws=10)  #"),
