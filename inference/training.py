@@ -200,7 +200,8 @@ class Trainer:
         key = jax.random.fold_in(jax.random.fold_in(state.key, 0x6576), state.step)  # apart from the updates' keys
         data_key, own_key = jax.random.split(key)
         params = self.constrain(state.params)
-        changed = dict(event.apply(params, self._some(int(state.step), event.size, data_key), own_key))
+        sites = {**params, **{name: dict(values) for name, values in state.mutable.items()}}
+        changed = dict(event.apply(sites, self._some(int(state.step), event.size, data_key), own_key))
         for name, value in changed.items():
             if name not in state.params:
                 raise ValueError(f"event {event.name!r} changes {name!r}; this program has {', '.join(state.params)}")

@@ -200,8 +200,9 @@ class Event:
 
     ``step``   number of updates that are behind it.
     ``name``   what happens, for progress and the record of the run.
-    ``apply``  ``(params, x, key) -> changed``: constrained parameters by site name, prepared training data and a key
-               of its own; returns new values of the sites that change, of the same structure and shapes.
+    ``apply``  ``(sites, x, key) -> changed``: constrained parameters and mutable states by site name, prepared
+               training data and a key of its own; returns new values of the parameters that change, of the same
+               structure and shapes.
     ``size``   how many data it wants at most.
 
     A resumed run repeats it exactly.  Stock ``SVI`` knows nothing of events.

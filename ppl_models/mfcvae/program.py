@@ -70,7 +70,7 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
         model=generative(spec, decoder, mixtures),
         posterior=posterior,
         latents=tuple(f"z_{name}" for name in names),
-        observed=(*(f"c_{name}" for name in known), "x"),
+        observed=("x", *(f"c_{name}" for name in known)),
         shape=observed.stored_shape(spec),
         prepare=lambda x, key, training: observed.prepare(spec, x, key, training),
         check_data=lambda x: observed.check(spec, x),

@@ -45,6 +45,10 @@ def events(spec: MFCVAE, posterior: Any, modules: Mapping[str, nnx.Module]) -> t
             return {"decoder$params": network.begin(params["decoder$params"], x, spec.likelihood.decoded)}
 
         begin = (Event(0, "setting the colours of the layers", start, 500),)
+    if spec.published_start:
+        begin += tuple(
+            Event(0, f"setting the means of {facet.name}", _means(facet, posterior)) for facet in spec.facets
+        )
     return begin + tuple(
         Event(step, f"fitting the mixture of {facet.name}", _refit(spec, facet, posterior))
         for facet in spec.facets
@@ -58,6 +62,18 @@ def _scaled(modules: Mapping[str, nnx.Module]) -> Any:
             live = {name: bind(name, module) for name, module in modules.items()}
         data_init(live["encoder"], live["decoder"], x, key)
         return {f"{name}$params": nnx.to_pure_dict(nnx.state(module, nnx.Param)) for name, module in live.items()}
+
+    return apply
+
+
+def _means(facet: Facet, posterior: Any) -> Any:
+    """The published start: means alone, of a diagonal mixture on the posterior means of the untrained encoder."""
+    name, site = f"mixture_{facet.name}", f"z_{facet.name}"
+
+    def apply(params: Mapping[str, Any], x: Array, key: Array) -> dict[str, Any]:
+        mean = jax.jit(lambda params: substitute(posterior, data=params)(x)(site, None).mean)(params)
+        seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
+        return {name: {**params[name], "means": em(np.asarray(mean, float), facet.clusters, "diag", seed)[1]}}
 
     return apply
 

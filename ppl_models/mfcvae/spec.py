@@ -125,6 +125,8 @@ class MFCVAE:
                        In expectation log p(x) >= marginal = sampled (1) >= sampled (L) >= sampled (L+1) >= meanfield.
                        Objectives that use densities alone (``Trace_ELBO``, importance weights) are marginal always.
     ``square``         store a full covariance as d x d entries, as the paper's code, not as its lower triangle.
+    ``published_start``  before the first update the means of every mixture become those of a diagonal mixture fitted to
+                       the untrained encoder's posterior means, as in the paper's code (``refit`` works better).
     ``missing``        pixels may be missing: -1 in the stored data (of a signed or floating type).
 
     >>> spec = MFCVAE(facets=(Facet("style", 2, 5), Facet("digit", 5, 10)), shape=(8, 8), levels=17)
@@ -147,6 +149,7 @@ class MFCVAE:
     bound_draws: int = 1
     missing: bool = False
     square: bool = False
+    published_start: bool = False
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
@@ -259,7 +262,9 @@ PAPER_MNIST = MFCVAE(
     shape=(28, 28),
     likelihood=GreyBernoulli(),
     network=MLPLadder((500, 2000)),
+    prior_scale=0.1,
     progressive=Progressive((201, 201), batches=118, fade_in=15_000),
+    published_start=True,
 )
 _PAPER_CONV = ConvLadder((64, 128), norm="batch", weight_norm=True, data_init=True)
 PAPER_SVHN = MFCVAE(
@@ -268,6 +273,8 @@ PAPER_SVHN = MFCVAE(
     likelihood=Normal(sigma=0.3),
     network=_PAPER_CONV,
     learn_weights=False,
+    prior_scale=0.1,
+    published_start=True,
     progressive=Progressive((101, 301), batches=489, fade_in=15_000),
     square=True,
 )
@@ -285,6 +292,7 @@ MNIST = dataclasses.replace(
         Facet("digit", dim=5, clusters=25, covariance="full", refit=(3 * _EPOCH, 6 * _EPOCH, 12 * _EPOCH)),
     ),
     likelihood=Normal(sigma=0.3),
+    published_start=False,
     warmup=500,
     bound="meanfield",
     progressive=Progressive((40, 20), batches=_EPOCH, fade_in=3 * _EPOCH),

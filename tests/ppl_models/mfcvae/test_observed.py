@@ -42,7 +42,7 @@ def test_a_known_cluster_is_scored_by_its_responsibility_and_an_unknown_one_by_n
     spec = spec_of()
     c = np.array([0, 1, 2, -1, -1, 0])
     program, params, _, draw = drawn(spec, pack(spec, X, {"b": c}))
-    assert program.shape == (7,) and program.observed == ("c_b", "x")
+    assert program.shape == (7,) and program.observed == ("x", "c_b")
     resp = np.asarray(mixture(params["mixture_b"]).responsibilities(draw.latents["z_b"]))
     expected = np.where(c < 0, 0.0, np.log(resp[np.arange(6), np.maximum(c, 0)]))
     np.testing.assert_allclose(draw.log_lik["c_b"], expected, atol=1e-5)
