@@ -345,6 +345,7 @@ class Assign:
 
     Examples:
       ppl-models assign runs/digits
+      ppl-models assign runs/digits --examples 10
       ppl-models assign runs/digits mine.npy --facet digit --out mine.csv
     """
 
@@ -358,6 +359,8 @@ class Assign:
     """p(c | z) averaged over q(z | x); at the mean of z, as published; or its geometric average."""
     draws: Annotated[int, _opt("S")] = 16
     """Draws of z a datum [draws]."""
+    examples: Annotated[int | None, _opt("N", "none")] = None
+    """Also write figures/examples_FACET.png: the N most certain data of each cluster, one row a cluster."""
     out: Annotated[Path | None, _opt("FILE.csv", "assignments.csv in the run folder")] = None
     """Table to write."""
     seed: Annotated[int, _opt("N")] = 0

@@ -61,13 +61,14 @@ def opened(command: Any, name: str, n: int) -> tuple[Any, Callable[..., Any], np
 
 
 def save_grid(fitted: Any, name: str, rows: Any, columns: list[str]) -> Path:
-    """Write data (rows, columns, *shape) as figures/NAME.png, each with its column's title."""
+    """Write data (rows, columns, *shape) as figures/NAME.png; ``columns`` titles each column, or every place."""
     from inference import pictures
 
     rows = np.asarray(rows)
     folder = fitted.folder / "figures"
     folder.mkdir(exist_ok=True)
-    figure = pictures.grid(rows.reshape(-1, *rows.shape[2:]), columns * len(rows), columns=len(columns))
+    titles = columns if len(columns) == rows.shape[0] * rows.shape[1] else columns * len(rows)
+    figure = pictures.grid(rows.reshape(-1, *rows.shape[2:]), titles, columns=rows.shape[1])
     figure.savefig(folder / f"{name}.png", dpi=120)
     return folder / f"{name}.png"
 
@@ -75,7 +76,7 @@ def save_grid(fitted: Any, name: str, rows: Any, columns: list[str]) -> Path:
 # ------------------------------------------------------------------------------------------------------ commands
 def assign(command: Assign) -> None:
     """Write the table of assignments and print a summary, one line a facet."""
-    check_at_least(1, draws=command.draws)
+    check_at_least(1, draws=command.draws, **({} if command.examples is None else {"examples": command.examples}))
     check_at_least(0, seed=command.seed)
     fitted, card = runs.open_run(command.folder, command.common.plugin)
     run, table = use_of(fitted, "assign"), use_of(fitted, "assignment_table")
@@ -94,6 +95,23 @@ def assign(command: Assign) -> None:
         rows.append([name, used, float(p.mean()), float((p < 0.5).mean()), float(result.entropy.mean())])
     print(table_text(rows, ["facet", "clusters used", "mean probability", "share below 0.5", "mean entropy [nats]"]))
     print(f"{path}: {len(x):,} data, rule {command.rule}")
+    if command.examples is not None:
+        images = np.asarray(fitted.prepare(x, key))
+        for name, result in found.items():
+            print(
+                examples(fitted, name, use_of(fitted, "top_examples")(result.probabilities, command.examples), images)
+            )
+
+
+def examples(fitted: Any, facet: str, members: dict[int, Any], images: np.ndarray) -> Path:
+    """Write a picture: one row a cluster, its most certain data first; a cluster with fewer leaves places empty."""
+    most = max(len(index) for index in members.values())
+    rows = np.zeros((len(members), most, *images.shape[1:]), images.dtype)
+    titles = []
+    for r, (cluster, index) in enumerate(members.items()):
+        rows[r, : len(index)] = images[index]
+        titles += [f"cluster {cluster}" if i < len(index) else "" for i in range(most)]
+    return save_grid(fitted, f"examples_{facet}", rows, titles)
 
 
 def data_of(data: str | None, fitted: Any, card: Any) -> np.ndarray:

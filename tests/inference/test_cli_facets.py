@@ -38,9 +38,10 @@ def call(capsys, *words):
 
 
 def test_assign_writes_one_row_a_datum_and_facet(run, capsys, tmp_path):
-    code, out, err = call(capsys, "assign", run)
+    code, out, err = call(capsys, "assign", run, "--examples", "3")
     assert code == 0, err
     assert "mean entropy [nats]" in out and "12 data, rule average" in out
+    assert all((run / "figures" / f"examples_{name}.png").is_file() for name in ("style", "digit"))
     table = pd.read_csv(run / "assignments.csv")
     assert list(table) == ["datum", "facet", "label", "probability", "entropy"]
     assert table.facet.tolist() == ["style", "digit"] * 12 and table.probability.between(0.25, 1).all()
