@@ -163,8 +163,8 @@ def _clusters(name: str, p: Float[np.ndarray, "n K"]) -> list[Check]:
             verdict="fail" if used < 2 else "ok",
             meaning="clusters that are the most probable one of some datum; with one the facet is no partition, "
             "whatever its latent carries",
-            remedy="one used cluster: see the line on its latent; if that speaks, a larger prior_spread, a smaller "
-            "prior_scale, or another key",
+            remedy="one used cluster: see the line on its latent; if that speaks, fit the mixture after a warm-up "
+            "(Facet(refit=...)), or a larger prior_spread",
         ),
         Check(
             check=f"facet {name}: dead clusters",
@@ -172,7 +172,7 @@ def _clusters(name: str, p: Float[np.ndarray, "n K"]) -> list[Check]:
             threshold=f"<= {K - -(-reachable // 2)} of {K}",
             verdict="warn" if 2 * used < reachable else "ok",
             meaning=f"clusters that are the most probable one of no datum: {used} of {K} hold all {n} data",
-            remedy="fewer clusters, a larger prior_spread, or another key; a few dead ones do no harm",
+            remedy="fit the mixture after a warm-up (Facet(refit=...)), or fewer clusters; a few dead ones do no harm",
         ),
         Check(
             check=f"facet {name}: effective number of clusters",

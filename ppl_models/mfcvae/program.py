@@ -235,7 +235,12 @@ def density(spec: MFCVAE) -> tuple[str, ...]:
     priors = " ".join(f"p(z{j})" for j, _ in facets)
     lines = [f"p(x, {zs}) = p(x | {zs}) {priors}"]
     for j, facet in facets:
-        spread = f"diag σ{j}c²" if facet.covariance == "diag" else f"Σ{j}c"
+        spread = {
+            "diag": f"diag σ{j}c²",
+            "full": f"Σ{j}c",
+            "spherical": f"σ{j}c² I",
+            "low_rank": f"diag v{j}c + W{j}c W{j}cᵀ",
+        }[facet.covariance]
         lines.append(
             f"p(z{j}) = ∑c π{j}c N(z{j}; μ{j}c, {spread}), z{j} ∈ ℝ^{facet.dim}, c = 1…{facet.clusters}  [{facet.name}]"
         )
