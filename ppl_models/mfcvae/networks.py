@@ -229,9 +229,16 @@ class ConvLadder:
 
 
 def _at_once(make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> nnx.Module:
-    """Build under one compilation, which the persistent cache keeps; a draw for each of many shapes takes seconds."""
-    build: Any = nnx.jit(make)
-    return build(rngs)
+    """Build under one compilation, without the optimisation that a single run cannot repay."""
+    graph: Any = None
+
+    def start(key: Array) -> Any:
+        nonlocal graph
+        graph, state = nnx.split(make(nnx.Rngs(key)))
+        return state
+
+    state = jax.jit(start, compiler_options={"xla_backend_optimization_level": 0})(rngs())
+    return nnx.merge(graph, state)
 
 
 LayoutSpec = Annotated[MLPLadder | MLP | Layers | ConvLadder, Field(discriminator="kind")]

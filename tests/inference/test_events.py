@@ -14,10 +14,9 @@ import pytest
 
 from inference.fit import fit, load, resume
 from ppl_models.program import Event, Program
-from tests.toy import PPCA, register_toy, toy_data
+from tests.toy import PPCA, toy_data
 
 KEY = jax.random.key(3)
-register_toy()
 
 
 class Eventful(PPCA):

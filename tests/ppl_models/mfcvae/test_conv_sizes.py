@@ -1,12 +1,14 @@
-"""The convolutional networks of the paper have its numbers of parameters, part by part; nothing is allocated."""
+"""The convolutional networks of the paper have its numbers of parameters, part by part."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import pytest
 from flax import nnx
 
 from ppl_models.mfcvae import MFCVAE, ConvLadder, Facet, Normal
+from ppl_models.mfcvae.mixture import initial
 from ppl_models.program import spec_from_json, spec_to_json
 
 PAPER = ConvLadder((64, 128), norm="batch", weight_norm=True)
@@ -21,17 +23,9 @@ def size(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def count(spec):
-    found = []
-    jax.eval_shape(lambda: found.append(spec.build(jax.random.key(0)).parameter_count))
-    return found[0]
-
-
-def networks(spec):
+def networks(program):
     """Parameters of encoder and decoder by part."""
-    dims = tuple(f.dim for f in spec.facets)
-    make = [lambda m=m: m(spec.shape, dims, nnx.Rngs(0)) for m in (spec.network.encoder, spec.network.decoder)]
-    encoder, decoder = (nnx.state(nnx.eval_shape(m), nnx.Param) for m in make)
+    encoder, decoder = (nnx.state(program.modules[name], nnx.Param) for name in ("encoder", "decoder"))
     norms = {
         name: size([leaf for path, leaf in jax.tree.leaves_with_path(state) if "norm" in jax.tree_util.keystr(path)])
         for name, state in (("encoder", encoder), ("decoder", decoder))
@@ -66,19 +60,22 @@ SHARED = {
 )
 def test_published_sizes(dims, clusters, heads, rungs, trained, published_total):
     """The published totals count square Cholesky factors, whose upper half nothing reads, and the frozen weights."""
-    spec = published(dims, clusters)
-    assert networks(spec) == {"heads": heads, "decoder rungs": rungs, **SHARED}
-    assert count(spec) == trained
-    assert count(spec) + sum(clusters) == published_total
-    upper = sum(k * d * (d - 1) // 2 for d, k in zip(dims, clusters, strict=True))
-    assert count(dataclasses.replace(spec, square=False)) == trained - upper
+    program = published(dims, clusters).build(jax.random.key(0))
+    assert networks(program) == {"heads": heads, "decoder rungs": rungs, **SHARED}
+    assert program.parameter_count == trained
+    assert program.parameter_count + sum(clusters) == published_total
+    for d, k in zip(dims, clusters, strict=True):
+        start = partial(initial, jax.random.key(0), dim=d, clusters=k, covariance="full", scale=0.1, spread=1.0)
+        square, packed = (size(jax.eval_shape(partial(start, square=s))) for s in (True, False))
+        assert square - packed == k * d * (d - 1) // 2  # the upper triangles
 
 
 def test_other_norms_and_the_row_in_a_file():
     spec = published((22, 7), (200, 50), ConvLadder((64, 128), "silu"))
-    assert networks(spec)["encoder convolutions"] == SHARED["encoder convolutions"] - 704
+    found = networks(spec.build(jax.random.key(0)))
+    assert found["encoder convolutions"] == SHARED["encoder convolutions"] - 704
     # A scale a channel also in the rungs (64 and 256), and none in the last layer.
-    assert networks(spec)["decoder norms"] == 2 * (128 + 64 + 64 + 256)
+    assert found["decoder norms"] == 2 * (128 + 64 + 64 + 256)
     assert spec_from_json(spec_to_json(spec)) == spec
 
 
