@@ -5,7 +5,8 @@ images that the model was not fitted to; how often they are right on real test i
 1,000 pairs of test images exchange one facet; the judged factor of the kept facet should be that of the image, the one
 of the exchanged facet that of its donor.  Samples: 20 decoded means from every live cluster; a judge that learnt the
 clusters from the same 6,000 real images, each with the cluster that the model assigns to it, says which cluster each
-sample is of; a second count asks only for the cluster's majority shape or floor.
+sample is of, at temperature 1 (the model itself) and at .3 (the published one for images of this kind); another count
+asks only for the cluster's majority shape or floor.
 """
 
 from __future__ import annotations
@@ -52,16 +53,21 @@ def run(quick: bool) -> Iterator[Claim]:
     recipe, seeds = (small(recipe), (0,)) if quick else (recipe, SEEDS)
     rows = [one(recipe, train, test, factors, real, judges, seed) for seed in seeds]
     detail = {"judges_on_real_test_images": right, "rows": rows}
-    for name, claim, target in (
-        ("kept", "the factor of the kept facet is unchanged after a swap", ">= 0.95"),
-        ("moved", "the factor of the exchanged facet follows the donor", ">= 0.85"),
-        ("samples", "cluster-conditional samples are recognised as their cluster", ">= 0.90"),
-        ("samples_factor", "cluster-conditional samples have their cluster's majority factor", ">= 0.90"),
+    twins = (
+        "16 clusters share 8 floors, and 25 clusters of 6 shapes cut a continuum of positions: at temperature 1 neighbours "
+        "overlap in the model itself, so no judge can tell them apart"
+    )
+    for name, claim, target, missed in (
+        ("kept", "the factor of the kept facet is unchanged after a swap", ">= 0.95", ""),
+        ("moved", "the factor of the exchanged facet follows the donor", ">= 0.85", ""),
+        ("samples", "samples of a cluster, temperature 1, are recognised as that cluster", ">= 0.90", twins),
+        ("samples_cool", "samples of a cluster, temperature .3, are recognised as that cluster", ">= 0.90", ""),
+        ("samples_factor", "samples of a cluster, temperature 1, have its majority factor", ">= 0.90", ""),
     ):
         worst = {f"{facet}": float(np.mean([r[name][facet] for r in rows])) for facet in rows[0][name]}
         yield Claim(
             name, f"facets A: {claim}, share of images, the worse facet, mean of the seeds", min(worst.values()), "",
-            target="" if quick else target, seeds=seeds,
+            target="" if quick else target, seeds=seeds, if_missed=missed,
             detail={"by_facet": worst, **(detail if name == "kept" else {})},
         )  # fmt: skip
 
@@ -75,7 +81,7 @@ def one(
     half = len(test) // 2
     a, b = test[:half], test[half : 2 * half]
     found: dict[str, Any] = {"seed": seed, "facet_of": facet_of}
-    found |= {name: {} for name in ("kept", "moved", "samples", "samples_factor")}
+    found |= {name: {} for name in ("kept", "moved", "samples", "samples_cool", "samples_factor")}
     for factor, facet in facet_of.items():
         swapped = flat(swap(outcome.fit, a, b, facet).a_swapped.x)
         for other, y in factors.items():
@@ -90,11 +96,12 @@ def one(
         cluster = assigned[facet].labels
         known = judge(real / 255.0, cluster)
         live = [int(c) for c in np.unique(outcome.assignments[facet].labels) if (cluster == c).sum() >= 2]
-        drawn = sample(outcome.fit, facet, live, DRAWS, key=jax.random.key(seed)).x
-        asked = np.repeat(live, drawn.shape[1])
-        images = flat(drawn.reshape(-1, *drawn.shape[2:]))
         names = majority(outcome.assignments[facet].labels, factors[factor])
-        found["samples"][facet] = float((known.predict(images) == asked).mean())
-        said = judges[factor].predict(images)
-        found["samples_factor"][facet] = float((said == np.array([names[c] for c in asked])).mean())
+        for kind, temperature in (("samples", 1.0), ("samples_cool", 0.3)):
+            drawn = sample(outcome.fit, facet, live, DRAWS, temperature=temperature, key=jax.random.key(seed)).x
+            asked, images = np.repeat(live, DRAWS), flat(drawn.reshape(-1, *drawn.shape[2:]))
+            found[kind][facet] = float((known.predict(images) == asked).mean())
+            if temperature == 1.0:
+                said = judges[factor].predict(images)
+                found["samples_factor"][facet] = float((said == np.array([names[c] for c in asked])).mean())
     return found

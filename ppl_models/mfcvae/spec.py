@@ -226,6 +226,13 @@ DIGITS = MFCVAE(
     network=MLP((128, 128)),
     warmup=500,
 )
+DIGITS_LADDER = dataclasses.replace(
+    DIGITS,
+    facets=(dataclasses.replace(DIGITS.facets[0], refit=(2200,)), DIGITS.facets[1]),
+    network=MLPLadder((128, 256)),
+    warmup=0,
+    progressive=Progressive((150, 214), batches=11, fade_in=800),
+)
 DIGITS_ONE = MFCVAE(
     facets=(Facet("digit", dim=10, clusters=10, covariance="full", refit=(1000, 2000)),),
     shape=(8, 8),
@@ -298,13 +305,14 @@ MNIST = dataclasses.replace(
     progressive=Progressive((40, 20), batches=_EPOCH, fade_in=3 * _EPOCH),
 )
 PRESETS = {
-    "mnist": MNIST,
     "tiny": TINY,
     "digits": DIGITS,
+    "digits_ladder": DIGITS_LADDER,
     "digits_one": DIGITS_ONE,
     "facets": FACETS,
     "facets_three": FACETS_THREE,
     "facets_views": FACETS_VIEWS,
+    "mnist": MNIST,
     "paper_mnist": PAPER_MNIST,
     "paper_svhn": PAPER_SVHN,
     "paper_3dshapes": PAPER_3DSHAPES,
