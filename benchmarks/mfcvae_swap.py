@@ -1,13 +1,13 @@
 """Do exchanged facets and cluster-conditional samples keep what they promise, in the eyes of independent judges?
 
-Facets A, the preset ``mfcvae:facets`` with 8 clusters of floor, three seeds.  The judges of shape and floor are logistic regressions on 6,000
-images that the model was not fitted to; how often they are right on real test images stands in the detail.  Swap:
-1,000 pairs of test images exchange one facet; the judged factor of the kept facet should be that of the image, the one
-of the exchanged facet that of its donor.  Samples: 20 decoded means from every live cluster; a judge that learnt the
-clusters from the same 6,000 real images, each with the cluster that the model assigns to it, says which cluster each
-sample is of, at temperature 1 (the model itself) and at .3 (the published one for images of this kind); another count
-asks only for the cluster's majority shape or floor.  (The preset has 16 clusters of 8 floors: twins of one colour, which
-no judge can tell apart; two thirds of their samples were recognised, at either temperature.)
+Facets A, the preset ``mfcvae:facets`` with 8 clusters of floor, three seeds.  The judges of shape and floor are
+logistic regressions on 6,000 images that the model was not fitted to; how often they are right on real test images
+stands in the detail.  Swap: 1,000 pairs of test images exchange one facet; the judged factor of the kept facet should
+be that of the image, the one of the exchanged facet that of its donor.  Samples: 20 decoded means from every live
+cluster; a judge that learnt the clusters from the same 6,000 real images, each with the cluster that the model assigns
+to it, says which cluster each sample is of, at temperature 1 (the model itself) and at .3 (the published one for
+images of this kind); another count asks only for the cluster's majority shape or floor.  (The preset has 16 clusters of
+8 floors: twins of one colour, which no judge can tell apart; two thirds of their samples were recognised.)
 """
 
 from __future__ import annotations
