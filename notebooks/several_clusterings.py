@@ -146,7 +146,8 @@ runs = {
 }
 choice = choose(runs, {name: values[:100] for name, values in factors.items()})
 figures.choice(choice.runs)
-plt.show()
+
+# %%
 choice.runs
 
 # %%
