@@ -136,13 +136,15 @@ def generative(spec: MFCVAE, decoder: nnx.Module, mixtures: Mapping[str, Mapping
                 prior = prior_of(spec, learnt[name], batch)
                 # The context is empty: the encoder reads the data alone, not the other facets.
                 z = numpyro.sample(f"z_{name}", prior, infer={"ctx": None})
-                resp = numpyro.deterministic(f"resp_{name}", prior.responsibilities(z))
+                numpyro.deterministic(f"resp_{name}", prior.responsibilities(z))
                 if name in labelled:
                     # p(z) p(c | z) = p(c) p(z | c): scoring the label here is the joint density of both.
                     label = labels.get(name)
                     known = True if label is None else label >= 0
                     c = None if label is None else jnp.maximum(label, 0).astype("int32")
-                    numpyro.sample(f"c_{name}", dist.Categorical(probs=resp).mask(known), obs=c)
+                    # Logits: the probability of a known cluster that z is far from may underflow to 0.
+                    law = dist.Categorical(logits=prior.component_log_probs(z)).mask(known)
+                    numpyro.sample(f"c_{name}", law, obs=c)
                 zs.append(z)
             if spec.dirichlet and not _zero(strength := knob("dirichlet", 0.0)):
                 # Scored once a datum: 1/train_size of the log prior of each facet's weights.
