@@ -40,7 +40,7 @@ def data(name: str, quick: bool, seed: int = 1) -> tuple[np.ndarray, np.ndarray,
 
 def small(recipe: Recipe) -> Recipe:
     """A few updates of a narrow network: to see that it runs."""
-    network = dataclasses.replace(recipe.spec.network, widths=(8,) * len(recipe.spec.network.widths))  # type: ignore[call-arg]
+    network = dataclasses.replace(recipe.spec.network, widths=(8,) * len(recipe.spec.network.widths))
     facets = tuple(dataclasses.replace(f, clusters=4, refit=(5,) if f.refit else ()) for f in recipe.spec.facets)
     spec = dataclasses.replace(recipe.spec, facets=facets, network=network, warmup=5 if recipe.spec.warmup else 0)
     if spec.progressive:
@@ -118,10 +118,10 @@ def run(quick: bool) -> Iterator[Claim]:
         detail={"mean": summary(rows, A), "rows": rows, "baselines": plain, "tried": tried},
     )  # fmt: skip
     rows = [o.row for o in experiment("facets_a", Recipe(PRESETS["facets_views"], STEPS), SEEDS, quick)]
-    views = {
-        name: baselines(*(np.asarray(VIEWS[name](jnp.asarray(x / 255.0))) for x in (train, test)), ks, factors, few)
-        for name in ("contrast", "coarse")
-    }
+    views = {}
+    for name in ("contrast", "coarse"):
+        seen = [np.asarray(VIEWS[name](jnp.asarray(x / 255.0))) for x in (train, test)]
+        views[name] = baselines(seen[0], seen[1], ks, factors, few)
     yield Claim(
         "views", "facets A, J = 2, named input views: seeds of 10 that pass the same",
         sum(passes(r, A, NMI) for r in rows), "seeds", target="" if quick else ">= 9", seeds=SEEDS,

@@ -40,7 +40,7 @@ def run(quick: bool) -> Iterator[Claim]:
     recipe, seeds = Recipe(SPEC, SPEC.progressive.steps, 1e-3, 256), SEEDS
     if quick:
         facets = tuple(dataclasses.replace(f, refit=(5,)) for f in SPEC.facets)
-        network = dataclasses.replace(SPEC.network, widths=(8, 16))  # type: ignore[call-arg]
+        network = dataclasses.replace(SPEC.network, widths=(8, 16))
         spec = dataclasses.replace(
             SPEC, facets=facets, network=network, warmup=2, progressive=Progressive((4, 4), 1, 2)
         )  # fmt: skip
