@@ -189,6 +189,10 @@ class MFCVAE:
                 "missing pixels and the categorical likelihood need MLP or MLPLadder, "
                 f"got {type(self.network).__name__}"
             )
+        if isinstance(self.network, Layers) and len(self.shape) not in (2, 3):
+            raise ValueError(
+                f"Layers composes images, shape (H, W) or (H, W, C), got {self.shape}; use MLP or MLPLadder"
+            )
         if isinstance(self.network, ConvLadder):
             self.network.check(len(self.facets), self.shape)
         else:

@@ -101,6 +101,7 @@ def test_a_missing_pixel_is_summed_out_and_cannot_be_read():
         (lambda: spec_of(facets=(Facet("a", 2, 3, view="coarse"),)), "encoder of its own"),
         (lambda: spec_of(facets=(Facet("a", 2, 3, view="coarse"),), network=MLP((4,), separate=True)), "multiples of"),
         (lambda: spec_of(facets=FACETS[:1], network=Layers((4,))), "got 1"),
+        (lambda: spec_of(shape=(6,), network=Layers((4,))), "composes images"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_with_a_reason(make, message):
