@@ -7,7 +7,7 @@ be that of the image, the one of the exchanged facet that of its donor.  Samples
 cluster; a judge that learnt the clusters from the same 6,000 real images, each with the cluster that the model assigns
 to it, says which cluster each sample is of, at temperature 1 (the model itself) and at .3 (the published one for
 images of this kind); another count asks only for the cluster's majority shape or floor.  (The preset has 16 clusters of
-8 floors: twins of one colour, which no judge can tell apart; two thirds of their samples were recognised.)
+8 floors: twins of one colour, which no judge can tell apart.)
 """
 
 from __future__ import annotations

@@ -252,9 +252,8 @@ def _check(found: pd.DataFrame, runs: Mapping[str, Run], factors: Mapping[str, A
 
 def spearman(a: Any, b: Any) -> float:
     """Rank correlation, ties at their mean rank; nan for fewer than three values or a constant."""
-    from scipy.stats import rankdata
+    from scipy.stats import spearmanr
 
-    ranks = [rankdata(values) for values in (a, b)]
-    if len(ranks[0]) < 3 or any(np.ptp(rank) == 0 for rank in ranks):
+    if len(a) < 3 or any(np.ptp(values) == 0 for values in (a, b)):
         return math.nan
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(spearmanr(a, b).statistic)

@@ -175,10 +175,6 @@ class MeanFieldMixture(MixtureOfGaussians):
     best ``q(c)`` is proportional to ``pi_c exp(-KL_c)``: :meth:`mean_field_responsibilities`.
     """
 
-    def component_divergences(self, q: Independent) -> Float[Array, "*batch K"]:
-        """``KL(q || N(mu_c, S_c))`` in nats for a q that is ``Normal(m, s).to_event(1)``."""
-        return component_divergences(q, self)
-
     def mean_field_responsibilities(self, q: Independent) -> Float[Array, "*batch K"]:
         """``softmax_c(log pi_c - KL_c)``."""
         return jax.nn.softmax(jax.nn.log_softmax(self.logits) - component_divergences(q, self), axis=-1)

@@ -30,8 +30,29 @@ def _logit(mean: Array) -> Array:
     return jnp.log(mean) - jnp.log1p(-mean)
 
 
+class _Pixels:
+    """What most laws of pixels share."""
+
+    def outputs(self, levels: int) -> int:
+        """Values of the decoder a pixel: one."""
+        del levels
+        return 1
+
+    def parameters(self) -> dict[str, Array]:
+        """Trainable scalars of the likelihood: none."""
+        return {}
+
+    def decoded(self, mean: Array) -> Array:
+        """What the decoder must return for this mean: ``logit(mean)``, the mean kept within .01 of 0 and 1."""
+        return _logit(mean)
+
+    def check(self, x: Any, shape: tuple[int, ...], levels: int) -> None:
+        """Raise ``ValueError`` for data that are not grey levels of the declared shape."""
+        check_grey(x, shape, levels)
+
+
 @dataclass(frozen=True)
-class Bernoulli:
+class Bernoulli(_Pixels):
     """Black or white pixels: ``x = [grey > threshold * (levels - 1)]``, ``p(x | z) = prod_i Bernoulli(x_i; logits_i)``.
 
     ``threshold``  fraction of the brightest grey level, in (0, 1).
@@ -55,15 +76,6 @@ class Bernoulli:
         if not (0 <= self.noise < math.inf):
             raise ValueError(f"noise is a standard deviation in grey levels, expected >= 0, got {self.noise}")
 
-    def outputs(self, levels: int) -> int:
-        """Values of the decoder a pixel: one."""
-        del levels
-        return 1
-
-    def check(self, x: Any, shape: tuple[int, ...], levels: int) -> None:
-        """Raise ``ValueError`` for data that are not grey levels of the declared shape."""
-        check_grey(x, shape, levels)
-
     def prepare(
         self, x: Shaped[Array, "batch ..."], key: Key[Array, ""], training: bool, levels: int
     ) -> Float[Array, "batch ..."]:
@@ -73,18 +85,10 @@ class Bernoulli:
             grey = grey + self.noise * jax.random.normal(key, grey.shape)
         return (grey > self.threshold * (levels - 1)).astype("float32")
 
-    def parameters(self) -> dict[str, Array]:
-        """Trainable scalars of the likelihood: none."""
-        return {}
-
     def distribution(self, decoded: Float[Array, "batch ..."], parameters: Parameters) -> dist.Distribution:
         """``Bernoulli(logits = decoded)`` over all pixels of a datum."""
         del parameters
         return dist.Bernoulli(logits=decoded).to_event(decoded.ndim - 1)
-
-    def decoded(self, mean: Array) -> Array:
-        """What the decoder must return for this mean: ``logit(mean)``, the mean kept within .01 of 0 and 1."""
-        return _logit(mean)
 
     def bits_offset(self, levels: int) -> float | None:
         """A probability mass of the stored pixel's bit: see ``Program.bits_offset``."""
@@ -102,7 +106,7 @@ class Bernoulli:
 
 
 @dataclass(frozen=True)
-class GreyBernoulli:
+class GreyBernoulli(_Pixels):
     """``x^f (1 - x)^(1 - f)`` with grey ``x`` in [0, 1]: the cross-entropy many VAE codes train on. NOT a density.
 
     It does not integrate to one over grey levels, so its "ELBO" is no bound on any log p(x), and its tables
@@ -113,15 +117,6 @@ class GreyBernoulli:
     kind: Literal["grey_bernoulli"] = field(default="grey_bernoulli", kw_only=True)
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
-    def outputs(self, levels: int) -> int:
-        """Values of the decoder a pixel: one."""
-        del levels
-        return 1
-
-    def check(self, x: Any, shape: tuple[int, ...], levels: int) -> None:
-        """Raise ``ValueError`` for data that are not grey levels of the declared shape."""
-        check_grey(x, shape, levels)
-
     def prepare(
         self, x: Shaped[Array, "batch ..."], key: Key[Array, ""], training: bool, levels: int
     ) -> Float[Array, "batch ..."]:
@@ -129,18 +124,10 @@ class GreyBernoulli:
         del key, training
         return x.astype("float32") / (levels - 1)
 
-    def parameters(self) -> dict[str, Array]:
-        """Trainable scalars of the likelihood: none."""
-        return {}
-
     def distribution(self, decoded: Float[Array, "batch ..."], parameters: Parameters) -> dist.Distribution:
         """``Bernoulli(logits = decoded)``, unvalidated: validation would score a grey pixel as -inf."""
         del parameters
         return dist.Bernoulli(logits=decoded, validate_args=False).to_event(decoded.ndim - 1)
-
-    def decoded(self, mean: Array) -> Array:
-        """What the decoder must return for this mean: ``logit(mean)``, the mean kept within .01 of 0 and 1."""
-        return _logit(mean)
 
     def bits_offset(self, levels: int) -> float | None:
         """None: not a density, so no code length."""
@@ -163,7 +150,7 @@ _SIGMA_FLOOR = 1e-3
 
 
 @dataclass(frozen=True)
-class Normal:
+class Normal(_Pixels):
     """Grey pixels in [0, 1] with Gaussian noise: ``p(x | z) = prod_i N(x_i; link(f_i(z)), sigma^2)``.
 
     ``sigma``       standard deviation on the [0, 1] scale; a factor whose effect is below it is not worth coding.
@@ -188,11 +175,6 @@ class Normal:
             raise ValueError(f"sigma is a standard deviation on the [0, 1] scale, expected > 0, got {self.sigma}")
         if self.learned and self.sigma <= _SIGMA_FLOOR:
             raise ValueError(f"a learnt sigma starts above its floor {_SIGMA_FLOOR}, got {self.sigma}; try 0.25")
-
-    def outputs(self, levels: int) -> int:
-        """Values of the decoder a pixel: one."""
-        del levels
-        return 1
 
     def check(self, x: Any, shape: tuple[int, ...], levels: int) -> None:
         """Raise ``ValueError`` for data that are not grey levels of the declared shape."""
@@ -273,7 +255,7 @@ class GreyLevels(dist.Distribution):
 
 
 @dataclass(frozen=True)
-class Categorical:
+class Categorical(_Pixels):
     """Every grey level a class of its own: ``p(x | z) = prod_i Cat(x_i; softmax(f_i(z)))``, f_i of length ``levels``.
 
     No order among levels is assumed and none is learnt for free: many parameters, for few levels.  Scores are
@@ -297,10 +279,6 @@ class Categorical:
         """Scale grey levels to [0, 1]."""
         del key, training
         return x.astype("float32") / (levels - 1)
-
-    def parameters(self) -> dict[str, Array]:
-        """Trainable scalars of the likelihood: none."""
-        return {}
 
     def distribution(self, decoded: Float[Array, "batch ..."], parameters: Parameters) -> dist.Distribution:
         """:class:`GreyLevels` over all pixels of a datum; ``decoded`` (batch, *shape, levels)."""

@@ -34,26 +34,13 @@ def assignment_probabilities(tree: Any, facet: str) -> Float[np.ndarray, "datum 
     return resp.reshape(-1, *resp.shape[-2:]).mean(0)
 
 
-def contingency(a: Int[np.ndarray, " n"], b: Int[np.ndarray, " n"]) -> Int[np.ndarray, "rows columns"]:
-    """How many data fall in cluster i of ``a`` and cluster j of ``b``."""
-    table = np.zeros((int(a.max()) + 1, int(b.max()) + 1), int)
-    np.add.at(table, (a, b), 1)
-    return table
-
-
-def entropy(p: Float[np.ndarray, "*shape"]) -> float:
-    """``-sum p log p`` in nats, zero entries counting nothing."""
-    p = p[p > 0]
-    return float(-(p * np.log(p)).sum())
-
-
 def normalised_mutual_information(a: Int[np.ndarray, " n"], b: Int[np.ndarray, " n"]) -> float:
-    """``I(a; b) / ((H(a) + H(b)) / 2)``: 0 for independent partitions, 1 for equal ones, 0 if both are trivial."""
-    joint = contingency(a, b) / len(a)
-    h_a, h_b = entropy(joint.sum(1)), entropy(joint.sum(0))
-    if h_a + h_b == 0:
+    """scikit-learn's NMI, ``I(a; b) / ((H(a) + H(b)) / 2)``, but 0 where a partition has one part: it says nothing."""
+    from sklearn.metrics import normalized_mutual_info_score
+
+    if min(len(np.unique(a)), len(np.unique(b))) < 2:
         return 0.0
-    return max(0.0, (h_a + h_b - entropy(joint.ravel())) / ((h_a + h_b) / 2))
+    return float(normalized_mutual_info_score(a, b))
 
 
 def signal(tree: Any, facet: str) -> tuple[Float[np.ndarray, " dim"], Float[np.ndarray, " dim"]]:
@@ -150,9 +137,11 @@ def _latent(name: str, between: Float[np.ndarray, " dim"], within: Float[np.ndar
 
 
 def _clusters(name: str, p: Float[np.ndarray, "n K"]) -> list[Check]:
+    from scipy import stats
+
     n, K = p.shape
     used = len(np.unique(p.argmax(1)))
-    effective = float(np.exp(entropy(p.mean(0))))
+    effective = float(np.exp(stats.entropy(p.mean(0))))
     confidence = float(p.max(1).mean())
     reachable = min(K, n)
     return [

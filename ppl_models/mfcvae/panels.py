@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from ppl_models.mfcvae.checks import assignment_probabilities, contingency, normalised_mutual_information
+from ppl_models.mfcvae.checks import assignment_probabilities, normalised_mutual_information
 from ppl_models.mfcvae.use import Assignment, decode, encode, sample, top_examples, traverse
 from ppl_models.program import Panel
 
@@ -296,6 +296,7 @@ def _draw_matrix(values: Float[np.ndarray, "rows columns"], rows: list[str], col
 
 def _draw_tables(labels: Mapping[str, Any], known: Mapping[str, Any], nmi: Float[np.ndarray, "facets columns"]) -> Any:
     from matplotlib.figure import Figure
+    from sklearn.metrics.cluster import contingency_matrix
 
     names = list(known)
     figure = Figure(figsize=(4.6 * len(labels), 4.8), layout="constrained")
@@ -304,13 +305,13 @@ def _draw_tables(labels: Mapping[str, Any], known: Mapping[str, Any], nmi: Float
     ):
         best = names[int(np.argmax(scores[: len(names)]))]
         coded, levels = known[best]
-        table = contingency(label, coded)
-        used = np.flatnonzero(table.sum(1))
-        share = table[used] / table[used].sum(1, keepdims=True)
+        used, table = np.unique(label), contingency_matrix(label, coded)  # rows: the used clusters, by number
+        size = table.sum(1)
+        share = table / size[:, None]
         order = np.lexsort((-share.max(1), share.argmax(1)))
         axes.imshow(share[order], cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         axes.set_xticks(range(len(levels)), levels, fontsize=8)
-        axes.set_yticks(range(len(used)), [f"{used[i]} ({table[used[i]].sum()})" for i in order], fontsize=7)
+        axes.set_yticks(range(len(used)), [f"{used[i]} ({size[i]})" for i in order], fontsize=7)
         axes.set_xlabel(best)
         axes.set_ylabel("cluster (data in it)")
         axes.set_title(f"facet {facet}, NMI with {best} {scores[names.index(best)]:.2f}", fontsize=10, loc="left")

@@ -7,6 +7,7 @@ likelihood, which is the maximum of ``E_q log p(z)`` over the mixture, and train
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +124,7 @@ def em(
 
     Fewer data than clusters raise ``ValueError``.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
     if len(z) < clusters:
@@ -131,10 +133,6 @@ def em(
     found = GaussianMixture(
         clusters, covariance_type=form, reg_covar=REGULAR, n_init=RESTARTS, max_iter=200, tol=1e-3, random_state=seed
     )
-    import warnings
-
-    from sklearn.exceptions import ConvergenceWarning
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # training goes on from here: near is enough
         found.fit(z)

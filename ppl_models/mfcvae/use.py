@@ -57,8 +57,9 @@ class Assignment:
     @property
     def entropy(self) -> Float[np.ndarray, " n"]:
         """``-sum_c p_c log p_c`` of each datum in nats: 0 where it is certain, log K where nothing is known."""
-        p = self.probabilities
-        return -(p * np.log(np.where(p > 0, p, 1.0))).sum(1) + 0.0
+        from scipy import stats
+
+        return stats.entropy(self.probabilities, axis=1)
 
 
 @dataclass(frozen=True)
