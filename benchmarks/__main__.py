@@ -45,7 +45,7 @@ def run(
     questions = harness.benchmarks()
     loaded = {name: harness.load(name) for name in chosen}  # every name is checked before the first one runs
 
-    from inference.runtime import tune_runtime
+    from inference.fitting.runtime import tune_runtime
 
     tune_runtime()
     missed = 0

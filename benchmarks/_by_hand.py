@@ -20,9 +20,9 @@ from flax import nnx
 from jax.scipy.special import betaln, digamma, ndtri
 from jaxtyping import Array
 
-from inference.data import as_source
-from inference.objectives import fused_elbo, init_params
-from inference.training import Trainer, make_optimizer, scheduled
+from inference.fitting.objectives import fused_elbo, init_params
+from inference.fitting.sources import as_source
+from inference.fitting.trainer import Trainer, make_optimizer, scheduled
 from ppl_models import diffusion, hvae, in_context, mfcvae
 from ppl_models.hvae.networks import Dropout
 from ppl_models.program import Program

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from benchmarks.harness import Claim
-from inference.evidence import evidence
+from inference.checking.log_evidence import evidence
 from tests.closed_forms import ClosedForm, linear_gaussian_program, mixture_program
 
 PARTICLES = 512

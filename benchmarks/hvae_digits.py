@@ -24,7 +24,7 @@ from scipy.special import logsumexp
 
 from benchmarks.harness import Claim
 from inference import evidence, fit
-from inference.criticism import site_rates
+from inference.checking.criticism import site_rates
 from ppl_models import datasets
 from ppl_models.hvae import PRESETS
 from ppl_models.hvae.networks import Dropout, gelu, no_drop

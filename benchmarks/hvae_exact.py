@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from benchmarks.harness import Claim
-from inference.evidence import evidence
+from inference.checking.log_evidence import evidence
 from tests.closed_forms import linear_gaussian_hierarchy
 
 PARTICLES, LEVELS, LATENT = 4096, 4, 3

@@ -28,7 +28,7 @@ import optax
 
 from benchmarks.harness import HERE, Claim
 from inference import baselines, bits_per_dim, compare, evidence, fit, save_evidence
-from inference.baselines import evaluated
+from inference.checking.classical import evaluated
 from ppl_models import datasets, diffusion, hvae, mfcvae
 from ppl_models.distributions import Bernoulli, Normal
 
@@ -177,7 +177,7 @@ def lead(group: str, tables: Mapping[str, Any], models: list[str], classical: li
 
 def _command_line(folders: list[Path], out: Path) -> None:
     """Print the same table by ``ppl-models compare``, and write its page."""
-    from inference.cli import main
+    from inference.cli.app import main
 
     if main(["compare", *map(str, folders), "--out", str(out)]) != 0:
         raise RuntimeError(f"ppl-models compare failed on the runs in {out.parent}; run it there to see why")

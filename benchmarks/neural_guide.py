@@ -18,7 +18,7 @@ import optax
 
 from benchmarks.harness import Claim
 from inference import fit, tune_runtime
-from inference.calibration import calibrate
+from inference.checking.calibration import calibrate
 from ppl_models.program import Posterior, Program, resolve
 
 SEED = 0

@@ -26,7 +26,7 @@ SEED = 0
 def child(folder: Path, steps: int) -> None:
     """Start the run of ``folder``, or resume it if it has begun."""
     from inference import fit, resume, tune_runtime
-    from inference.checkpoint import checkpoints
+    from inference.fitting.checkpoint import checkpoints
     from ppl_models.datasets import load
     from ppl_models.program import resolve
 
@@ -58,7 +58,7 @@ def launch(folder: Path, steps: int) -> subprocess.Popen[str]:
 
 def parameters(folder: Path) -> dict[str, np.ndarray]:
     """Every array of the newest checkpoint."""
-    from inference.checkpoint import checkpoints
+    from inference.fitting.checkpoint import checkpoints
 
     with np.load(checkpoints(folder / "checkpoint")[-1]) as file:
         return {name: file[name] for name in file.files if name != "__meta__"}

@@ -23,8 +23,8 @@ from flax import nnx
 
 from benchmarks._by_hand import CASES, agreement, steps_of
 from benchmarks.harness import Claim, interleaved_cpu_time
-from inference.data import ArraySource
-from inference.training import Trainer, make_optimizer
+from inference.fitting.sources import ArraySource
+from inference.fitting.trainer import Trainer, make_optimizer
 from ppl_models.program import Posterior, Program, bind
 
 PIXELS, HIDDEN, LATENT, RATE = 784, 400, 20, 1e-3

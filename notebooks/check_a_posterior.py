@@ -43,7 +43,7 @@ import optax
 import pandas as pd
 
 import inference
-from inference.calibration import calibrate
+from inference.checking.calibration import calibrate
 from ppl_models.datasets import load
 from ppl_models.mfcvae import MFCVAE, MLP, Bernoulli, Facet
 

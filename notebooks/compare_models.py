@@ -39,7 +39,7 @@ import optax
 import pandas as pd
 
 import inference
-from inference import figures
+from inference.reporting import figures
 from ppl_models.datasets import load
 from ppl_models.mfcvae import MFCVAE, MLP, Bernoulli, Facet
 from ppl_models.program import Program, register

@@ -40,7 +40,7 @@ import numpyro
 from numpyro import handlers
 from numpyro.infer import SVI, Predictive, TraceMeanField_ELBO
 
-from inference.model_graph import model_graph
+from inference.reporting.graph import model_graph
 from ppl_models.datasets import load
 from ppl_models.mfcvae import MFCVAE, MLP, Bernoulli, Facet, Normal
 from ppl_models.program import spec_from_json, spec_to_json

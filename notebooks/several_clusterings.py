@@ -31,8 +31,9 @@ import numpy as np
 import optax
 import pandas as pd
 
-from inference import choose, clustering_baselines, evidence, figures, fit, scores
+from inference import choose, clustering_baselines, evidence, fit, scores
 from inference.clustering import Run, cross_facets
+from inference.reporting import figures
 from ppl_models.datasets import load
 from ppl_models.mfcvae import PRESETS, assign, sample, swap, top_examples
 

@@ -19,7 +19,7 @@ import numpyro
 import numpyro.distributions as dist
 from scipy.special import logsumexp
 
-from inference.fit import Fit
+from inference.fitting import Fit
 from ppl_models.program import Posterior, Program
 
 

@@ -101,7 +101,7 @@ def test_sources_hold_the_arrows():
 
 def test_every_room_was_read():
     names = {name for name, _, _ in modules(ROOT)}
-    assert {"ppl_models", "ppl_models.program", "inference", "inference.fit"} <= names
+    assert {"ppl_models", "ppl_models.program", "inference", "inference.fitting.loop"} <= names
 
 
 def test_every_family_is_registered():

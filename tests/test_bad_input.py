@@ -19,19 +19,18 @@ import optax
 import pandas as pd
 import pytest
 
-from inference import checkpoint
-from inference.compare import compare, stacking_weights
-from inference.evidence import ATTRIBUTES, evidence, read_evidence
-from inference.fit import Fit, fit, load, resume
-from inference.posterior import posterior
-from inference.training import Trainer
+from inference.checking.comparison import compare, stacking_weights
+from inference.checking.log_evidence import ATTRIBUTES, evidence, read_evidence
+from inference.checking.posterior_tree import posterior
+from inference.fitting import Fit, checkpoint, fit, load, resume
+from inference.fitting.trainer import Trainer
 from ppl_models import datasets
 from ppl_models.program import Program, register, resolve, spec_from_json
 from tests.toy import PPCA, register_toy, toy_data
 
 KEY = jax.random.key(0)
 SECONDS = 5.0
-EVIDENCE, POSTERIOR = sys.modules["inference.evidence"], sys.modules["inference.posterior"]
+EVIDENCE, POSTERIOR = sys.modules["inference.checking.log_evidence"], sys.modules["inference.checking.posterior_tree"]
 
 
 @dataclass(frozen=True)

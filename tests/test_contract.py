@@ -15,8 +15,8 @@ from numpyro.infer import SVI, Predictive, TraceMeanField_ELBO
 from numpyro.optim import Adam
 
 from inference import evidence, fit, load, posterior
-from inference._cli_common import load_plugins
-from inference.objectives import fused_elbo, init_params, joint_draw, trace_posterior
+from inference.cli.common import load_plugins
+from inference.fitting.objectives import fused_elbo, init_params, joint_draw, trace_posterior
 from ppl_models.program import Program, families, spec_from_json, spec_to_json
 
 KEY = jax.random.key(0)

@@ -14,9 +14,9 @@ import pytest
 from scipy.stats import poisson
 
 from inference import evidence
-from inference.cli import main
-from inference.fit import Fit
-from inference.objectives import init_params
+from inference.cli.app import main
+from inference.fitting import Fit
+from inference.fitting.objectives import init_params
 from ppl_models.datasets import load
 from ppl_models.program import resolve
 
@@ -29,7 +29,7 @@ def run(tmp_path_factory):
     """A run of the command line with the file as a plug-in: fitted and evaluated."""
     folder = tmp_path_factory.mktemp("own") / "counts"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("inference.runtime.tune_runtime", lambda **settings: {})
+        patch.setattr("inference.fitting.runtime.tune_runtime", lambda **settings: {})
         words = ["fit", "poisson_factor", "--plugin", str(FILE), *SMALL, "--steps", "60", "--quiet"]
         assert main([*words, "--out", str(folder)]) == 0
         yield folder

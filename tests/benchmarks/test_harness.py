@@ -159,9 +159,9 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(harness, "QUICK", tmp_path / "work")
     monkeypatch.setattr(benchmarks, "__path__", [str(tmp_path)])
-    import inference.runtime
+    import inference.fitting.runtime
 
-    monkeypatch.setattr(inference.runtime, "tune_runtime", lambda **settings: {})
+    monkeypatch.setattr(inference.fitting.runtime, "tune_runtime", lambda **settings: {})
     return tmp_path
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import leaderboard
 from inference import compare, exact_table
-from inference.baselines import evaluated
+from inference.checking.classical import evaluated
 from ppl_models.program import Program
 
 X = np.random.default_rng(0).integers(0, 17, (6, 8, 8)).astype("uint8")

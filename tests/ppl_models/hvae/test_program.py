@@ -10,7 +10,7 @@ from flax import nnx
 from numpyro.handlers import seed, trace
 
 from inference import evidence, fit, posterior
-from inference.objectives import fused_elbo, init_params, joint_draw, per_datum_elbo, trace_posterior
+from inference.fitting.objectives import fused_elbo, init_params, joint_draw, per_datum_elbo, trace_posterior
 from ppl_models import datasets
 from ppl_models.hvae import HVAE, PRESETS, Normal
 from ppl_models.hvae.program import dimensions

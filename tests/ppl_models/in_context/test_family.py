@@ -11,11 +11,11 @@ from flax import nnx
 from numpyro.handlers import seed, trace
 
 from inference import fit, load
+from inference.checking.posterior_tree import posterior
 from inference.coherence import exact_tree, predictive_paths
-from inference.data import stored
-from inference.fit import Fit
-from inference.objectives import fused_elbo, joint_draw
-from inference.posterior import posterior
+from inference.fitting import Fit
+from inference.fitting.objectives import fused_elbo, joint_draw
+from inference.fitting.sources import stored
 from ppl_models.in_context import Coin, Dice, Gaussian, InContext, PriorFitted, SetEncoder
 from ppl_models.in_context.checks import exact_log_prob
 from ppl_models.in_context.program import hide_tail

@@ -13,7 +13,7 @@ from scipy import stats
 from scipy.special import log_softmax, logsumexp, softmax
 
 from inference import fit
-from inference.objectives import fused_elbo, init_params, trace_posterior
+from inference.fitting.objectives import fused_elbo, init_params, trace_posterior
 from ppl_models.distributions import MeanFieldMixture, MixtureOfGaussians, SampledMixture
 from ppl_models.distributions.mixture import component_divergences
 from ppl_models.mfcvae import MFCVAE, MLP, PRESETS, Facet, Normal, explicit

@@ -13,7 +13,7 @@ from scipy import stats
 from scipy.special import logsumexp
 
 from inference import fit
-from inference.objectives import fused_elbo, init_params, joint_draw
+from inference.fitting.objectives import fused_elbo, init_params, joint_draw
 from ppl_models.distributions import GreyLevels
 from ppl_models.mfcvae import MFCVAE, MLP, Categorical, Dirichlet, Facet, Layers, Normal, pack
 from ppl_models.mfcvae.mixture import mixture

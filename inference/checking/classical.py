@@ -1,0 +1,277 @@
+"""Classical densities in place of a deep model: the bars that a fitted program has to clear.
+
+    Gaussian              N(x; m, S + r I)
+    PPCA                  N(x; m, W W^T + s^2 I), W of the rank given (Tipping & Bishop 1999, eq. 7-8)
+    Gaussian mixture      sum_k pi_k N(x; m_k, S_k + r I)
+    categorical mixture   sum_k pi_k prod_i P_ki(x_i): for whole numbers; of two symbols, the Bernoulli mixture
+
+Each is fitted by maximum likelihood (the mixtures by EM) to data as the program prepares them, and scored exactly, on
+the very numbers that :func:`inference.evidence` scores under the same key: its tables compare datum by datum.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from inference.checking.log_evidence import exact_table
+from inference.checking.per_datum import check_key, prepare_one
+from inference.fitting.progress import Progress
+from inference.fitting.sources import stored
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Score = Callable[[np.ndarray], np.ndarray]
+"""Rows (n, d) -> log density or log mass of each, (n,), nats."""
+
+LARGEST = 2**22
+"""Numbers of training data that a baseline is fitted to; of more, a random subset."""
+SYMBOLS = 32
+"""Most values of a number for which the categorical mixture is offered."""
+COPIES = 4
+"""Training copies with noise anew, where the program adds noise to its training data."""
+
+
+# ------------------------------------------------------------------------------------------------ densities
+def gaussian(x: Float[np.ndarray, "n d"], *, ridge: float) -> Score:
+    """``N(mean, covariance + ridge * mean variance * I)`` at its maximum likelihood."""
+    mean = x.mean(0)
+    covariance = np.cov(x.T, bias=True).reshape(x.shape[1], -1)
+    return _normal(mean, covariance + ridge * covariance.trace() / x.shape[1] * np.eye(x.shape[1]))
+
+
+def ppca(x: Float[np.ndarray, "n d"], *, rank: int) -> Score:
+    """Probabilistic PCA: the leading directions, and one variance, their mean, in place of all the others."""
+    values, vectors = np.linalg.eigh(np.cov(x.T, bias=True).reshape(x.shape[1], -1))
+    rest = len(values) - rank
+    values = np.r_[np.full(rest, values[:rest].mean()), values[rest:]]
+    return _normal(x.mean(0), (vectors * values) @ vectors.T)
+
+
+def _normal(mean: np.ndarray, covariance: np.ndarray) -> Score:
+    factor = np.linalg.cholesky(covariance)
+    constant = np.log(np.diag(factor)).sum() + 0.5 * len(mean) * math.log(2 * math.pi)
+
+    def score(x: np.ndarray) -> np.ndarray:
+        from scipy.linalg import solve_triangular
+
+        return -0.5 * (solve_triangular(factor, (x - mean).T, lower=True) ** 2).sum(0) - constant
+
+    return score
+
+
+def gaussian_mixture(x: Float[np.ndarray, "n d"], *, components: int, ridge: float, seed: int) -> Score:
+    """Mixture of full Gaussians (diagonal ones above 256 dimensions) by scikit-learn's EM from k-means."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    full = x.shape[1] <= 256
+    mixture = GaussianMixture(
+        components, covariance_type="full" if full else "diag", reg_covar=ridge * float(x.var(0).mean()),
+        random_state=seed, max_iter=50,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the last thousandths of a nat are not the point
+        mixture.fit(x)
+    return mixture.score_samples
+
+
+def categorical_mixture(
+    x: Int[np.ndarray, "n d"], *, symbols: int, components: int, pseudo: float, seed: int, iterations: int = 60
+) -> Score:
+    """Mixture of independent categoricals by EM from random data; ``pseudo`` counts are added to every symbol.
+
+    The pseudo counts of a component follow the frequencies of the whole data, half and half with equal ones.
+    """
+    rng, (n, d) = np.random.default_rng(seed), x.shape
+    table = _one_hot(x, symbols)
+    overall = (table.mean(0).reshape(d, symbols) + 1 / symbols) / 2
+    counts = pseudo * symbols * overall.reshape(-1)
+    start = rng.choice(n, components, replace=n < components)
+    log_p = _log_share(table[start] + counts + 0.5 * overall.reshape(-1), d)
+    log_pi = np.full(components, -math.log(components))
+    last = -math.inf
+    for _ in range(iterations):
+        joint = table @ log_p.T + log_pi
+        top = joint.max(1, keepdims=True)
+        weight = np.exp(joint - top)
+        total = weight.sum(1, keepdims=True)
+        value = float((np.log(total) + top).mean())
+        weight /= total
+        mass = weight.sum(0)
+        log_pi = np.log((mass + 1e-3) / (n + 1e-3 * components))
+        log_p = _log_share(weight.T @ table + counts, d)
+        if value - last < 1e-4:
+            break
+        last = value
+
+    def score(x: np.ndarray) -> np.ndarray:
+        joint = (_one_hot(x, symbols) @ log_p.T + log_pi).astype(np.float64)
+        top = joint.max(1, keepdims=True)
+        return np.log(np.exp(joint - top).sum(1)) + top[:, 0]
+
+    return score
+
+
+def _one_hot(x: np.ndarray, symbols: int) -> np.ndarray:
+    return (x[..., None] == np.arange(symbols)).reshape(len(x), -1).astype(np.float32)
+
+
+def _log_share(counts: np.ndarray, d: int) -> np.ndarray:
+    """Logarithm of counts (k, d * symbols), normalised over the symbols."""
+    share = counts.reshape(len(counts), d, -1)
+    return np.log(share / share.sum(-1, keepdims=True)).reshape(len(counts), -1).astype(np.float32)
+
+
+# ---------------------------------------------------------------------------------------------- candidates
+@dataclass(frozen=True)
+class Candidates:
+    """One baseline with the settings among which validation data choose."""
+
+    name: str
+    learn: Callable[..., Score]
+    settings: tuple[Mapping[str, Any], ...]
+
+
+def _grid(**values: Iterable[Any]) -> tuple[dict[str, Any], ...]:
+    return tuple(dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values()))
+
+
+def _densities(n: int, d: int, seed: int) -> list[Candidates]:
+    ranks = sorted({d * share // 16 for share in range(1, 15)})
+    components = sorted({min(k, max(1, n // 10)) for k in (5, 10, 15)})
+    return [
+        Candidates("gaussian", gaussian, _grid(ridge=(1e-6, 1e-4, 1e-3, 1e-2, 0.1))),
+        Candidates("ppca", ppca, _grid(rank=ranks)),
+        Candidates("gaussian-mixture", gaussian_mixture, _grid(components=components, ridge=(3e-3, 1e-2), seed=[seed])),
+    ]
+
+
+def _masses(n: int, symbols: int, seed: int) -> list[Candidates]:
+    if not 2 <= symbols <= SYMBOLS:
+        return []
+    name, counts = ("bernoulli-mixture", (40, 80, 120)) if symbols == 2 else ("categorical-mixture", (10, 20, 40))
+    components = sorted({min(k, max(1, n // 5)) for k in counts})
+    settings = _grid(symbols=[symbols], components=components, pseudo=(0.1, 0.5), seed=[seed])
+    return [Candidates(name, categorical_mixture, settings)]
+
+
+# --------------------------------------------------------------------------------------------------- tables
+@dataclass(frozen=True)
+class View:
+    """What a group of baselines reads of the data, flattened; ``constant`` is added to each log p, nats."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    both: np.ndarray
+    test: np.ndarray
+    candidates: list[Candidates]
+    constant: float = 0.0
+
+
+def baselines(
+    program: Any, train: Any, test: Any, *, key: jax.Array, validation: Any = None, progress: bool = True
+) -> dict[str, pd.DataFrame]:
+    """Evidence tables of classical densities on what ``program`` scores, by name; ready for ``inference.compare``.
+
+    ``program``     decides what is scored (``prepare``, ``observation``, ``bits_offset``); its model is not used, and
+                    another program with the same observation line gets the same baselines.
+    ``train``, ``test``  stored data (n, *shape).
+    ``validation``  stored data that choose ridge, rank and number of components; default: the last tenth of ``train``.
+                    The chosen settings are then refitted on training and validation data together.
+    ``key``         noise of the preparation: the key given to :func:`inference.evidence` makes the noise of every test
+                    datum the same as there.
+
+    Where whole numbers are scored (``bits_offset`` 0: binarised pixels, counts) there is the categorical mixture,
+    named ``bernoulli-mixture`` for two symbols.  Where densities are scored there are ``gaussian``, ``ppca`` and
+    ``gaussian-mixture``; for dequantised data also the categorical mixture, as a density that is constant within each
+    level: log p(x) = log P(stored) + D bits_offset log 2.  It takes at most 32 symbols.  The settings chosen stand in
+    ``table.attrs["baseline"]``.
+
+    Raises ``ValueError`` before any work for data that the program cannot score, and where its score is neither a
+    mass nor a density that baselines share (grey levels neither binarised nor dequantised).
+
+    >>> tables = baselines(fit.program, x, x_test, key=key)
+    >>> inference.compare({"mine": evidence(fit, x_test, key=key), **tables})
+    """
+    from threadpoolctl import threadpool_limits
+
+    check_key(key)
+    x, x_test = stored(program, train, "train"), stored(program, test, "test")
+    if validation is None:
+        if len(x) < 20:
+            raise ValueError(f"train has {len(x)} data; give at least 20, or choose settings with validation=")
+        x, held_out = np.split(x, [len(x) - len(x) // 10])
+    else:
+        held_out = stored(program, validation, "validation")
+    work = [(view, candidates) for view in _views(program, x, held_out, x_test, key) for candidates in view.candidates]
+    tables: dict[str, pd.DataFrame] = {}
+    # Small matrices: a pool of threads costs more than it saves, and ten times that on a busy machine.
+    with threadpool_limits(1), Progress(len(work), "baselines", unit="models", show=progress, delay=2.0) as bar:
+        for view, candidates in work:
+            means = [candidates.learn(view.train, **s)(view.validation).mean() for s in candidates.settings]
+            setting = candidates.settings[int(np.argmax(means))]
+            score = candidates.learn(view.both, **setting)
+            tables[candidates.name] = exact_table(program, x_test, score(view.test) + view.constant)
+            tables[candidates.name].attrs["baseline"] = dict(setting)
+            bar.update(len(tables))
+    return tables
+
+
+def _views(program: Any, x: np.ndarray, held_out: np.ndarray, x_test: np.ndarray, key: jax.Array) -> list[View]:
+    """The data as the program prepares them, and the baselines that can read them."""
+    integers = all(a.dtype.kind in "uib" for a in (x, held_out, x_test))
+    if program.bits_offset is None and integers:
+        raise ValueError(
+            f"no baseline shares the score {program.observation!r}: of whole grey levels it is neither a probability "
+            "mass nor a density of dequantised data; binarise or dequantise them in the spec's likelihood"
+        )
+    train_key, held_key, seed_key, subset_key = jax.random.split(jax.random.fold_in(key, len(x)), 4)
+    seed = int(jax.random.randint(seed_key, (), 0, 2**31 - 1))
+    most = max(20, LARGEST // max(1, math.prod(program.shape)))
+    if len(x) > most:
+        x = x[np.sort(np.asarray(jax.random.choice(subset_key, len(x), (most,), replace=False)))]
+    test, held = evaluated(program, x_test, key), evaluated(program, held_out, held_key)
+    train, both = (_training(program, a, train_key) for a in (x, np.concatenate([x, held_out])))
+    n, d = train.shape
+    if program.bits_offset == 0 and all((a == np.round(a)).all() for a in (train, test, held)):
+        symbols = int(max(a.max() for a in (train, test, held))) + 1
+        found = _masses(n, symbols, seed) if min(a.min() for a in (train, test, held)) >= 0 else []
+        if not found:
+            raise ValueError(f"the categorical mixture takes whole numbers 0..{SYMBOLS - 1}, got up to {symbols - 1}")
+        whole = [a.astype(np.int64) for a in (train, held, both, test)]
+        return [View(whole[0], whole[1], whole[2], whole[3], found)]
+    views = [View(train, held, both, test, _densities(n, d, seed))]
+    if program.bits_offset and integers:
+        symbols, constant = round(2**program.bits_offset), d * program.bits_offset * math.log(2)
+        every = (x, held_out, np.concatenate([x, held_out]), x_test)
+        flat = [a.reshape(len(a), -1).astype(np.int64) for a in every]
+        views.append(View(flat[0], flat[1], flat[2], flat[3], _masses(n, symbols, seed), constant))
+    return views
+
+
+def evaluated(program: Any, x: np.ndarray, key: jax.Array) -> Float[np.ndarray, "n d"]:
+    """Data as ``evidence`` scores them under ``key``, noise included, flattened."""
+    prepare = jax.jit(jax.vmap(lambda row, datum: prepare_one(program, key, row, datum)[0]))
+    return np.asarray(prepare(jnp.asarray(x), jnp.arange(len(x), dtype=jnp.uint32)), np.float64).reshape(len(x), -1)
+
+
+def _training(program: Any, x: np.ndarray, key: jax.Array) -> np.ndarray:
+    """Data as the program prepares them for training: several copies where that flips whole numbers at random."""
+    still = evaluated(program, x, key)
+    if program.bits_offset != 0:
+        return still
+    copies = [np.asarray(program.prepare(jnp.asarray(x), k, True), np.float64).reshape(len(x), -1)
+              for k in jax.random.split(key, COPIES)]  # fmt: skip
+    usable = all(np.isfinite(copy).all() for copy in copies) and any((copy != still).any() for copy in copies)
+    return np.concatenate(copies) if usable else still

@@ -1,0 +1,365 @@
+"""``diagnose``: one table that says whether a fit can be trusted, why, and what to try.
+
+Every line has a value, a threshold with its source, a verdict and plain words.  Thresholds marked "ours" are rules of
+this package, not results of the literature; change the constants to move them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Key
+
+from inference.checking import criticism
+from inference.fitting.sources import stored
+from ppl_models.program import Check
+
+if TYPE_CHECKING:
+    import jax
+    import pandas as pd
+
+KHAT = 0.7
+"""Pareto k-hat above which importance sampling is unreliable (Vehtari et al. 2024, JMLR 25(72), section 3)."""
+KHAT_SHARE = (0.05, 0.25)
+"""Share of data above :data:`KHAT` from which the line warns, fails (ours)."""
+ESS = (10.0, 2.0)
+"""Median effective sample size below which the line warns, fails (ours; below 2 one particle carries the sum)."""
+GAP = (0.1, 0.5)
+"""Evidence - ELBO as a share of the total rate from which the line warns, fails (ours)."""
+MONTE_CARLO = (0.25, 1.0)
+"""Monte Carlo error of mean log p(x) as a share of its sampling error over data: warns, fails (ours)."""
+EFFECT = (0.2, 0.8)
+"""Shift in standard deviations over data that counts as small, large (Cohen 1988, section 2.2)."""
+TAIL = 0.05
+"""Two-sided posterior predictive tail probability below which a statistic is called misfitted."""
+SILENT = 0.01
+"""Rate in nats per datum below which a latent site is silent (ours)."""
+SKIPPED = 0.01
+"""Share of skipped updates from which the line fails (ours)."""
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Check))
+
+
+def _verdict(value: float, warn: float, fail: float) -> str:
+    """Verdict of a value that should stay at or below ``warn`` (not a number fails)."""
+    if not value <= fail:
+        return "fail"
+    return "ok" if value <= warn else "warn"
+
+
+def diagnose(
+    fit: Any,
+    x: Any,
+    *,
+    key: Key[jax.Array, ""],
+    table: pd.DataFrame | None = None,
+    tree: Any = None,
+    particles: int = 512,
+    draws: int = 100,
+) -> pd.DataFrame:
+    """Return one row a check: ``check, value, threshold, verdict (ok | warn | fail), meaning, remedy``.
+
+    ``x``      stored held-out data (N, *shape), the data of ``table`` and ``tree``.
+    ``table``  ``inference.evidence(fit, x, ...)``; computed with ``particles`` when not given.
+    ``tree``   ``inference.posterior(fit, x, ...)``; computed with ``draws`` when not given.
+
+    A program without latents gets the lines that apply to it; the program's own checks come last.  Raises
+    ``ValueError`` for data that the program cannot score or a table of another number of data.
+    """
+    import jax
+
+    x = stored(fit.program, x, "x")
+    if table is not None and len(table) != len(x):
+        raise ValueError(
+            f"table has {len(table)} rows, x has {len(x)} data; pass the x that the evidence was computed on"
+        )
+    table_key, tree_key, rate_key = jax.random.split(key, 3)
+    if table is None:
+        from inference.checking.log_evidence import evidence
+
+        table = evidence(fit, x, particles=particles, key=table_key)
+    if tree is None:
+        from inference.checking.posterior_tree import posterior
+
+        tree = posterior(fit, x, draws=draws, key=tree_key, predictive_draws=replicates(x, draws))
+    rates = criticism.site_rates(fit, x, key=rate_key)
+    return assemble(fit, table, tree, rates)
+
+
+def replicates(x: np.ndarray, draws: int) -> int:
+    """Replicated data sets for the predictive checks: one a draw, fewer where they would exceed 10 million numbers."""
+    return min(draws, max(10, 10_000_000 // max(1, x.size)))
+
+
+def assemble(fit: Any, table: pd.DataFrame, tree: Any, rates: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Return the table of :func:`diagnose` from its ingredients: nothing is sampled here."""
+    import pandas as pd
+
+    checks = [
+        *finite_checks(fit, table, tree),
+        *training_checks(fit.history, fit.info),
+        # Where every batch was drawn afresh there is nothing to overfit to.
+        *([] if getattr(fit, "card", {}).get("fresh") else held_out_check(fit.history, table)),
+        *evidence_checks(table, rates),
+        *site_checks(rates, criticism.group(tree, "posterior")),
+        *predictive_lines(tree),
+        *fit.program.checks(tree),
+    ]
+    return pd.DataFrame([dataclasses.asdict(check) for check in checks], columns=list(COLUMNS))
+
+
+def _exact(table: pd.DataFrame) -> bool:
+    return table.attrs.get("estimator") == "exact"
+
+
+# --------------------------------------------------------------------------------------------- numbers
+def finite_checks(fit: Any, table: pd.DataFrame, tree: Any) -> list[Check]:
+    """Count numbers that are not finite in the parameters, the evidence table and the posterior draws."""
+    columns = ["log_px"] if _exact(table) else ["log_px", "elbo", "se"]
+    places = {
+        "parameters": criticism.nonfinite(dict(fit.params)),
+        "evidence table": criticism.nonfinite(table[columns].to_numpy(float)),
+        "posterior draws": sum(criticism.nonfinite(np.asarray(v)) for v in criticism.group(tree, "posterior").values()),
+        "predictive draws": sum(
+            criticism.nonfinite(np.asarray(v)) for v in criticism.group(tree, "posterior_predictive").values()
+        ),
+    }
+    bad = {place: count for place, count in places.items() if count}
+    where = ", ".join(f"{count} in the {place}" for place, count in bad.items())
+    return [
+        Check(
+            "non-finite values", float(sum(places.values())), "0", "fail" if bad else "ok",
+            f"Numbers that are infinite or not a number: {where}; nothing computed from them can be trusted."
+            if bad else "All parameters, densities and draws are finite numbers.",
+            "Lower the learning rate, clip gradients (clip=), check the data for values outside the support of the "
+            "likelihood." if bad else "",
+        )
+    ]  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------- training
+def training_checks(history: pd.DataFrame, info: Mapping[str, Any]) -> list[Check]:
+    """Were updates skipped, and was the loss still falling when training ended?"""
+    steps, skipped = int(info.get("steps", 0)), int(info.get("skipped", 0))
+    checks = []
+    if steps:
+        share = skipped / steps
+        checks.append(
+            Check(
+                "updates skipped", share, f"0 (fails above {SKIPPED:g})", _verdict(share, 0.0, SKIPPED),
+                f"{skipped} of {steps} updates had a loss or gradient that was not finite and were left out."
+                if skipped else "Every update had a finite loss and gradient.",
+                "Lower the learning rate or set clip=; if it persists, look for data outside the support of the "
+                "likelihood or a scale parameter that runs to zero." if skipped else "",
+            )
+        )  # fmt: skip
+    found, which = None, "training"
+    if "validation_elbo" in history:
+        step, elbo = criticism.last_fifth(history, "validation_elbo")
+        found, which = criticism.trend(step, -elbo), "validation"
+    if found is None and "loss" in history:
+        found, which = criticism.trend(*criticism.last_fifth(history, "loss")), "training"
+    if found is None:
+        return checks
+    # A fall must be both clear of the noise and worth something: a thousandth of the loss, or 0.01 nats.
+    bound = max(2 * found.se, 1e-3 * abs(found.level), 0.01)
+    best = info.get("best_step")
+    verdict, rest, remedy = "ok", "that is within its noise or too small to matter.", ""
+    if found.gain > bound:
+        verdict, remedy = "warn", "Train for more steps."
+        rest = (
+            "clearly more than its noise: training ended before it had settled, and every other line describes an "
+            "unfinished fit."
+        )
+    elif found.gain < -bound and best:
+        rest = f"so it got worse; the parameters of step {best}, the best by validation, are the ones in use."
+    elif found.gain < -bound:
+        verdict = "warn"
+        rest = "so it got worse: the step size is too large, a weight was still fading in, or the fit overfits."
+        remedy = "Lower the learning rate, end schedules earlier, or use validation= with patience=."
+    checks.append(
+        Check(
+            "still improving", found.gain, f"<= {bound:.3g} nats (2 s.e., 0.1 % of the loss)", verdict,
+            f"Over the last fifth of training the {which} loss fell by {found.gain:.3g} ± {found.se:.2g} nats per "
+            f"datum; {rest}", remedy,
+        )
+    )  # fmt: skip
+    return checks
+
+
+def training_elbo(history: pd.DataFrame) -> float | None:
+    """Mean ELBO of the training batches in the last fifth of training: nats per datum, unweighted; None if unknown."""
+    if "elbo" not in history:
+        return None
+    values = criticism.last_fifth(history, "elbo")[1]
+    return float(values.mean()) if len(values) else None
+
+
+def held_out_check(history: pd.DataFrame, table: pd.DataFrame) -> list[Check]:
+    """Is the ELBO (or the exact log p(x)) of the data given here worse than that of the training batches?"""
+    trained = training_elbo(history)
+    column = "log_px" if _exact(table) else "elbo"
+    values = table[column].to_numpy(float)
+    sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    if trained is None or not math.isfinite(trained) or not sd > 0:
+        return []
+    what = "log p(x)" if _exact(table) else "ELBO"
+    gap, se = trained - float(values.mean()), sd / math.sqrt(len(values))
+    warn = max(EFFECT[0] * sd, 2 * se)
+    verdict = _verdict(gap, warn, max(EFFECT[1] * sd, 2 * se))
+    return [
+        Check(
+            "held-out gap", gap, f"<= {warn:.3g} nats ({EFFECT[0]:g} sd over data, 2 s.e.)", verdict,
+            f"{what} of the last training batches minus that of these data: {gap:.3g} ± {se:.2g} nats per datum. "
+            + ("The model describes new data about as well as those it was fitted to." if verdict == "ok" else
+               "The model describes the data it was fitted to clearly better than new ones: it overfits."),
+            "" if verdict == "ok" else
+            "More data, a smaller network, validation= with patience= (early stop), weight decay in optimizer=.",
+        )
+    ]  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------- evidence
+def evidence_checks(table: pd.DataFrame, rates: Mapping[str, np.ndarray]) -> list[Check]:
+    """Can the importance-sampled log p(x) be trusted, and how loose is the ELBO?"""
+    if _exact(table):
+        return []
+    log_px, n = table["log_px"].to_numpy(float), len(table)
+    particles = table.attrs.get("particles")
+    # A weight distribution too broken for a fit has no k-hat: not trusted either.
+    share = float(np.mean(~(table["khat"].to_numpy(float) <= KHAT)))
+    heavy = _verdict(share, *KHAT_SHARE)
+    ess = table["ess"].to_numpy(float)
+    middle = float(np.nanmedian(ess)) if np.isfinite(ess).any() else math.nan
+    few = _verdict(-middle, -ESS[0], -ESS[1])
+    checks = [
+        Check(
+            "share of data with Pareto k-hat > 0.7", share, f"<= {KHAT_SHARE[0]:g} (fails above {KHAT_SHARE[1]:g})",
+            heavy,
+            f"{round(share * n)} of {n} data have importance weights with tails too heavy for a trustworthy log p(x)"
+            + ("; the others can be trusted." if heavy == "ok" else
+               ": their values are likely too low and the stated errors too small."),
+            "" if heavy == "ok" else
+            "More particles; a richer posterior (wider encoder, full covariance); longer training. Look at these data "
+            "in the report: they may be outliers.",
+        ),
+        Check(
+            "effective sample size (median)", middle, f">= {ESS[0]:g} (fails below {ESS[1]:g})", few,
+            f"For half of the data the {particles or ''} particles are worth fewer than {middle:.3g} independent ones. "
+            + ("Enough for a stable estimate." if few == "ok" else "A few particles carry the estimate."),
+            "" if few == "ok" else "More particles, or a posterior closer to the exact one.",
+        ),
+        _gap_check(log_px, table["elbo"].to_numpy(float), rates),
+    ]  # fmt: skip
+    if n > 1:
+        error = float(np.sqrt(np.sum(np.square(table["se"].to_numpy(float))))) / n
+        sampling = float(np.std(log_px, ddof=1)) / math.sqrt(n)
+        verdict = _verdict(error, MONTE_CARLO[0] * sampling, MONTE_CARLO[1] * sampling)
+        checks.append(
+            Check(
+                "Monte Carlo error of mean log p(x)", error,
+                f"<= {MONTE_CARLO[0] * sampling:.3g} nats (a quarter of the error from having {n} data)", verdict,
+                f"Mean log p(x) is {log_px.mean():.2f} nats per datum; the particles add an error of {error:.2g} to "
+                f"the {sampling:.2g} that come from the number of data.",
+                "" if verdict == "ok" else "More particles.",
+            )
+        )  # fmt: skip
+    return checks
+
+
+def _gap_check(log_px: np.ndarray, elbo: np.ndarray, rates: Mapping[str, np.ndarray]) -> Check:
+    difference = log_px - elbo
+    gap = float(difference.mean())
+    se = float(difference.std(ddof=1)) / math.sqrt(len(difference)) if len(difference) > 1 else math.nan
+    rate = sum(float(np.mean(values)) for values in rates.values())
+    warn, fail = GAP[0] * max(rate, 1.0), GAP[1] * max(rate, 1.0)
+    meaning = (
+        f"The ELBO lies {gap:.3g} nats per datum below log p(x): an estimate of KL(q(z|x) || p(z|x)), how far "
+        f"the posterior is from the exact one, against {rate:.3g} nats that the latents carry."
+    )
+    if gap < -3 * se - 1e-3 * max(1.0, abs(float(elbo.mean()))):
+        return Check(
+            "evidence - ELBO gap", gap, ">= 0", "fail",
+            f"log p(x) came out {-gap:.3g} nats BELOW its lower bound, which is impossible: the two were computed on "
+            "different data or weights, or the particles are far too few.",
+            "Compute table again from this fit and these data, with more particles.",
+        )  # fmt: skip
+    verdict = _verdict(gap, warn, fail)
+    return Check(
+        "evidence - ELBO gap", gap, f"<= {warn:.3g} nats ({100 * GAP[0]:.0f} % of the rate)", verdict, meaning,
+        "" if verdict == "ok" else
+        "A richer posterior: wider encoder, full covariance, more levels; compare models by log p(x), not by ELBO.",
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------- latent sites
+def site_checks(rates: Mapping[str, np.ndarray], draws: Mapping[str, Any]) -> list[Check]:
+    """For each latent site: its rate, and how many of its units vary with the data."""
+    checks = []
+    for name, values in rates.items():
+        rate = float(np.mean(values))
+        active, total = None, 0
+        if name in draws and np.issubdtype(np.asarray(draws[name]).dtype, np.floating):
+            variance = criticism.unit_variance(criticism.draws_first(draws[name]))
+            if np.isfinite(variance).any():
+                active, total = int((variance > criticism.ACTIVE).sum()), len(variance)
+        silent = not rate >= SILENT
+        collapsed = silent and not active
+        says = f"{active} of {total} units vary with the data" if active is not None else "units were not counted"
+        remedy = (
+            "Fade the KL in (weights={'kl': schedule}), free bits or a lower weight for this site, another seed, a "
+            "weaker decoder; or remove the site if the model does without it."
+        )
+        checks.append(
+            Check(
+                f"rate of {name}", rate, f">= {SILENT:g} nats", "fail" if collapsed else "warn" if silent else "ok",
+                f"q(z|x) equals the prior: this site has collapsed and tells nothing about a datum ({says})."
+                if collapsed else
+                f"On average a datum tells {rate:.3g} nats ({rate / math.log(2):.3g} bits) through this site"
+                + ("; almost nothing." if silent else "."),
+                remedy if silent else "",
+            )
+        )  # fmt: skip
+        if active is not None:
+            checks.append(
+                Check(
+                    f"active units of {name}", float(active), f">= 1 of {total}",
+                    "ok" if active else "fail" if collapsed else "warn",
+                    f"{active} of {total} units have a posterior mean whose variance over data exceeds "
+                    f"{criticism.ACTIVE:g}" + ("; the others stay at their prior." if active < total else "."),
+                    "" if active else remedy,
+                )
+            )  # fmt: skip
+    return checks
+
+
+# --------------------------------------------------------------------------------------------- predictive
+def predictive_lines(tree: Any) -> list[Check]:
+    """Posterior predictive checks: do simple statistics of replicated data look like those of the real data?"""
+    checks = []
+    found = criticism.predictive_by_site(tree)
+    for site, results in found.items():
+        for result in results:
+            misfit = result.tail < TAIL and abs(result.shift) > EFFECT[0]
+            verdict = "ok" if not misfit else "fail" if abs(result.shift) > EFFECT[1] else "warn"
+            label = result.statistic if len(found) == 1 else f"{result.statistic} of {site}"
+            replicated = float(result.replicated.mean())
+            checks.append(
+                Check(
+                    f"predictive check: {label}", result.tail,
+                    f">= {TAIL:g}, or a shift <= {EFFECT[0]:g} sd", verdict,
+                    f"Real data: {result.observed:.4g}; data simulated by the fitted model: {replicated:.4g} "
+                    f"({result.shift:+.2f} sd over data)."
+                    + (" The model does not reproduce this property." if misfit else
+                       " The difference is real but small." if result.tail < TAIL else ""),
+                    "" if not misfit else
+                    "A learnt or smaller noise scale, a larger decoder, another likelihood. A likelihood that can draw "
+                    "what the data cannot be (a Normal on grey levels with many exact zeros, a Bernoulli on grey "
+                    "levels) does not pass: binarise the data, or score grey levels as such.",
+                )
+            )  # fmt: skip
+    return checks

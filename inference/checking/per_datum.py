@@ -1,0 +1,106 @@
+"""Chunked passes over (datum, draw) pairs, shared by the evidence and the posterior.
+
+Every pair has its own key, ``fold_in(fold_in(key, datum), draw)``, and is evaluated as a batch of one under
+``jax.vmap``: the numbers of a datum depend on its row and the key alone, not on the chunk it happened to share, and
+the first n rows of a larger pass equal a pass over n rows.  ``vmap`` leaves what does not depend on the draw, the
+encoder, unbatched: it runs once a datum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from inference.fitting.checkpoint import is_key
+from inference.fitting.objectives import Draw, joint_draw
+from inference.fitting.progress import Progress
+from ppl_models.program import Program
+
+_PREPARE, _DRAW, GENERATE = range(3)
+_NUMBERS_AT_ONCE = 2**20
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``jax.jit`` for a kernel with a key for every pair: a pass runs briefly, so its compilation must be brief too.
+
+    On a CPU, the highest level of LLVM optimisation takes two to three times as long to compile the random numbers of
+    such a kernel, and the kernel then runs no faster.
+    """
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return jax.jit(function, compiler_options=options)
+
+
+def check_key(key: Any) -> None:
+    """Raise ``ValueError`` unless ``key`` is one new-style JAX key."""
+    if not is_key(key) or key.shape != ():
+        raise ValueError(f"key must be one random key, got {key!r}; pass key=jax.random.key(0)")
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """Raise ``ValueError`` unless ``value`` is an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def pairs_at_once(program: Program, chunk: int | None) -> int:
+    """How many (datum, draw) pairs one dispatch evaluates: ``chunk``, or about a million numbers of data."""
+    if chunk is not None:
+        check_count("chunk", chunk, 1)
+        return int(chunk)
+    return min(8192, max(16, _NUMBERS_AT_ONCE // max(1, math.prod(program.shape))))
+
+
+def pair_key(key: jax.Array, purpose: int, datum: jax.Array, draw: jax.Array) -> jax.Array:
+    """The key of one (datum, draw) pair for one purpose."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, purpose), datum), draw)
+
+
+def prepare_one(program: Program, key: jax.Array, x: jax.Array, datum: jax.Array) -> jax.Array:
+    """Scored form (1, *shape) of one stored datum; the same for all its draws."""
+    return program.prepare(x[None], jax.random.fold_in(jax.random.fold_in(key, _PREPARE), datum), False)
+
+
+def draw_one(
+    program: Program,
+    params: Mapping[str, Any],
+    mutable: Mapping[str, Any] | None,
+    key: jax.Array,
+    x: jax.Array,
+    datum: jax.Array,
+    draw: jax.Array,
+) -> Draw:
+    """One :func:`inference.fitting.objectives.joint_draw` for one prepared datum (1, *shape)."""
+    return joint_draw(program, params, pair_key(key, _DRAW, datum, draw), x, mutable=mutable)
+
+
+def sweep(
+    kernel: Callable[[np.ndarray, np.ndarray], Any],
+    data: int,
+    draws: int,
+    pairs: int,
+    *,
+    what: str,
+    progress: bool,
+) -> Iterator[tuple[slice, slice, Any]]:
+    """Call ``kernel(datum indices, draw indices)`` over all pairs in blocks of one shape; yield NumPy results.
+
+    A result's leading axes are (datum, draw).  The last block repeats the last datum, or draws on beyond the
+    number asked for; the surplus is cut off here, so the kernel compiles once.
+    """
+    blocks = math.ceil(draws / pairs)
+    width = math.ceil(draws / blocks)
+    rows = math.ceil(data / math.ceil(data / max(1, pairs // width)))
+    with Progress(data * draws, what, unit="draws", show=progress, delay=2.0) as bar:
+        for start in range(0, data, rows):
+            stop = min(start + rows, data)
+            datum = np.minimum(np.arange(start, start + rows), data - 1).astype(np.uint32)
+            for first in range(0, draws, width):
+                last = min(first + width, draws)
+                out = kernel(datum, np.arange(first, first + width, dtype=np.uint32))
+                keep = (slice(0, stop - start), slice(0, last - first))
+                yield slice(start, stop), slice(first, last), jax.tree.map(lambda a, k=keep: np.asarray(a)[k], out)
+                bar.update(start * draws + (stop - start) * last)

@@ -1,0 +1,278 @@
+"""``ppl-models compare``: runs side by side on the same held-out data, as a table and a page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inference.cli import runs
+from inference.cli.common import UsageError, check_writable, is_run, read_run, say, table_text, to_json
+from inference.cli.fit import check_at_least
+from inference.cli.read import PARTICLES, own_table, table_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from inference.cli.commands import Compare
+
+OWN_N = 4096
+"""Draws of a program's own data that baselines are fitted to."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A folder to compare: a run whose data can be loaded again, or no more than a table of evidence."""
+
+    name: str
+    folder: Path
+    observation: str
+    fit: Any = None
+    card: Mapping[str, Any] | None = None
+    table: pd.DataFrame | None = None
+
+
+def compare(command: Compare) -> None:
+    """Print the comparison and write comparison.csv and comparison.html."""
+    check_at_least(1, test_n=command.test_n)
+    check_at_least(2, particles=command.particles)
+    if len({folder.resolve() for folder in command.folders}) < (1 if command.baselines else 2):
+        raise UsageError(
+            "compare needs two or more different run folders, ppl-models compare DIR DIR [DIR ...], or one and "
+            "--baselines"
+        )
+    check_writable(command.out)
+    entries = [
+        entry_of(name, folder, command.common.plugin)
+        for name, folder in zip(names(command.folders), command.folders, strict=True)
+    ]
+    check_same_data(entries)
+    together = groups(entries, baselines=command.baselines)
+    x = held_out(entries, command.test_n)
+    check_same_draws(entries, x)
+    tables = evidence_of(entries, x, command.particles)
+    found = []
+    for members in together:
+        shown = {entry.name: tables[entry.name] for entry in members}
+        folders = {entry.name: entry.folder for entry in members}
+        if command.baselines:
+            for name, table in baselines_of(members, x).items():
+                name = name if name not in shown else f"{name}-baseline"
+                shown[name], folders[name] = table, keep(table, command.out / "baselines", name)
+        if len(shown) > 1:
+            found.append((shown, folders))
+    if not found:
+        raise UsageError("nothing is left to compare")
+    frames = conclude(found, command.out)
+    if command.json:
+        print(to_json([row for frame in frames for row in frame.reset_index().to_dict(orient="records")]))
+        return
+    print("\n\n".join(comparison_text(frame) for frame in frames))
+    print(f"look at: {command.out / 'comparison.html'}")
+
+
+# ------------------------------------------------------------------------------------------------ entries
+def entry_of(name: str, folder: Path, plugins: Sequence[Path]) -> Entry:
+    """Open a run folder; of one without a model, or without a data set that can be loaded, take its evidence.csv."""
+    alone = folder.is_dir() and not is_run(folder) and (folder / "evidence.csv").is_file()
+    if not alone and _named(read_run(folder).get("card")):
+        fitted, card = runs.open_run(folder, plugins)
+        return Entry(name, folder, fitted.program.observation, fitted, card)
+    table = own_table(folder)
+    if table is None:
+        runs.run_card(folder, plugins)  # says what is missing
+        raise UsageError(f"{str(folder)!r} holds no evidence that can be compared")
+    return Entry(name, folder, table.attrs["observation"], table=table)
+
+
+def _named(card: Any) -> bool:
+    """Whether a data card names a data set that can be loaded again."""
+    return isinstance(card, dict) and "name" in card and "held_out" in card
+
+
+def check_same_data(entries: Sequence[Entry]) -> None:
+    """Raise :class:`UsageError` unless all runs are evaluated on the same data set."""
+    cards = [(entry.folder, entry.card) for entry in entries if entry.card is not None]
+    for folder, card in cards:
+        first, reference = cards[0]
+        if any(card[field] != reference[field] for field in ("name", "held_out", "shape", "levels", "seed")):
+            raise UsageError(
+                f"{first} is a model of data {reference['name']!r}, {folder} of {card['name']!r}; densities of "
+                "different data cannot be compared: fit both to the same data"
+            )
+
+
+def groups(entries: Sequence[Entry], *, baselines: bool) -> list[list[Entry]]:
+    """Entries that score the same thing, together; one that nothing can be compared with is named and left out.
+
+    Raises :class:`UsageError` where no group has two members; found out before any evidence is computed.
+    """
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(entry.observation, []).append(entry)
+    kept = [members for members in found.values() if len(members) > 1 or (baselines and members[0].fit is not None)]
+    if not kept:
+        if len(entries) == 1:
+            raise UsageError(f"{entries[0].folder} holds only a table of evidence; baselines need a run to score like")
+        one, other = entries[:2]
+        raise UsageError(
+            f"{one.folder} scores {one.observation!r}, {other.folder} scores {other.observation!r}; densities of "
+            "different things cannot be compared: fit both with the same likelihood"
+        )
+    for members in found.values():
+        if members not in kept:
+            say(f"left out: {members[0].folder} alone scores {members[0].observation!r}")
+    return kept
+
+
+def held_out(entries: Sequence[Entry], test_n: int | None) -> np.ndarray | None:
+    """Load the held-out data of the runs; ``None`` where there are only tables."""
+    sizes = [(e.card["test_n"] if e.card is not None else len(e.table), e) for e in entries]  # type: ignore[arg-type]
+    least, entry = min(sizes, key=lambda pair: pair[0])
+    tables = [(n, e) for n, e in sizes if e.table is not None]
+    for n, short in tables:
+        if test_n is not None and n < test_n:
+            raise UsageError(f"--test-n {test_n} is more than the {n} data of the evidence in {short.folder}")
+    for e in entries:
+        if e.card is not None:
+            return runs.load_test(e.card, e.fit.program.sampler, test_n=test_n or least)[0]
+    return None
+
+
+def check_same_draws(entries: Sequence[Entry], x: np.ndarray | None) -> None:
+    """Raise :class:`UsageError` where runs were fitted to their programs' own draws and these are not all ``x``."""
+    import numpy as np
+
+    own = [e for e in entries if e.card is not None and e.card["name"] == runs.OWN]
+    if x is None or not own:
+        return
+    for e in own[1:]:
+        draws = held_out([e], len(x))
+        if draws is None or not np.array_equal(draws, x):
+            raise UsageError(
+                f"{own[0].folder} and {e.folder} were each fitted to draws of its own program, and these programs draw "
+                "different data; only models of the same data can be compared"
+            )
+
+
+def evidence_of(entries: Sequence[Entry], x: np.ndarray | None, particles: int | None) -> dict[str, pd.DataFrame]:
+    """Return an evidence table for each entry, computed only where its folder holds none of these data."""
+    own = [table for e in entries if e.fit is not None and (table := own_table(e.folder)) is not None]
+    asked = [table.attrs["particles"] for table in own if table.attrs["estimator"] != "exact"]
+    wanted = particles or max(asked, default=PARTICLES)
+    n = len(x) if x is not None else min(len(e.table) for e in entries if e.table is not None)
+    return {
+        e.name: table_of(e.fit, x, particles=wanted) if e.table is None and x is not None
+        else e.table.iloc[:n].__finalize__(e.table)  # type: ignore[union-attr]
+        for e in entries
+    }  # fmt: skip
+
+
+def baselines_of(members: Sequence[Entry], x: np.ndarray | None) -> dict[str, pd.DataFrame]:
+    """Return the baselines of one group, fitted to the training data of its first run; none where there are none."""
+    from inference.checking.classical import baselines
+
+    entry = next((e for e in members if e.fit is not None), None)
+    if entry is None or entry.card is None or x is None:
+        return {}
+    data = runs.load_data(entry.card, entry.fit.program.sampler)
+    train = runs.own_draws(data.train, entry.card, "baselines", OWN_N) if callable(data.train) else data.train
+    say(f"baselines: fitting to the training data of {entry.folder}")
+    try:
+        return baselines(entry.fit.program, train, x, key=runs.keys()["evidence"], validation=data.validation)
+    except ValueError as error:
+        say(f"no baselines: {error}")
+        return {}
+
+
+def keep(table: pd.DataFrame, folder: Path, name: str) -> Path:
+    """Write a baseline's evidence into a folder of its own, which ``compare`` takes like a run's."""
+    from inference.checking.log_evidence import save_evidence
+
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    save_evidence(table, folder / name)
+    return folder / name
+
+
+def names(folders: Sequence[Path]) -> list[str]:
+    """Name runs by their folders: the last part where it tells them apart, else the path."""
+    short = [folder.resolve().name for folder in folders]
+    return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
+
+
+def conclude(found: Sequence[tuple[Mapping[str, pd.DataFrame], Mapping[str, Path]]], out: Path) -> list[pd.DataFrame]:
+    """Compare groups of evidence tables, write comparison.csv and comparison.html into ``out``, return the comparisons.
+
+    A group is (table by name, folder by name).
+    """
+    import pandas as pd
+
+    from inference.checking.comparison import compare as run_compare
+    from inference.reporting import compare_report
+
+    frames = []
+    for tables, _ in found:
+        frame = run_compare(tables)
+        frames.append(frame.assign(observation=frame.attrs["observation"]).__finalize__(frame))
+    out.mkdir(parents=True, exist_ok=True)
+    runs.write_table(pd.concat(frames), out / "comparison.csv", index=True)
+    compare_report(frames, {name: folder for _, folders in found for name, folder in folders.items()}, out)
+    return frames
+
+
+# -------------------------------------------------------------------------------------------------- words
+def sentences(frame: pd.DataFrame) -> list[str]:
+    """Say in words how far each model is behind the best, and what weakens the statement."""
+    best = str(frame.index[0])
+    lines = []
+    for name, row in frame.iloc[1:].iterrows():
+        if not math.isfinite(row["elpd_diff"]):
+            lines.append(f"{name} gives some held-out data no probability and ranks last.")
+            continue
+        ratio = -row["elpd_diff"] / row["dse"] if row["dse"] > 0 else math.inf
+        strength = (
+            "a clear difference"
+            if ratio > 4
+            else "a likely difference"
+            if ratio > 2
+            else "not told apart by these data"
+        )
+        lines.append(
+            f"{best} is ahead of {name} by {-row['elpd_diff'] / row['n']:.3g} nats a datum "
+            f"({-row['elpd_diff']:.4g} over {int(row['n']):,} data, {ratio:.1f} paired standard errors): {strength}."
+        )
+        noise = math.hypot(row["mc_se"], frame["mc_se"].iloc[0])
+        if noise > row["dse"] / 2:
+            lines.append(f"Monte Carlo error {noise:.3g} nats is not small against that: use more --particles.")
+    bad = [f"{name} ({row['khat_bad']:.0%})" for name, row in frame.iterrows() if row["khat_bad"] > 0.05]
+    if bad:
+        lines.append(
+            f"Pareto k-hat is high for a share of the data of {', '.join(bad)}: log p(x) is a lower bound there."
+        )
+    return lines
+
+
+def comparison_text(frame: pd.DataFrame) -> str:
+    """Return the comparison as plain text: the table, its unit, and the sentences."""
+    shown = [dict(_cells(row)) for _, row in frame.iterrows()]
+    header = [title for title in shown[0] if any(cells[title] for cells in shown)]
+    rows = [[name, *(cells[title] for title in header)] for name, cells in zip(frame.index, shown, strict=True)]
+    about = f"held-out log p(x) in nats, {frame['n'].iloc[0]:,} data; scored: {frame.attrs['observation']}"
+    return "\n".join([about, table_text(rows, ["model", *header]), *sentences(frame)])
+
+
+def _cells(row: pd.Series) -> list[tuple[str, str]]:
+    """Titles and texts of what a reader needs of one model's row; empty where a number does not exist."""
+    return [
+        ("a datum", f"{row['elpd_mean']:.2f}"),
+        ("total", f"{row['elpd']:.1f}"),
+        ("difference", f"{row['elpd_diff']:.1f}"),
+        ("s.e. of it", f"{row['dse']:.1f}"),
+        ("Monte Carlo error", f"{row['mc_se']:.2f}"),
+        ("k-hat > 0.7", "exact" if math.isnan(row["khat_bad"]) else f"{row['khat_bad']:.0%}"),
+        ("bits a dimension", "" if math.isnan(row["bits_per_dim"]) else f"{row['bits_per_dim']:.3f}"),
+        ("stacking weight", f"{row['weight']:.2f}"),
+    ]

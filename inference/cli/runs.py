@@ -1,0 +1,272 @@
+"""A run of the command line: its data card, the data it names, and the evaluation that fills its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inference.cli.common import UsageError, data_info, read_run, reload_plugins, say, shell, start, usage
+
+DATA_SEED = 0
+"""Seed of every subset and generated set: runs of different seeds see the same data and can be compared."""
+OWN = "own"
+"""Name of the data that a program draws itself (``Program.sampler``)."""
+OWN_KEYS = {"validation": 1_000_001, "test": 1_000_002, "baselines": 1_000_003}
+"""Key of each set of own draws: this number folded into ``jax.random.key(DATA_SEED)``, and then the block's.  Large,
+for ``split`` makes the keys of the small ones: no training batch shares a key with a set."""
+OWN_BLOCK = 256
+"""Own draws made at once.  Whole blocks are drawn, so that the first N of a set are the same for every N."""
+
+Sampler = Callable[[Any, int], Any]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The stored data of a run: what it is fitted to (an array, or a :data:`Sampler`), validated on, evaluated on."""
+
+    train: Any
+    validation: np.ndarray | None
+    test: np.ndarray
+    factors: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation found, and the page that shows it."""
+
+    table: Any
+    tree: Any
+    verdict: Any
+    page: Path
+
+
+# --------------------------------------------------------------------------------------------------- data
+def make_card(
+    name: str, *, n: int | None, validation: int, test_n: int, plugins: Sequence[Mapping[str, str]] = ()
+) -> dict[str, Any]:
+    """Return the data card that ``run.json`` keeps, from which later commands load the same data."""
+    info = data_info(name)
+    used = info.sizes["train"] if n is None else n
+    if validation >= used:
+        raise UsageError(f"--validation {validation} leaves nothing to fit of {used:,} data; give at most {used - 1}")
+    return {
+        "name": name, "split": "train", "n": n, "seed": DATA_SEED, "validation": validation,
+        "held_out": info.held_out, "test_n": min(test_n, info.sizes[info.held_out]),
+        "shape": list(info.shape), "levels": info.levels, "licence": info.licence, "plugins": list(plugins),
+    }  # fmt: skip
+
+
+def own_card(
+    program: Any, *, validation: int, test_n: int, plugins: Sequence[Mapping[str, str]] = ()
+) -> dict[str, Any]:
+    """Return the data card of a program that is fitted to its own draws: the sizes and the seed of its fixed sets."""
+    if program.sampler is None:
+        from ppl_models import datasets
+
+        raise UsageError(
+            f"--data {OWN} needs a program with a sampler of its own data, which {type(program.spec).__name__} is not; "
+            f"fit it to a data set: {', '.join(datasets.names())}"
+        )
+    return {
+        "name": OWN, "label": "its own draws", "split": None, "fresh": True, "n": None, "seed": DATA_SEED,
+        "validation": validation, "held_out": "test", "test_n": test_n, "shape": list(program.shape),
+        "levels": getattr(program.spec, "levels", None), "licence": "none: drawn by the program",
+        "plugins": list(plugins),
+    }  # fmt: skip
+
+
+def own_draws(sampler: Sampler, card: Mapping[str, Any], which: str, n: int) -> np.ndarray:
+    """Return the first ``n`` own draws of a fixed set, a key of ``OWN_KEYS``; a larger n only adds to them."""
+    import jax
+
+    key = jax.random.fold_in(jax.random.key(card["seed"]), OWN_KEYS[which])
+    blocks = [np.asarray(sampler(jax.random.fold_in(key, b), OWN_BLOCK)) for b in range(-(-n // OWN_BLOCK))]
+    return np.concatenate(blocks)[:n]
+
+
+def load_data(card: Mapping[str, Any], sampler: Sampler | None, *, test_n: int | None = None) -> Data:
+    """Load the data that a card names; ``test_n`` replaces its number of held-out data.
+
+    ``sampler`` is that of the program, for a card of own draws.
+    """
+    from ppl_models import datasets
+
+    if card["name"] == OWN:
+        test, factors = load_test(card, sampler, test_n=test_n)
+        own = checked_sampler(sampler)
+        n = card["validation"]
+        return Data(own, own_draws(own, card, "validation", n) if n else None, test, factors)
+    with usage():
+        x, _ = datasets.load(card["name"], card["split"], n=card["n"], seed=card["seed"])
+        test, factors = load_test(card, sampler, test_n=test_n)
+    cut = len(x) - card["validation"]
+    return Data(x[:cut], x[cut:] if card["validation"] else None, test, factors)
+
+
+def load_test(
+    card: Mapping[str, Any], sampler: Sampler | None, *, test_n: int | None = None
+) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
+    """Load the held-out data of a card: all in stored order, or a seeded subset of ``test_n``; or own draws."""
+    from ppl_models import datasets
+
+    if card["name"] == OWN:
+        return own_draws(checked_sampler(sampler), card, "test", card["test_n"] if test_n is None else test_n), {}
+    size = data_info(card["name"]).sizes[card["held_out"]]
+    wanted = min(card["test_n"] if test_n is None else test_n, size)
+    return datasets.load(card["name"], card["held_out"], n=wanted if wanted < size else None, seed=card["seed"])
+
+
+def checked_sampler(sampler: Sampler | None) -> Sampler:
+    """Return the sampler of a program whose card names own draws."""
+    if sampler is None:
+        raise ValueError("the run was fitted to draws of its own program, which has no sampler any more; fit it again")
+    return sampler
+
+
+def fitted_to(spec: Any, card: Mapping[str, Any]) -> Any:
+    """Return the spec with the shape and grey levels of the data, and say in one line what changed."""
+    fields = {field.name for field in dataclasses.fields(spec)}
+    wanted = {"shape": tuple(card["shape"]), "levels": card["levels"]}
+    changes = {k: v for k, v in wanted.items() if k in fields and v is not None and getattr(spec, k) != v}
+    if not changes:
+        return spec
+    with usage():
+        changed = dataclasses.replace(spec, **changes)
+    told = ", ".join(f"{name} {getattr(spec, name)} -> {value}" for name, value in changes.items())
+    say(f"spec: {told}, as in data {card['name']!r}")
+    return changed
+
+
+def open_run(folder: Path, plugins: Sequence[Path]) -> tuple[Any, dict[str, Any]]:
+    """Return (fit, data card) of a run folder, its plug-ins loaded; a usage error where there is no such run."""
+    card = run_card(folder, plugins)
+    return load_fit(folder), card
+
+
+def load_fit(folder: Path) -> Any:
+    """Return the fit of a run folder whose plug-ins are loaded."""
+    start()
+    from inference.fitting import load
+    from inference.fitting.checkpoint import CheckpointError
+
+    try:
+        return load(folder)
+    except CheckpointError as error:
+        raise ValueError(f"{error}; or continue the run: ppl-models resume {shell(folder)}") from error
+
+
+def run_card(folder: Path, plugins: Sequence[Path]) -> dict[str, Any]:
+    """Return the data card of a run and load its plug-ins."""
+    card = read_run(folder).get("card")
+    if not isinstance(card, dict) or "name" not in card or "held_out" not in card:
+        raise UsageError(
+            f"{str(folder)!r} was fitted from Python and names no data set that can be loaded again; "
+            "use inference.load(folder) and the functions of the package inference there"
+        )
+    reload_plugins(card.get("plugins", ()), plugins)
+    return card
+
+
+# --------------------------------------------------------------------------------------------- evaluation
+def keys() -> dict[str, Any]:
+    """Random keys of an evaluation: the same for every run, so that models are compared under the same noise."""
+    import jax
+
+    names = ("evidence", "posterior", "diagnose", "report")
+    return dict(zip(names, jax.random.split(jax.random.key(0), len(names)), strict=True))
+
+
+def evaluate(fitted: Any, data: Data, *, particles: int, draws: int, progress: bool) -> Evaluated:
+    """Write evidence, posterior, diagnosis and report of a fit on held-out data into its run folder."""
+    from inference.checking.diagnostics import diagnose
+    from inference.checking.log_evidence import evidence, save_evidence
+    from inference.reporting.run_page import report
+
+    noise, folder = keys(), fitted.folder
+    if progress:
+        say(f"evaluating on {len(data.test):,} held-out data")
+    table = evidence(fitted, data.test, particles=particles, key=noise["evidence"], progress=progress)
+    save_evidence(table, folder)
+    tree = draw_posterior(fitted, data.test, draws=draws, factors=data.factors, progress=progress)
+    verdict = diagnose(fitted, data.test, key=noise["diagnose"], table=table, tree=tree)
+    write_table(verdict, folder / "diagnosis.csv")
+    train = None if callable(data.train) else data.train
+    page = report(
+        fitted, data.test, key=noise["report"], factors=data.factors, tree=tree, table=table, verdict=verdict,
+        train=train,
+    )  # fmt: skip
+    return Evaluated(table, tree, verdict, page)
+
+
+def draw_posterior(fitted: Any, x: np.ndarray, *, draws: int, factors: Any, progress: bool = True) -> Any:
+    """Draw from the posterior of held-out data and write posterior.nc."""
+    from inference.checking.posterior_tree import posterior, save_posterior
+
+    tree = posterior(
+        fitted, x, draws=draws, key=keys()["posterior"], factors=factors, predictive_draws=min(draws, 10),
+        progress=progress,
+    )  # fmt: skip
+    save_posterior(tree, fitted.folder)
+    return tree
+
+
+def write_table(frame: Any, path: Path, *, index: bool = False) -> None:
+    """Write a table as CSV; a name that exists is a whole file."""
+    from inference.fitting.folder import write_text
+
+    write_text(path, frame.to_csv(index=index))
+
+
+# -------------------------------------------------------------------------------------------------- words
+def fit_line(fitted: Any) -> str:
+    """Return one line on a fit: parameters, steps, seconds, why it stopped."""
+    info = fitted.info
+    stopped = {"patience": ", stopped early", "interrupted": ", interrupted"}.get(info["stopped"], "")
+    best = f", step {info['best_step']:,} kept" if info.get("best_step") else ""
+    parameters = info.get("parameters") or fitted.program.parameter_count
+    skipped = f", {info['skipped']:,} updates skipped" if info.get("skipped") else ""
+    return (
+        f"{fitted.folder}: {parameters:,} parameters, {info['steps']:,} steps in "
+        f"{info['seconds']:.1f} s{stopped}{best}{skipped}"
+    )
+
+
+def evidence_line(table: Any) -> str:
+    """Return one line on the held-out evidence: nats a datum, and bits a dimension where that is a code length."""
+    from inference.checking.log_evidence import bits_per_dim
+
+    mean, n = table["log_px"].mean(), len(table)
+    error = table["log_px"].std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
+    how = f", {table.attrs['particles']} particles" if table.attrs["estimator"] != "exact" else ", exact"
+    code = bits_per_dim(table)
+    bits = "" if math.isnan(code) else f", {code:.3f} bits a dimension"
+    return (
+        f"held-out log p(x): {mean:.2f} nats a datum{bits} (standard error {error:.2f} nats, {n:,} data{how}); "
+        f"scored: {table.attrs['observation']}"
+    )
+
+
+def verdict_lines(verdict: Any, *, full: bool = False) -> str:
+    """Return the count of verdicts, and each check that is not ok with what to try; ``full`` adds what it means."""
+    counts = ", ".join(f"{(verdict['verdict'] == word).sum()} {word}" for word in ("ok", "warn", "fail"))
+    lines = [f"diagnosis: {counts}"]
+    for row in verdict[verdict["verdict"] != "ok"].sort_values("verdict", kind="stable").itertuples():
+        lines.append(f"  {row.verdict}  {row.check} = {row.value:.3g}, wanted {row.threshold}")
+        said = [row.meaning] * full + [f"Try: {row.remedy}"] * bool(row.remedy)
+        lines += [textwrap.fill(text, 110, initial_indent=" " * 8, subsequent_indent=" " * 8) for text in said]
+    return "\n".join(lines)
+
+
+def summarise(fitted: Any, found: Evaluated) -> None:
+    """Print what a fit and its evaluation came to, and where to look."""
+    print(fit_line(fitted))
+    print(evidence_line(found.table))
+    print(verdict_lines(found.verdict))
+    print(f"look at: {found.page}")

@@ -1,0 +1,90 @@
+"""What a fit leaves: the program with the parameters that evaluation uses, and how a run folder gives it back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+from numpyro.handlers import substitute
+
+from inference.fitting import checkpoint
+from inference.fitting.folder import History, RunFolder
+from inference.fitting.objectives import init_params
+from inference.fitting.sources import stored
+from ppl_models.program import Program
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted program: the parameters that evaluation uses, and the record of how they came about.
+
+    ``params`` are the values of the program's ``param`` sites: the best by validation if there was one, else the
+    running average if there was one, else the last.  ``info`` holds steps, seconds, skipped updates, why it stopped.
+    """
+
+    program: Program
+    params: dict[str, Any]
+    mutable: dict[str, Any]
+    history: Any
+    info: dict[str, Any]
+    folder: Path | None = None
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The generative program with the fitted parameters: for ``Predictive``, ``condition``, ``Trace``."""
+        return substitute(self.program.model, data=self.params)
+
+    @property
+    def guide(self) -> Callable[..., Any]:
+        """The derived NumPyro guide with the fitted parameters."""
+        return substitute(self.program.guide, data=self.params)
+
+    def prepare(self, x: Any, key: Array) -> Array:
+        """Validate stored data and return what the model scores in evaluation."""
+        return self.program.prepare(jnp.asarray(stored(self.program, x)), key, False)
+
+
+def load(folder: str | Path) -> Fit:
+    """Read a run folder back: the program built from spec.json with the parameters that evaluation uses.
+
+    Reads the newest whole checkpoint (a torn one is passed over with a warning).  Raises ``ValueError`` naming the
+    file that is missing, torn or foreign.
+    """
+    run = RunFolder(folder)
+    record, spec = run.read_run(), run.read_spec()
+    program = spec.build(jax.random.key(0))
+    like = jnp.zeros((1, *program.shape), jnp.uint8)
+    found: dict[str, Any] = {}
+
+    def shapes() -> tuple[Any, Any]:
+        params, found["transforms"], mutable = init_params(
+            program, jax.random.key(0), program.prepare(like, jax.random.key(0), False)
+        )
+        return params, mutable
+
+    params, mutable = jax.eval_shape(shapes)
+    state, header, problems = checkpoint.read_newest(run.checkpoint, (params, mutable), pick=_evaluated)
+    for problem in problems:
+        warnings.warn(f"passed over a checkpoint: {problem}", UserWarning, stacklevel=2)
+    params, mutable = state
+    transforms = found["transforms"]
+    params = {n: v if isinstance(v, dict) else transforms[n](v) for n, v in params.items()}
+    history = History(run.path / "history.csv", [])
+    info = record["info"] or {"steps": header["step"], "stopped": "interrupted", "seconds": header["seconds"]}
+    return Fit(program, params, mutable, history.read(), info, run.path, record["card"])
+
+
+def _evaluated(header: Mapping[str, Any]) -> tuple[str, str]:
+    """Tree paths in a training checkpoint of the (parameters, mutable state) that evaluation uses."""
+    return {
+        "best": ("['best']['params']", "['best']['mutable']"),
+        "average": ("['state']['average']", "['state']['mutable']"),
+        "params": ("['state']['params']", "['state']['mutable']"),
+    }[header["use"]]

@@ -1,0 +1,266 @@
+"""The host side of a fit: dispatches updates, reads figures, validates, writes files, ends in good order."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from inference.fitting import checkpoint
+from inference.fitting.arguments import dispatch
+from inference.fitting.fitted import Fit
+from inference.fitting.folder import History, RunFolder, versions
+from inference.fitting.objectives import per_datum_elbo
+from inference.fitting.progress import Progress
+from inference.fitting.trainer import State, Trainer
+from ppl_models.program import Event, Program
+
+MAX_STREAK = 50
+"""Updates skipped in a row after which a fit stops: the numbers will not come back by themselves."""
+
+
+class _Interrupt:
+    """Turn the first Ctrl-C into a flag, so that a step ends and a checkpoint is written; the second is Python's."""
+
+    def __enter__(self) -> _Interrupt:
+        self.asked = False
+        self.active = threading.current_thread() is threading.main_thread()
+        if self.active:
+            self.before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, self.before)
+
+    def __exit__(self, *error: object) -> None:
+        if self.active:
+            signal.signal(signal.SIGINT, self.before)
+
+
+class Loop:
+    """The host side of a fit: dispatches updates, reads figures, validates, writes files."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        folder: RunFolder | None,
+        held_out: np.ndarray | None,
+        validation_key: Array,
+        arguments: dict[str, Any],
+        card: dict[str, Any],
+        progress: bool,
+    ) -> None:
+        self.trainer, self.folder, self.arguments, self.card, self.show = trainer, folder, arguments, card, progress
+        self.program, self.steps = trainer.program, int(arguments["steps"])
+        self.held_out, self.validation_key = held_out, validation_key
+        self.average = arguments["average"] is not None
+        if held_out is not None:
+            self.evaluate = _validator(trainer, held_out, validation_key)
+        self.best: dict[str, Any] | None = None
+        self.seconds = 0.0
+        self.bad_validations = 0
+
+    # ---------------------------------------------------------------------------------------- the run
+    def run(self, key: Array, resume: bool) -> Fit:
+        state = self._restore(key) if resume else self.trainer.init(key)
+        arguments, at = self.arguments, int(state.step)
+        every = {
+            "log": max(1, self.steps // 100),
+            "checkpoint": arguments["checkpoint_every"] or max(1, self.steps // 10),
+        }
+        if self.held_out is not None:
+            every["validate"] = arguments["validate_every"]
+        events = _events(self.program, self.steps)
+        convolves = partial(self.trainer.convolves, state)
+        size = dispatch(arguments["steps_per_dispatch"], self.steps, sorted(events), convolves)
+        every = {name: -(-count // size) * size for name, count in every.items()}
+        terms = sorted((n for n in state.totals if "/" in n), reverse=True)  # log_lik before kl
+        fields = ["step", "seconds", "loss", "elbo", *terms, "grad_norm", "skipped", "validation_elbo"]
+        self.history = History(None if self.folder is None else self.folder.path / "history.csv", fields)
+        if resume:
+            self.history.restore(at)
+        elif self.held_out is not None:
+            self.best = {"value": -np.inf, "step": 0, **self._in_use(state)}
+        if self.folder is not None and not resume:
+            self._save(state, 0)  # a run killed before its first interval goes on from its own initial weights
+        began = time.monotonic() - self.seconds
+        with _Interrupt() as interrupt, Progress(self.steps, "fit", unit="steps", show=self.show, start=at) as shown:
+            patience = arguments["patience"] or np.inf
+            while at < self.steps and self.bad_validations < patience:
+                for event in events.get(at, ()):
+                    shown.update(at, {"now": event.name})
+                    state = self.trainer.happen(event, state)
+                state = self.trainer.update(state, self.trainer.source.feed(at, size))
+                at += size
+                due = {name for name, count in every.items() if at % count == 0 or at == self.steps}
+                self.seconds = time.monotonic() - began
+                if due & {"log", "validate"}:
+                    state, figures = self._log(state, at, validate="validate" in due)
+                    shown.update(at, figures)
+                else:
+                    shown.update(at)
+                last = interrupt.asked or self.bad_validations >= patience
+                if self.folder is not None and ("checkpoint" in due or last):
+                    self._save(state, at)
+                if interrupt.asked:
+                    self._finish(state, at, "interrupted")
+                    raise KeyboardInterrupt(f"stopped at step {at} of {self.steps}")
+        stopped = "steps" if at >= self.steps else "patience"
+        if int(state.skipped) >= at:
+            raise FloatingPointError(f"all {at} updates had a non-finite loss or gradient; {_REMEDY}")
+        return self._finish(state, at, stopped)
+
+    def _in_use(self, state: State) -> dict[str, Any]:
+        """Copies of what evaluation would use now (the next update reuses the state's own buffers)."""
+        params = state.average if self.average else state.params
+        return jax.tree.map(jnp.copy, {"params": params, "mutable": state.mutable})
+
+    def _log(self, state: State, at: int, *, validate: bool) -> tuple[State, dict[str, Any]]:
+        totals = {name: float(v) for name, v in jax.device_get(state.totals).items()}
+        taken, skipped = totals.pop("steps"), int(state.skipped)
+        row: dict[str, Any] = {n: v / taken if taken else float("nan") for n, v in totals.items()}
+        row["elbo"] = sum(v for n, v in row.items() if n.startswith("log_lik/")) - sum(
+            v for n, v in row.items() if n.startswith("kl/")
+        )
+        row |= {"step": at, "seconds": round(self.seconds, 3), "skipped": skipped}
+        if validate:
+            row["validation_elbo"] = value = self.evaluate(self._in_use(state))
+            assert self.best is not None
+            if value > self.best["value"]:
+                self.best, self.bad_validations = {"value": value, "step": at, **self._in_use(state)}, 0
+            else:
+                self.bad_validations += 1
+        self.history.append(row)
+        if int(state.streak) >= min(MAX_STREAK, self.steps):
+            if self.folder is not None:
+                self._save(state, at)
+            raise FloatingPointError(f"{int(state.streak)} updates in a row at step {at} were not finite; {_REMEDY}")
+        shown = {
+            "loss": row["loss"],
+            **{n: v for n, v in row.items() if n.startswith(("log_lik/", "kl/", "validation"))},
+        }
+        if skipped:
+            shown["skipped"] = skipped
+        return state._replace(totals=jax.tree.map(jnp.zeros_like, state.totals)), shown
+
+    # ------------------------------------------------------------------------------------- files and end
+    def _tree(self, state: State) -> dict[str, Any]:
+        best = {name: self.best[name] for name in ("params", "mutable")} if self.best else {}
+        return {"state": state._asdict(), "best": best}
+
+    def _save(self, state: State, at: int) -> None:
+        assert self.folder is not None
+        use = "best" if self.best and self.best["step"] else "average" if self.average else "params"
+        meta = {
+            "use": use, "seconds": self.seconds, "source": self.trainer.source.state(), "bad": self.bad_validations,
+            "best": {"value": float(self.best["value"]), "step": self.best["step"]} if self.best else None,
+        }  # fmt: skip
+        checkpoint.save(self.folder.checkpoint, at, self._tree(state), meta)
+
+    def _restore(self, key: Array) -> State:
+        assert self.folder is not None
+        template = self.trainer.template(key)
+        if self.held_out is not None:
+            self.best = {"params": template.params, "mutable": template.mutable}
+        tree, header, problems = checkpoint.read_newest(self.folder.checkpoint, self._tree(template))
+        for problem in problems:
+            warnings.warn(f"passed over a checkpoint: {problem}", UserWarning, stacklevel=4)
+        if header["best"] is not None:
+            self.best = {**tree["best"], **header["best"]}
+        self.seconds, self.bad_validations = header["seconds"], header["bad"]
+        self.trainer.source.restore(header["source"])
+        return State(**tree["state"])
+
+    def _finish(self, state: State, at: int, stopped: str) -> Fit:
+        skipped, best = int(state.skipped), self.best if self.best and self.best["step"] else None
+        info = {
+            "steps": at, "stopped": stopped, "seconds": round(self.seconds, 3), "skipped": skipped,
+            "best_step": best["step"] if best else None, "best_validation": best["value"] if best else None,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+        }  # fmt: skip
+        if self.folder is not None:
+            run = {"arguments": self.arguments, "card": self.card, "versions": versions(), "info": info}
+            self.folder.write_run(run)
+        if skipped and stopped != "interrupted":
+            warnings.warn(
+                f"{skipped} of {at} updates had a non-finite loss or gradient and were skipped; {_REMEDY}",
+                UserWarning, stacklevel=4,
+            )  # fmt: skip
+        for name, default in self.program.knobs.items():
+            # A family's own schedules are meant for training only (a share of dropout, say): no news to the caller.
+            if name in self.arguments["weights"] and (last := float(self.trainer.weights[name](at))) != default:
+                warnings.warn(
+                    f"knob {name!r} ended at {last:g}, evaluation uses {default:g}; let the schedule end there",
+                    UserWarning, stacklevel=4,
+                )  # fmt: skip
+        ends = {name: (float(rule(at)), float(rule(_LATE))) for name, rule in self.trainer.weights.items()}
+        open_ = [
+            f"{name!r} is {now:.3g} after {at} updates, {end:.3g} at its end"
+            for name, (now, end) in ends.items()
+            if name in self.program.weights and abs(now - end) > 1e-6
+        ]
+        if open_ and stopped == "steps":
+            warnings.warn(
+                f"schedules have not ended ({'; '.join(open_)}), and evaluation assumes their ends; raise steps, or "
+                "shorten them in the spec",
+                UserWarning, stacklevel=4,
+            )  # fmt: skip
+        use = best if best is not None else self._in_use(state)
+        params = self.trainer.constrain(use["params"])
+        path = self.folder.path if self.folder else None
+        return Fit(self.program, params, use["mutable"], self.history.frame(), info, path, self.card)
+
+
+def _events(program: Program, steps: int) -> dict[int, list[Event]]:
+    """The program's events by step; warns about those that this fit will not reach."""
+    found: dict[int, list[Event]] = {}
+    for event in program.events:
+        if event.step >= steps:
+            warnings.warn(
+                f"{event.name} is due after {event.step} updates, this fit makes {steps}: it will not happen; "
+                "raise steps, or bring it forward in the spec",
+                UserWarning, stacklevel=5,
+            )  # fmt: skip
+        found.setdefault(event.step, []).append(event)
+    return found
+
+
+_LATE = 2**30
+"""An update after the end of every schedule."""
+
+_REMEDY = "lower learning_rate, set clip=, or look for extreme values in the data"
+
+
+def _validator(
+    trainer: Trainer, held_out: np.ndarray, key: Array, chunk: int = 512
+) -> Callable[[dict[str, Any]], float]:
+    """Mean ELBO on held-out data in nats per datum; the same noise each time, so that differences are the model's."""
+    program, n = trainer.program, len(held_out)
+    chunk = min(chunk, n)
+    starts = range(0, n, chunk)
+    # The last chunk is filled up with the first rows, whose values are dropped: one shape, one compilation.
+    rows = [np.arange(start, start + chunk) % n for start in starts]
+    store = jnp.asarray(held_out)
+
+    @jax.jit
+    def values(use: dict[str, Any], store: Array, index: Array, key: Array) -> Array:
+        prepare_key, noise_key = jax.random.split(key)
+        x = program.prepare(store[index], prepare_key, False)
+        return per_datum_elbo(program, trainer.constrain(use["params"]), noise_key, x, mutable=use["mutable"])
+
+    def evaluate(use: dict[str, Any]) -> float:
+        parts = [values(use, store, index, jax.random.fold_in(key, i)) for i, index in enumerate(rows)]
+        return float(np.concatenate([np.asarray(p) for p in parts])[:n].mean())
+
+    return evaluate

@@ -1,0 +1,118 @@
+"""Fit a program by stochastic variational inference: one call, resumable, reported as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from inference.fitting.arguments import check_arguments, check_dispatch, plain, same_run
+from inference.fitting.fitted import Fit
+from inference.fitting.folder import RunFolder, versions
+from inference.fitting.loop import Loop
+from inference.fitting.sources import as_source, stored
+from inference.fitting.trainer import Trainer, make_optimizer, scheduled
+from ppl_models.program import Program
+
+
+def fit(
+    program: Program,
+    data: Any,
+    *,
+    steps: int,
+    key: Array,
+    batch_size: int = 128,
+    learning_rate: Any = None,
+    optimizer: Any = None,
+    clip: float | None = None,
+    weights: Mapping[str, Any] | None = None,
+    average: float | None = None,
+    validation: Any = None,
+    validate_every: int | None = None,
+    patience: int | None = None,
+    out: str | Path | None = None,
+    card: Mapping[str, Any] | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    steps_per_dispatch: int | str = "auto",
+) -> Fit:
+    """Maximise the ELBO of ``program`` on ``data`` and return the fitted program.
+
+    ``data``           stored data (n, *shape), kept as stored on the device; or a sampler ``(key, n) -> batch``; or a
+                       grain dataset of single records.
+    ``learning_rate``  Adam's rate, a number (default 1e-3) or an optax schedule; ``optimizer`` replaces Adam.
+    ``clip``           largest global gradient norm, in nats per datum.
+    ``weights``        numbers or schedules of the step by name: a site (its log-likelihood or KL), a knob of the
+                       program, or ``"kl"`` for all latents; for example ``{"kl": optax.linear_schedule(0, 1, 500)}``.
+    ``average``        decay of a running average of the parameters (0.999, say), used for evaluation.
+    ``validation``     held-out stored data: the ELBO on it, with fixed noise, every ``validate_every`` steps; the best
+                       parameters are kept, and training stops after ``patience`` validations without a better one.
+    ``out``            run folder: spec.json, run.json, history.csv as it goes, checkpoint/ every ``checkpoint_every``
+                       steps.  With ``resume=True`` and the same arguments the run there continues exactly; a killed
+                       run ends with the parameters that it would have had.
+    ``card``           a few facts about the data (name, split, seed), kept in run.json.
+
+    Updates with a non-finite loss or gradient are skipped, counted in the history and in ``info["skipped"]``, and
+    warned about; 50 in a row raise ``FloatingPointError`` with the last good state on disk.  Ctrl-C ends the current
+    step, writes a checkpoint and raises ``KeyboardInterrupt``.  Bad arguments raise ``ValueError`` before any work.
+    Same key, same machine, same arguments: the same parameters, bit for bit.
+    """
+    validate_every = validate_every or max(1, steps // 20) if isinstance(steps, int) and steps > 0 else validate_every
+    check_arguments(
+        steps, key, average, patience, validation, validate_every=validate_every, checkpoint_every=checkpoint_every
+    )
+    check_dispatch(steps_per_dispatch)
+    rules = scheduled(program, weights)
+    chosen = make_optimizer(learning_rate, optimizer, clip)
+    data_key, train_key, validation_key = jax.random.split(key, 3)
+    source = as_source(data, program, batch_size, data_key)
+    held_out = None if validation is None else stored(program, validation, "validation data")
+    folder = None if out is None else RunFolder(out)
+    arguments = {
+        "steps": steps, "batch_size": batch_size, "learning_rate": plain(learning_rate),
+        "optimizer": plain(optimizer), "clip": clip, "weights": {n: plain(w) for n, w in (weights or {}).items()},
+        "average": average,
+        "validate_every": validate_every, "patience": patience, "checkpoint_every": checkpoint_every,
+        "steps_per_dispatch": steps_per_dispatch, "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "validation": held_out is not None,
+    }  # fmt: skip
+    if folder is not None:
+        if resume:
+            same_run(folder, program, arguments)
+        else:
+            folder.create()
+            folder.write_spec(program.spec)
+            folder.write_run({"arguments": arguments, "card": dict(card or {}), "versions": versions(), "info": {}})
+    elif resume:
+        raise ValueError("resume=True needs out=, the folder of the run to continue")
+    trainer = Trainer(program, source, chosen, rules, average)
+    loop = Loop(trainer, folder, held_out, validation_key, arguments, dict(card or {}), progress)
+    return loop.run(train_key, resume)
+
+
+def resume(folder: str | Path, data: Any, *, validation: Any = None, progress: bool = True, **changes: Any) -> Fit:
+    """Continue the run of a folder with the arguments it was started with; ``changes`` may raise ``steps``.
+
+    Schedules and optimisers are functions, which run.json records by name only: pass them again.
+    """
+    run = RunFolder(folder)
+    record = run.read_run()
+    arguments = {k: v for k, v in record["arguments"].items() if k not in ("key", "validation")}
+    key = jax.random.wrap_key_data(jnp.asarray(record["arguments"]["key"], jnp.uint32))
+    for name, value in arguments.items():
+        nested = value.values() if isinstance(value, dict) and "callable" not in value else [value]
+        if name not in changes and any(isinstance(v, dict) and "callable" in v for v in nested):
+            raise ValueError(f"the run in {folder} used a function for {name}; pass {name}= to resume again")
+    if record["arguments"]["validation"] and validation is None:
+        raise ValueError(f"the run in {folder} used validation data; pass validation= the same data again")
+    program = run.read_spec().build(key)
+    return fit(
+        program, data, validation=validation, key=key, out=folder, card=record["card"], resume=True, progress=progress,
+        **{**arguments, **changes},
+    )  # fmt: skip
