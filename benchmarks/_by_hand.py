@@ -82,7 +82,7 @@ def facets(
 ) -> Case:
     """Any ``mfcvae`` with full KL weight after ``spec.warmup``; ``log_lik(x, decoded)`` is a term for each pixel."""
     program = spec.build(jax.random.key(0))
-    encoder, decoder = _network(program.modules["encoder"]), _network(program.modules["decoder"])
+    encoder, decoder = _network(program.views.modules["encoder"]), _network(program.views.modules["decoder"])
     names = [facet.name for facet in spec.facets]
 
     def loss(params: Params, key: Array, stored: Array, step: Array) -> Array:
@@ -118,7 +118,7 @@ def hierarchical() -> Case:
     """``hvae:digits``: three dense levels, binary pixels with noise before the threshold, dropout as trained."""
     spec = hvae.PRESETS["digits"]
     program = spec.build(jax.random.key(0))
-    encoder, decoder = _network(program.modules["encoder"]), _network(program.modules["decoder"])
+    encoder, decoder = _network(program.views.modules["encoder"]), _network(program.views.modules["decoder"])
 
     def loss(params: Params, key: Array, stored: Array, step: Array) -> Array:
         del step
@@ -149,7 +149,7 @@ def denoising() -> Case:
     """``diffusion:digits``: dequantised grey levels, one noise level a datum, the gradient's weights capped."""
     spec = diffusion.PRESETS["digits"]
     program = spec.build(jax.random.key(0))
-    network = _network(program.modules["denoiser"])
+    network = _network(program.views.modules["denoiser"])
     mean, spread, cap = spec.level_mean, spec.level_spread, spec.weight_cap
 
     def loss(params: Params, key: Array, stored: Array, step: Array) -> Array:
@@ -180,20 +180,20 @@ def denoising() -> Case:
 def transformer() -> Case:
     """``in_context:coin``: the log-likelihood of all next symbols under a causal transformer."""
     program = in_context.PRESETS["coin"].build(jax.random.key(0))
-    network = _network(program.modules["network"])
+    network = _network(program.views.modules["network"])
 
     def loss(params: Params, key: Array, stored: Array, step: Array) -> Array:
         del key, step
         logits = network(params["network$params"])(stored)[..., 0]
         return jnp.mean((jax.nn.softplus(logits) - stored.astype(jnp.float32) * logits).sum(-1))
 
-    return Case("in_context:coin", program, program.sampler, loss, 3)
+    return Case("in_context:coin", program, program.observation.sampler, loss, 3)
 
 
 def set_encoder() -> Case:
     """``in_context:coin_guide``: a Beta posterior of the coin's bias after a random number of its tosses."""
     program = in_context.PRESETS["coin_guide"].build(jax.random.key(0))
-    network = _network(program.modules["network"])
+    network = _network(program.views.modules["network"])
 
     def loss(params: Params, key: Array, stored: Array, step: Array) -> Array:
         del step
@@ -208,7 +208,7 @@ def set_encoder() -> Case:
         kl = (a - 1) * digamma(a) + (b - 1) * digamma(b) - (a + b - 2) * digamma(a + b) - betaln(a, b)
         return jnp.mean(kl - jnp.where(seen, log_lik, 0.0).sum(-1))
 
-    return Case("in_context:coin_guide", program, program.sampler, loss, 15)
+    return Case("in_context:coin_guide", program, program.observation.sampler, loss, 15)
 
 
 CASES: dict[str, Callable[[], Case]] = {
@@ -235,7 +235,9 @@ def agreement(case: Case, *, keys: int = 256, batch: int = 16, chunk: int = 32, 
 
     @jax.jit  # one compilation: eagerly each operation, and each shape of noise, is one of its own
     def perturbed(stored: Array) -> Params:
-        start, _, _ = init_params(program, jax.random.key(4), program.prepare(stored, jax.random.key(4), True))
+        start, _, _ = init_params(
+            program, jax.random.key(4), program.observation.prepare(stored, jax.random.key(4), True)
+        )
         leaves, tree = jax.tree.flatten(start)
         noise = jax.random.split(jax.random.key(5), len(leaves))
         moved = [a + 0.01 * jax.random.normal(k, a.shape) for a, k in zip(leaves, noise, strict=True)]
@@ -247,7 +249,7 @@ def agreement(case: Case, *, keys: int = 256, batch: int = 16, chunk: int = 32, 
 
     def ours(params: Params, key: Array) -> Array:
         prepare_key, noise_key = jax.random.split(key)
-        x = program.prepare(stored, prepare_key, True)
+        x = program.observation.prepare(stored, prepare_key, True)
         return fused_elbo(program, params, noise_key, x, weights={n: rule(at) for n, rule in rules.items()})[0]
 
     def by_hand(params: Params, key: Array) -> Array:

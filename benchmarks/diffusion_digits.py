@@ -55,9 +55,9 @@ def train(data: np.ndarray, test: np.ndarray, seed: int, steps: int, draws: int,
     )
     seconds = time.perf_counter() - began
     program, params = fitted.program, fitted.params
-    ode_density = program.log_prob
+    ode_density = program.exact.log_prob
     assert ode_density is not None
-    x = program.prepare(jnp.asarray(test), jax.random.key(100 + seed), False)
+    x = program.observation.prepare(jnp.asarray(test), jax.random.key(100 + seed), False)
     by_bound = jax.jit(lambda key: bound(program, params, key, x, draws=draws))(jax.random.key(200 + seed))
     found: dict[str, Any] = {"bound": bits(by_bound), "seconds": seconds}
     if density:

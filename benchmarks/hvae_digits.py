@@ -29,7 +29,7 @@ from ppl_models import datasets
 from ppl_models.hvae import PRESETS
 from ppl_models.hvae.networks import Dropout, gelu, no_drop
 from ppl_models.hvae.training import vdvae_training
-from ppl_models.program import Posterior, Program, bind, knob
+from ppl_models.program import Observation, Posterior, Program, Training, bind, knob
 
 SPEC = PRESETS["digits"]
 STEPS = {"hierarchy": 16_000, "one level": 26_000}  # about the same CPU time; it is recorded
@@ -69,10 +69,12 @@ def one_level(key: jax.Array, *, hidden: int = 256, latent: int = 24, dropout: f
 
     like = SPEC.likelihood
     return Program(
-        None, model, posterior, ("z",), (8, 8), prepare=lambda x, k, t: like.prepare(x, k, t, SPEC.levels),
-        observation=like.observation(SPEC.shape, SPEC.levels), bits_offset=like.bits_offset(SPEC.levels),
-        knobs={"dropout": 0.0}, weights={"dropout": lambda step: dropout},
-        modules={"encoder": encoder, "decoder": decoder},
+        None, model, posterior, ("z",), (8, 8),
+        observation=Observation(
+            like.observation(SPEC.shape, SPEC.levels), prepare=lambda x, k, t: like.prepare(x, k, t, SPEC.levels),
+            bits_offset=like.bits_offset(SPEC.levels),
+        ),
+        training=Training({"dropout": 0.0}, {"dropout": lambda step: dropout}),
     )  # fmt: skip
 
 

@@ -53,7 +53,9 @@ def denoising_bound(fitted: Any, x: np.ndarray, key: jax.Array) -> dict[str, flo
     program = fitted.program
     prepared = jnp.asarray(evaluated(program, x, key).reshape(x.shape), "float32")
     nats = jax.jit(lambda: diffusion.bound(program, fitted.params, key, prepared, draws=64))()
-    return {"bits_per_dim_of_the_bound": float(-nats.mean()) / (x[0].size * math.log(2)) + program.bits_offset}
+    return {
+        "bits_per_dim_of_the_bound": float(-nats.mean()) / (x[0].size * math.log(2)) + program.observation.bits_offset
+    }
 
 
 def entrants() -> dict[str, dict[str, Entrant]]:

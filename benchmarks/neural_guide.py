@@ -30,8 +30,10 @@ def trained(steps: int, seed: int) -> Any:
     build_key, fit_key = jax.random.split(jax.random.key(seed))
     program = resolve("in_context:coin_guide").build(build_key)
     rate = optax.warmup_cosine_decay_schedule(0.0, 3e-3, 50, steps, 1e-5)
-    return fit(program, program.sampler, steps=steps, batch_size=128, optimizer=optax.adam(rate), key=fit_key,
-               clip=1.0, progress=False)  # fmt: skip
+    return fit(
+        program, program.observation.sampler, steps=steps, batch_size=128, optimizer=optax.adam(rate), key=fit_key,
+        clip=1.0, progress=False,
+    )  # fmt: skip
 
 
 def narrower(program: Program, factor: float) -> Program:
@@ -57,8 +59,8 @@ def narrower(program: Program, factor: float) -> Program:
 def worst_kl(fitted: Any, n: int) -> float:
     """Mean KL(exact || q) of the posterior over sequences of the full length, nats."""
     program = fitted.program
-    z = program.sampler(jax.random.key(10), n).astype(jnp.int32)
-    rule, exact = program.predictor(fitted.params), program.spec.exact
+    z = program.observation.sampler(jax.random.key(10), n).astype(jnp.int32)
+    rule, exact = program.exact.predictor(fitted.params), program.spec.exact
 
     def one(row: Any) -> Any:
         return dist.kl_divergence(exact.posterior(exact.init(row)), rule.posterior(rule.init(row)))

@@ -50,11 +50,17 @@ def measure(preset: str, steps: int, held_out: int, seed: int) -> dict[str, Any]
     program = spec.build(build_key)
     wall, cpu = time.perf_counter(), time.process_time()
     fitted = fit(
-        program, program.sampler, steps=steps, batch_size=64, optimizer=recipe(steps), key=fit_key, progress=False
+        program,
+        program.observation.sampler,
+        steps=steps,
+        batch_size=64,
+        optimizer=recipe(steps),
+        key=fit_key,
+        progress=False,
     )
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    rule = program.predictor(fitted.params)
-    z = program.sampler(data_key, held_out).astype(jnp.int32)
+    rule = program.exact.predictor(fitted.params)
+    z = program.observation.sampler(data_key, held_out).astype(jnp.int32)
     p, q = (np.asarray(probabilities(r, z), np.float64) for r in (spec.exact, rule))
     kl = (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).mean(0)
     trees = {name: exact_tree(rule, np.array([int(c) for c in text]), depth=8).row() for name, text in CONTEXTS.items()}

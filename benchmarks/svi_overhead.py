@@ -25,7 +25,7 @@ from benchmarks._by_hand import CASES, agreement, steps_of
 from benchmarks.harness import Claim, interleaved_cpu_time
 from inference.fitting.sources import ArraySource
 from inference.fitting.trainer import Trainer, make_optimizer
-from ppl_models.program import Posterior, Program, bind
+from ppl_models.program import Observation, Posterior, Program, bind
 
 PIXELS, HIDDEN, LATENT, RATE = 784, 400, 20, 1e-3
 
@@ -64,7 +64,7 @@ def declared(encoder: Encoder, decoder: Decoder) -> Program:
         return lambda site, ctx: dist.Normal(loc, jnp.exp(log_scale)).to_event(1)
 
     binary = lambda x, key, training: (x > 127).astype(jnp.float32)  # noqa: E731
-    return Program(None, model, posterior, ("z",), (PIXELS,), prepare=binary)
+    return Program(None, model, posterior, ("z",), (PIXELS,), observation=Observation(prepare=binary))
 
 
 def written_by_hand(encoder: Encoder, decoder: Decoder) -> tuple[Callable[..., Any], Any]:

@@ -21,7 +21,7 @@ import numpyro
 import numpyro.distributions as dist
 from flax import nnx
 
-from ppl_models.program import Program, bind, register
+from ppl_models.program import Observation, Program, Views, bind, register
 
 
 class Encoder(nnx.Module):
@@ -64,14 +64,15 @@ class PoissonFactor:
             loc, log_scale = bind("encoder", encoder)(x.reshape(-1, d))
             return lambda site, ctx: dist.LogNormal(loc, jnp.exp(log_scale)).to_event(1)
 
-        def check_data(x: Any) -> None:
+        def check(x: Any) -> None:
             if np.min(x) < 0 or np.any(np.asarray(x) != np.floor(x)):
                 raise ValueError(f"counts must be whole and >= 0, got values from {np.min(x)}; round or shift them")
 
         return Program(
-            spec=self, model=model, posterior=posterior, latents=("z",), shape=self.shape, check_data=check_data,
-            observation=f"{d} counts as stored; probability mass, nats", bits_offset=0.0, modules={"encoder": encoder},
-            density=(f"p(z) = ∏ₖ Gamma(zₖ; {self.sparsity:g}, 1), k = 1…{k}", "p(x|z) = ∏ᵢ Poisson(xᵢ; Wᵢz + bᵢ)"),
+            spec=self, model=model, posterior=posterior, latents=("z",), shape=self.shape,
+            observation=Observation(f"{d} counts as stored; probability mass, nats", check=check, bits_offset=0.0),
+            views=Views((f"p(z) = ∏ₖ Gamma(zₖ; {self.sparsity:g}, 1), k = 1…{k}", "p(x|z) = ∏ᵢ Poisson(xᵢ; Wᵢz + bᵢ)"),
+                        modules={"encoder": encoder}),
         )  # fmt: skip
 
 

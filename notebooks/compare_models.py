@@ -42,7 +42,7 @@ import inference
 from inference.reporting import figures
 from ppl_models.datasets import load
 from ppl_models.mfcvae import MFCVAE, MLP, Bernoulli, Facet
-from ppl_models.program import Program, register
+from ppl_models.program import Observation, Program, Views, register
 
 SMALL = os.environ.get("PPL_MODELS_SMALL") == "1"  # a quick look: fits too short to conclude anything
 STEPS, IMAGES, PARTICLES = (250, 80, 64) if SMALL else (8000, 297, 512)
@@ -91,11 +91,13 @@ class PixelMixture:
             posterior=None,
             latents=(),
             shape=self.shape,
-            prepare=lambda x, key, training: pixels.prepare(x, key, training, self.levels),
-            check_data=lambda x: pixels.check(x, self.shape, self.levels),
-            observation=pixels.observation(self.shape, self.levels),
-            bits_offset=pixels.bits_offset(self.levels),
-            density=("p(x) = sum_k w_k prod_i Bernoulli(x_i; m_ki)",),
+            observation=Observation(
+                pixels.observation(self.shape, self.levels),
+                prepare=lambda x, key, training: pixels.prepare(x, key, training, self.levels),
+                check=lambda x: pixels.check(x, self.shape, self.levels),
+                bits_offset=pixels.bits_offset(self.levels),
+            ),
+            views=Views(("p(x) = sum_k w_k prod_i Bernoulli(x_i; m_ki)",)),
         )
 
 

@@ -79,8 +79,8 @@ except ValueError as error:
 
 # %%
 program = spec.build(jax.random.key(0))
-print("\n".join(program.density))
-print(f"\nlatent sites  {program.latents}\nscored        {program.observation}")
+print("\n".join(program.views.density))
+print(f"\nlatent sites  {program.latents}\nscored        {program.observation.line}")
 print(f"parameters    {program.parameter_count:,}")
 
 # %% [markdown]
@@ -89,7 +89,9 @@ print(f"parameters    {program.parameter_count:,}")
 # the image, is what was asked for.
 
 # %%
-images = program.prepare(jnp.asarray(x_train), jax.random.key(0), False)  # stored grey levels -> what the model scores
+images = program.observation.prepare(
+    jnp.asarray(x_train), jax.random.key(0), False
+)  # stored grey levels -> what the model scores
 model_graph(program.model, images[:4])
 
 # %% [markdown]
@@ -108,13 +110,13 @@ def train(state):
     def step(i, state):
         rows_key, noise_key = jax.random.split(jax.random.fold_in(jax.random.key(2), i))
         rows = jax.random.randint(rows_key, (128,), 0, len(x_train))
-        return svi.update(state, program.prepare(jnp.asarray(x_train)[rows], noise_key, True))[0]
+        return svi.update(state, program.observation.prepare(jnp.asarray(x_train)[rows], noise_key, True))[0]
 
     return jax.lax.fori_loop(0, STEPS, step, state)
 
 
 trained = train(start)
-test_images = program.prepare(jnp.asarray(x_test), jax.random.key(0), False)
+test_images = program.observation.prepare(jnp.asarray(x_test), jax.random.key(0), False)
 for name, state in (("before", start), ("after", trained)):
     elbo = -svi.evaluate(state, test_images) / len(test_images)
     print(f"{name} training: ELBO of the test images {elbo:.1f} nats an image")
@@ -190,7 +192,9 @@ variants = {
 }
 for name, variant in variants.items():
     built = variant.build(jax.random.key(0))
-    print(f"{name:20s} {built.parameter_count:9,} parameters   {', '.join(built.latents):18s} {built.density[-2]}")
+    print(
+        f"{name:20s} {built.parameter_count:9,} parameters   {', '.join(built.latents):18s} {built.views.density[-2]}"
+    )
 
 # %% [markdown]
 # ## Keep it as JSON

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import importlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 if TYPE_CHECKING:
     import jax
 
-    from ppl_models.program import Program
+    from ppl_models._program import Program
 
 BUILTIN = MappingProxyType(
     {
@@ -51,6 +51,7 @@ class Family:
     presets: Mapping[str, Any]
     paper: str
     module: str
+    build: Callable[[Any, Any], Program] | None = None
 
 
 _FAMILIES: dict[str, Family] = {}
@@ -62,8 +63,14 @@ def did_you_mean(got: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def register(name: str, spec: type, *, presets: Mapping[str, Any], paper: str) -> None:
+def register(
+    name: str, spec: type, *, presets: Mapping[str, Any], paper: str, build: Callable[[Any, Any], Program] | None = None
+) -> None:
     """Register a family, of this package or of your own: ``spec`` is its dataclass, ``presets`` named instances.
+
+    ``build``  ``(spec, key) -> Program``; the spec's own ``build`` then says ``return build(self, key)`` with the
+    :func:`build` below, so that the file of the spec knows nothing of the program's.  Without it, ``spec.build`` has to
+    make the program itself.
 
     The preset ``"tiny"`` is required: it must build and take a step within seconds, and the contract test
     runs on it.  Registering the same class again is allowed (modules may be reloaded); another class under a
@@ -79,7 +86,27 @@ def register(name: str, spec: type, *, presets: Mapping[str, Any], paper: str) -
     known = _FAMILIES.get(name)
     if known is not None and (known.spec.__module__, known.spec.__qualname__) != (spec.__module__, spec.__qualname__):
         raise ValueError(f"family {name!r} is already registered by {known.module}; choose another name")
-    _FAMILIES[name] = Family(name, spec, MappingProxyType(dict(presets)), paper, spec.__module__)
+    _FAMILIES[name] = Family(name, spec, MappingProxyType(dict(presets)), paper, spec.__module__, build)
+
+
+def build(spec: Any, key: jax.Array | None = None) -> Program:
+    """Build the program of a spec with the function that its family registered; ``key`` draws the starting weights.
+
+    Without a key, ``jax.random.key(0)``.  Raises ``ValueError`` for a spec of no registered family, or of one that was
+    registered without ``build=``.
+    """
+    import jax
+
+    kind = type(spec)
+    for family in _FAMILIES.values():
+        if (family.spec.__module__, family.spec.__qualname__) == (kind.__module__, kind.__qualname__):
+            if family.build is None:
+                break
+            return family.build(spec, jax.random.key(0) if key is None else key)
+    raise ValueError(
+        f"no function is registered that builds a {kind.__name__}; "
+        f"say register(NAME, {kind.__name__}, build=FUNCTION, ...)"
+    )
 
 
 def families() -> Mapping[str, Family]:

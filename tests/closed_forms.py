@@ -20,7 +20,7 @@ import numpyro.distributions as dist
 from scipy.special import logsumexp
 
 from inference.fitting import Fit
-from ppl_models.program import Posterior, Program
+from ppl_models.program import Observation, Posterior, Program, Views
 
 
 class ClosedForm(NamedTuple):
@@ -83,8 +83,9 @@ def linear_gaussian_program(
         return lambda site, ctx: dist.Normal(mean + spoil * sd, (1 + spoil) * sd).to_event(1)
 
     program = Program(
-        spec=None, model=model, posterior=posterior, latents=("z",), shape=(dim,), observation=f"x in R^{dim}",
-        density=("p(x, z) = N(z; 0, I) N(x; W z + b, noise^2 I)",),
+        spec=None, model=model, posterior=posterior, latents=("z",), shape=(dim,),
+        observation=Observation(f"x in R^{dim}"),
+        views=Views(("p(x, z) = N(z; 0, I) N(x; W z + b, noise^2 I)",)),
     )  # fmt: skip
     params = {"W": jnp.asarray(W)}
     cov = W.astype(float) @ W.T.astype(float) + noise**2 * np.eye(dim)
@@ -130,8 +131,9 @@ def mixture_program(
         return lambda site, ctx: dist.MixtureSameFamily(dist.Categorical(logits=(1 - spoil) * log_r), parts)
 
     program = Program(
-        spec=None, model=model, posterior=posterior, latents=("z",), shape=(dim,), observation=f"x in R^{dim}",
-        density=("p(x, z) = sum_k pi_k N(z; mu_k, tau_k^2 I) N(x; W z + b, noise^2 I)",),
+        spec=None, model=model, posterior=posterior, latents=("z",), shape=(dim,),
+        observation=Observation(f"x in R^{dim}"),
+        views=Views(("p(x, z) = sum_k pi_k N(z; mu_k, tau_k^2 I) N(x; W z + b, noise^2 I)",)),
     )  # fmt: skip
     params = {"mu": jnp.asarray(mu)}
 
@@ -188,8 +190,9 @@ def linear_gaussian_hierarchy(
         return q
 
     program = Program(
-        spec=None, model=model, posterior=posterior, latents=names, shape=(dim,), observation=f"x in R^{dim}",
-        density=("p(x, z) = N(z_0; 0, I) prod_l N(z_l; a_l z_{l-1}, s_l^2 I) N(x; W z_L + b, noise^2 I)",),
+        spec=None, model=model, posterior=posterior, latents=names, shape=(dim,),
+        observation=Observation(f"x in R^{dim}"),
+        views=Views(("p(x, z) = N(z_0; 0, I) prod_l N(z_l; a_l z_{l-1}, s_l^2 I) N(x; W z_L + b, noise^2 I)",)),
     )  # fmt: skip
     params = {"W": jnp.asarray(W)}
     variance = spread[0] + gain[0] ** 2

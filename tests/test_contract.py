@@ -49,7 +49,7 @@ def test_every_preset_builds_and_round_trips_through_json(name: str) -> None:
     assert spec_from_json(spec_to_json(spec)) == spec
     program = spec.build(KEY)
     assert program.spec == spec and program.shape == tuple(spec.shape) and program.parameter_count > 0
-    assert program.density and program.observation and set(program.modules)
+    assert program.views.density and program.observation.line and set(program.views.modules)
 
 
 def test_model_draws_and_scores_and_the_posterior_covers_the_latents(tiny: Program) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 
-from ppl_models.program import Posterior, Program, knob, register
+from ppl_models.program import Observation, Posterior, Program, Training, Views, knob, register
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ class PPCA:
             return lambda site, ctx: dist.MultivariateNormal(mean, precision_matrix=precision)
 
         return Program(
-            spec=self, model=model, posterior=posterior, latents=("z",), shape=self.shape, knobs={"fade": 1.0},
-            density=("p(x, z) = N(z; 0, I) N(x; W z + b, s^2 I)",), observation="x in R^d",
+            spec=self, model=model, posterior=posterior, latents=("z",), shape=self.shape,
+            observation=Observation("x in R^d"), training=Training({"fade": 1.0}),
+            views=Views(("p(x, z) = N(z; 0, I) N(x; W z + b, s^2 I)",)),
         )  # fmt: skip
 
 

@@ -109,7 +109,8 @@ def _block(
 
 def _as_prepared(program: Program, x: Array) -> Array:
     """A program's own draw in the dtype of prepared data (a Bernoulli draws integers, encoders read floats)."""
-    like = jax.eval_shape(lambda: program.prepare(jnp.zeros((1, *program.shape), "uint8"), jax.random.key(0), False))
+    blank = jax.ShapeDtypeStruct((1, *program.shape), "uint8")
+    like = jax.eval_shape(lambda x: program.observation.prepare(x, jax.random.key(0), False), blank)
     return x.astype(like.dtype)
 
 

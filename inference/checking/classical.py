@@ -231,10 +231,10 @@ def baselines(
 def _views(program: Any, x: np.ndarray, held_out: np.ndarray, x_test: np.ndarray, key: jax.Array) -> list[View]:
     """The data as the program prepares them, and the baselines that can read them."""
     integers = all(a.dtype.kind in "uib" for a in (x, held_out, x_test))
-    if program.bits_offset is None and integers:
+    if program.observation.bits_offset is None and integers:
         raise ValueError(
-            f"no baseline shares the score {program.observation!r}: of whole grey levels it is neither a probability "
-            "mass nor a density of dequantised data; binarise or dequantise them in the spec's likelihood"
+            f"no baseline shares the score {program.observation.line!r}: of whole grey levels it is neither a "
+            "probability mass nor a density of dequantised data; binarise or dequantise them in the spec's likelihood"
         )
     train_key, held_key, seed_key, subset_key = jax.random.split(jax.random.fold_in(key, len(x)), 4)
     seed = int(jax.random.randint(seed_key, (), 0, 2**31 - 1))
@@ -244,7 +244,7 @@ def _views(program: Any, x: np.ndarray, held_out: np.ndarray, x_test: np.ndarray
     test, held = evaluated(program, x_test, key), evaluated(program, held_out, held_key)
     train, both = (_training(program, a, train_key) for a in (x, np.concatenate([x, held_out])))
     n, d = train.shape
-    if program.bits_offset == 0 and all((a == np.round(a)).all() for a in (train, test, held)):
+    if program.observation.bits_offset == 0 and all((a == np.round(a)).all() for a in (train, test, held)):
         symbols = int(max(a.max() for a in (train, test, held))) + 1
         found = _masses(n, symbols, seed) if min(a.min() for a in (train, test, held)) >= 0 else []
         if not found:
@@ -252,8 +252,8 @@ def _views(program: Any, x: np.ndarray, held_out: np.ndarray, x_test: np.ndarray
         whole = [a.astype(np.int64) for a in (train, held, both, test)]
         return [View(whole[0], whole[1], whole[2], whole[3], found)]
     views = [View(train, held, both, test, _densities(n, d, seed))]
-    if program.bits_offset and integers:
-        symbols, constant = round(2**program.bits_offset), d * program.bits_offset * math.log(2)
+    if program.observation.bits_offset and integers:
+        symbols, constant = round(2**program.observation.bits_offset), d * program.observation.bits_offset * math.log(2)
         every = (x, held_out, np.concatenate([x, held_out]), x_test)
         flat = [a.reshape(len(a), -1).astype(np.int64) for a in every]
         views.append(View(flat[0], flat[1], flat[2], flat[3], _masses(n, symbols, seed), constant))
@@ -269,9 +269,9 @@ def evaluated(program: Any, x: np.ndarray, key: jax.Array) -> Float[np.ndarray, 
 def _training(program: Any, x: np.ndarray, key: jax.Array) -> np.ndarray:
     """Data as the program prepares them for training: several copies where that flips whole numbers at random."""
     still = evaluated(program, x, key)
-    if program.bits_offset != 0:
+    if program.observation.bits_offset != 0:
         return still
-    copies = [np.asarray(program.prepare(jnp.asarray(x), k, True), np.float64).reshape(len(x), -1)
+    copies = [np.asarray(program.observation.prepare(jnp.asarray(x), k, True), np.float64).reshape(len(x), -1)
               for k in jax.random.split(key, COPIES)]  # fmt: skip
     usable = all(np.isfinite(copy).all() for copy in copies) and any((copy != still).any() for copy in copies)
     return np.concatenate(copies) if usable else still

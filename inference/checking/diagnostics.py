@@ -107,7 +107,7 @@ def assemble(fit: Any, table: pd.DataFrame, tree: Any, rates: Mapping[str, np.nd
         *evidence_checks(table, rates),
         *site_checks(rates, criticism.group(tree, "posterior")),
         *predictive_lines(tree),
-        *fit.program.checks(tree),
+        *fit.program.views.checks(tree),
     ]
     return pd.DataFrame([dataclasses.asdict(check) for check in checks], columns=list(COLUMNS))
 

@@ -71,7 +71,7 @@ def evidence(
     program = fit.program
     pairs = pairs_at_once(program, chunk)
     x = stored(program, x)
-    exact = program.log_prob is not None or not program.latents
+    exact = program.exact.log_prob is not None or not program.latents
     if exact:
         log_px = _log_weights(fit, x, 1, key, pairs, progress)[:, 0].astype(np.float64)
         values = _exactly(log_px)
@@ -115,10 +115,10 @@ def _table(
     crc = np.array([zlib.crc32(np.ascontiguousarray(row).tobytes()) for row in x], np.int64)
     table = pd.DataFrame({"datum": np.arange(len(x)), "x_crc": crc, **values})
     table.attrs = {
-        "observation": program.observation,
+        "observation": program.observation.line,
         "particles": particles,
         "dims": int(np.prod(program.shape)),
-        "bits_offset": program.bits_offset,
+        "bits_offset": program.observation.bits_offset,
         "estimator": estimator,
     }
     return table
@@ -128,7 +128,7 @@ def bits_per_dim(table: pd.DataFrame) -> float:
     """Mean code length of a stored number in bits, -mean log2 p(x) / D + bits_offset; nan where the score is none.
 
     Lower is better.  Only a probability mass, or a density of dequantised data, is a code length: see
-    ``Program.bits_offset``.
+    ``Program.observation.bits_offset``.
     """
     offset = table.attrs["bits_offset"]
     if offset is None:
@@ -163,8 +163,8 @@ def _log_weights(fit: Any, x: np.ndarray, draws: int, key: jax.Array, pairs: int
 
     def one(params: Any, mutable: Any, key: jax.Array, x: jax.Array, datum: jax.Array, index: jax.Array) -> jax.Array:
         x = prepare_one(program, key, x, datum)
-        if program.log_prob is not None:
-            return jnp.broadcast_to(program.log_prob(params, jax.random.fold_in(key, datum), x)[0], index.shape)
+        if program.exact.log_prob is not None:
+            return jnp.broadcast_to(program.exact.log_prob(params, jax.random.fold_in(key, datum), x)[0], index.shape)
         return jax.vmap(lambda i: draw_one(program, params, mutable, key, x, datum, i).log_weight[0])(index)
 
     kernel = compiled(jax.vmap(one, in_axes=(None, None, None, 0, 0, None)))

@@ -61,7 +61,7 @@ def pair_key(key: jax.Array, purpose: int, datum: jax.Array, draw: jax.Array) ->
 
 def prepare_one(program: Program, key: jax.Array, x: jax.Array, datum: jax.Array) -> jax.Array:
     """Scored form (1, *shape) of one stored datum; the same for all its draws."""
-    return program.prepare(x[None], jax.random.fold_in(jax.random.fold_in(key, _PREPARE), datum), False)
+    return program.observation.prepare(x[None], jax.random.fold_in(jax.random.fold_in(key, _PREPARE), datum), False)
 
 
 def draw_one(

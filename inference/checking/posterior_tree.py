@@ -112,8 +112,8 @@ def posterior(
         groups["prior"] = _dataset({**fresh["latents"], **fresh["deterministic"]}, _unit)
     tree = xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items() if group.data_vars})
     tree.attrs = {
-        "observation": fit.program.observation,
-        "density": "\n".join(fit.program.density),
+        "observation": fit.program.observation.line,
+        "density": "\n".join(fit.program.views.density),
         "draws": "independent draws from q(z | x); weight them by exp(log_weight)",
         "inference_library": "numpyro",
         "inference_library_version": version("numpyro"),

@@ -70,7 +70,7 @@ def opened(name: str, folder: Path, plugins: Sequence[Path]) -> Entry:
             f"{str(folder)!r} holds no clustering: the program of {type(fitted.program.spec).__name__} has no site "
             "resp_<facet>; `ppl-models diagnose` and `report` read every run"
         )
-    return Entry(name, folder, fitted.program.observation, fitted, card)
+    return Entry(name, folder, fitted.program.observation.line, fitted, card)
 
 
 def clusters_data(program: Any) -> bool:
@@ -102,7 +102,7 @@ def data_of(entries: Sequence[Entry], test_n: int | None) -> tuple[np.ndarray, M
                 "of different things cannot be compared: choose among runs with the same likelihood"
             )
     n = test_n or min(entry.card["test_n"] for entry in entries if entry.card is not None)
-    x, factors = runs.load_test(first.card or {}, first.fit.program.sampler, test_n=n)
+    x, factors = runs.load_test(first.card or {}, first.fit.program.observation.sampler, test_n=n)
     check_same_draws(entries, x)
     return x, factors
 
@@ -137,7 +137,7 @@ def with_baselines(table: pd.DataFrame, entry: Entry, x: np.ndarray, factors: Ma
     from inference.clustering import clustering_baselines
 
     assert entry.card is not None
-    data = runs.load_data(entry.card, entry.fit.program.sampler)
+    data = runs.load_data(entry.card, entry.fit.program.observation.sampler)
     train = runs.own_draws(data.train, entry.card, "baselines", OWN_N) if callable(data.train) else data.train
     ks = sorted({int(k) for k in table["K"] if k > 1})
     say(f"baselines: {', '.join(map(str, ks))} clusters, fitted to the {len(train):,} training data of {entry.folder}")

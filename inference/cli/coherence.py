@@ -28,7 +28,7 @@ def check(command: Coherence) -> None:
         record = read_run(folder)
         reload_plugins((record.get("card") or {}).get("plugins", ()), command.common.plugin)
         fitted = runs.load_fit(folder)
-        if fitted.program.predictor is None:
+        if fitted.program.exact.predictor is None:
             raise UsageError(
                 f"{command.target} holds a {type(fitted.program.spec).__name__}, whose program has no predictor: it is "
                 "no rule for the next symbol of a sequence; coherence is for models of sequences (family in_context)"
@@ -65,7 +65,7 @@ def check(command: Coherence) -> None:
 
 def fitted_rule(fitted: Any, drawn: int, length: int) -> Any:
     """Return the rule of a fit, able to hold ``length`` symbols; says so where ``drawn`` exceeds its training."""
-    make, trained = fitted.program.predictor, fitted.program.shape[0]
+    make, trained = fitted.program.exact.predictor, fitted.program.shape[0]
     predictor = make(fitted.params)
     if getattr(predictor, "capacity", length) < length:
         try:

@@ -80,7 +80,7 @@ def entry_of(name: str, folder: Path, plugins: Sequence[Path]) -> Entry:
     alone = folder.is_dir() and not is_run(folder) and (folder / "evidence.csv").is_file()
     if not alone and _named(read_run(folder).get("card")):
         fitted, card = runs.open_run(folder, plugins)
-        return Entry(name, folder, fitted.program.observation, fitted, card)
+        return Entry(name, folder, fitted.program.observation.line, fitted, card)
     table = own_table(folder)
     if table is None:
         runs.run_card(folder, plugins)  # says what is missing
@@ -138,7 +138,7 @@ def held_out(entries: Sequence[Entry], test_n: int | None) -> np.ndarray | None:
             raise UsageError(f"--test-n {test_n} is more than the {n} data of the evidence in {short.folder}")
     for e in entries:
         if e.card is not None:
-            return runs.load_test(e.card, e.fit.program.sampler, test_n=test_n or least)[0]
+            return runs.load_test(e.card, e.fit.program.observation.sampler, test_n=test_n or least)[0]
     return None
 
 
@@ -178,7 +178,7 @@ def baselines_of(members: Sequence[Entry], x: np.ndarray | None) -> dict[str, pd
     entry = next((e for e in members if e.fit is not None), None)
     if entry is None or entry.card is None or x is None:
         return {}
-    data = runs.load_data(entry.card, entry.fit.program.sampler)
+    data = runs.load_data(entry.card, entry.fit.program.observation.sampler)
     train = runs.own_draws(data.train, entry.card, "baselines", OWN_N) if callable(data.train) else data.train
     say(f"baselines: fitting to the training data of {entry.folder}")
     try:

@@ -54,7 +54,7 @@ def opened(command: Any, name: str, n: int) -> tuple[Any, Callable[..., Any], np
     """Return the fit of a command's run, its family's function ``name``, and the first ``n`` held-out data."""
     fitted, card = runs.open_run(command.folder, command.common.plugin)
     function = use_of(fitted, name)
-    x, _ = runs.load_test(card, fitted.program.sampler)
+    x, _ = runs.load_test(card, fitted.program.observation.sampler)
     if len(x) < n:
         raise UsageError(f"--n {command.n} takes {n} held-out data, the run has {len(x)}; give a smaller N")
     return fitted, function, x[:n]
@@ -119,7 +119,7 @@ def data_of(data: str | None, fitted: Any, card: Any) -> np.ndarray:
     from ppl_models import datasets
 
     if data is None:
-        return runs.load_test(card, fitted.program.sampler)[0]
+        return runs.load_test(card, fitted.program.observation.sampler)[0]
     if not data.endswith(".npy"):
         info = data_info(data)
         return datasets.load(data, info.held_out)[0]

@@ -84,7 +84,7 @@ def fit(command: Fit) -> None:
         program = build(spec, command.seed)
         card = runs.own_card(program, plugins=plugins, **sizes)
         claim(command.out, overwrite=command.overwrite)
-        data = runs.load_data(card, program.sampler)
+        data = runs.load_data(card, program.observation.sampler)
     else:
         card = runs.make_card(command.data, n=command.n, plugins=plugins, **sizes)
         spec = runs.fitted_to(spec, card)

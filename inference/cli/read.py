@@ -95,7 +95,7 @@ def diagnose(command: Diagnose) -> None:
     check_at_least(1, test_n=command.test_n)
     check_at_least(2, particles=command.particles)
     fitted, card = runs.open_run(command.folder, command.common.plugin)
-    x, factors = runs.load_test(card, fitted.program.sampler, test_n=command.test_n)
+    x, factors = runs.load_test(card, fitted.program.observation.sampler, test_n=command.test_n)
     from inference.checking.diagnostics import diagnose as run_diagnose
 
     table = table_of(fitted, x, particles=command.particles)
@@ -119,7 +119,7 @@ def report(command: Report) -> None:
     """Write report.html and its figures again and print the path."""
     check_at_least(1, test_n=command.test_n)
     fitted, card = runs.open_run(command.folder, command.common.plugin)
-    data = runs.load_data(card, fitted.program.sampler, test_n=command.test_n)
+    data = runs.load_data(card, fitted.program.observation.sampler, test_n=command.test_n)
     x, factors = data.test, data.factors
     from inference.checking.diagnostics import diagnose as run_diagnose
     from inference.reporting.run_page import report as write_report

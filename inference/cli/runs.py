@@ -17,7 +17,7 @@ from inference.cli.common import UsageError, data_info, read_run, reload_plugins
 DATA_SEED = 0
 """Seed of every subset and generated set: runs of different seeds see the same data and can be compared."""
 OWN = "own"
-"""Name of the data that a program draws itself (``Program.sampler``)."""
+"""Name of the data that a program draws itself (``Program.observation.sampler``)."""
 OWN_KEYS = {"validation": 1_000_001, "test": 1_000_002, "baselines": 1_000_003}
 """Key of each set of own draws: this number folded into ``jax.random.key(DATA_SEED)``, and then the block's.  Large,
 for ``split`` makes the keys of the small ones: no training batch shares a key with a set."""
@@ -67,7 +67,7 @@ def own_card(
     program: Any, *, validation: int, test_n: int, plugins: Sequence[Mapping[str, str]] = ()
 ) -> dict[str, Any]:
     """Return the data card of a program that is fitted to its own draws: the sizes and the seed of its fixed sets."""
-    if program.sampler is None:
+    if program.observation.sampler is None:
         from ppl_models import datasets
 
         raise UsageError(

@@ -48,7 +48,7 @@ class Fit:
 
     def prepare(self, x: Any, key: Array) -> Array:
         """Validate stored data and return what the model scores in evaluation."""
-        return self.program.prepare(jnp.asarray(stored(self.program, x)), key, False)
+        return self.program.observation.prepare(jnp.asarray(stored(self.program, x)), key, False)
 
 
 def load(folder: str | Path) -> Fit:
@@ -65,7 +65,7 @@ def load(folder: str | Path) -> Fit:
 
     def shapes() -> tuple[Any, Any]:
         params, found["transforms"], mutable = init_params(
-            program, jax.random.key(0), program.prepare(like, jax.random.key(0), False)
+            program, jax.random.key(0), program.observation.prepare(like, jax.random.key(0), False)
         )
         return params, mutable
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, Shaped
 from numpyro.handlers import block, condition, seed, substitute, trace
 
-from ppl_models.program import Program, amortise
+from ppl_models.program import Observation, Program, Views, amortise
 
 Sampler = Callable[[Key[Array, ""], int], Array]
 
@@ -67,7 +67,7 @@ def forward_kl(program: Program) -> Program:
 
     def prepare(rows: Shaped[Array, "..."], key: Key[Array, ""], training: bool) -> Array:
         rows = rows.astype("float32")
-        x = program.prepare(rows[:, :width].reshape(-1, *program.shape), key, training)
+        x = program.observation.prepare(rows[:, :width].reshape(-1, *program.shape), key, training)
         return jnp.concatenate([x.reshape(len(rows), -1).astype("float32"), rows[:, width:]], 1)
 
     def model(x: Any = None, *, size: int | None = None) -> None:
@@ -86,16 +86,12 @@ def forward_kl(program: Program) -> Program:
         latents=(),
         observed=program.latents,
         shape=(width + sum(sizes.values()),),
-        prepare=prepare,
-        check_data=lambda rows: None,
-        observation="latents of simulated pairs given their data",
-        density=tuple(f"q({name} | x)" for name in program.latents),
-        bits_offset=None,
-        weights={},
-        predictor=None,
-        sampler=simulator(program),
-        checks=lambda tree: [],
-        panels=lambda fit, x, factors, tree: [],
+        observation=Observation(
+            "latents of simulated pairs given their data", prepare=prepare, sampler=simulator(program)
+        ),
+        training=dataclasses.replace(program.training, weights={}),
+        exact=dataclasses.replace(program.exact, predictor=None),
+        views=Views(tuple(f"q({name} | x)" for name in program.latents), program.views.modules),
     )
 
 

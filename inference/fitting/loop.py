@@ -197,7 +197,7 @@ class Loop:
                 f"{skipped} of {at} updates had a non-finite loss or gradient and were skipped; {_REMEDY}",
                 UserWarning, stacklevel=4,
             )  # fmt: skip
-        for name, default in self.program.knobs.items():
+        for name, default in self.program.training.knobs.items():
             # A family's own schedules are meant for training only (a share of dropout, say): no news to the caller.
             if name in self.arguments["weights"] and (last := float(self.trainer.weights[name](at))) != default:
                 warnings.warn(
@@ -208,7 +208,7 @@ class Loop:
         open_ = [
             f"{name!r} is {now:.3g} after {at} updates, {end:.3g} at its end"
             for name, (now, end) in ends.items()
-            if name in self.program.weights and abs(now - end) > 1e-6
+            if name in self.program.training.weights and abs(now - end) > 1e-6
         ]
         if open_ and stopped == "steps":
             warnings.warn(
@@ -225,7 +225,7 @@ class Loop:
 def _events(program: Program, steps: int) -> dict[int, list[Event]]:
     """The program's events by step; warns about those that this fit will not reach."""
     found: dict[int, list[Event]] = {}
-    for event in program.events:
+    for event in program.training.events:
         if event.step >= steps:
             warnings.warn(
                 f"{event.name} is due after {event.step} updates, this fit makes {steps}: it will not happen; "
@@ -256,7 +256,7 @@ def _validator(
     @jax.jit
     def values(use: dict[str, Any], store: Array, index: Array, key: Array) -> Array:
         prepare_key, noise_key = jax.random.split(key)
-        x = program.prepare(store[index], prepare_key, False)
+        x = program.observation.prepare(store[index], prepare_key, False)
         return per_datum_elbo(program, trainer.constrain(use["params"]), noise_key, x, mutable=use["mutable"])
 
     def evaluate(use: dict[str, Any]) -> float:

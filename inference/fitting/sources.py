@@ -60,7 +60,7 @@ def stored(program: Program, x: Any, what: str = "data") -> np.ndarray:
         )
     if array.dtype == np.float64:
         array = array.astype(np.float32)
-    program.check_data(array)
+    program.observation.check(array)
     return array
 
 

@@ -39,8 +39,8 @@ def scheduled(program: Program, weights: Mapping[str, Any] | None) -> dict[str, 
     A weight is a number or a schedule ``step -> value`` (any optax schedule).  Valid names are the program's
     sites, its knobs, and ``"kl"``; any other raises ``ValueError``.
     """
-    known = (KL, *program.latents, *program.observed, *program.knobs)
-    merged = {**program.weights, **(weights or {})}
+    known = (KL, *program.latents, *program.observed, *program.training.knobs)
+    merged = {**program.training.weights, **(weights or {})}
     for name, weight in merged.items():
         if name not in known:
             raise ValueError(f"unknown weight {name!r}{did_you_mean(name, known)}; this program has {', '.join(known)}")
@@ -97,7 +97,7 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------------ start
     def _prepared(self, key: Array, item: Any, store: Any) -> Array:
-        return self.program.prepare(self.source.batch(store, item), key, True)
+        return self.program.observation.prepare(self.source.batch(store, item), key, True)
 
     def _start(self, key: Array, store: Any, item: Any) -> State:
         x = self._prepared(key, item, store)
@@ -222,7 +222,7 @@ class Trainer:
         """About ``size`` prepared data, from the batches that the next updates will see."""
         source = self.source
         count = min(-(-size // source.batch_size), source.per_epoch or size)  # no datum twice
-        prepare = jax.jit(lambda k, item, store: self.program.prepare(source.batch(store, item), k, False))
+        prepare = jax.jit(lambda k, item, store: self.program.observation.prepare(source.batch(store, item), k, False))
         parts = [
             prepare(jax.random.fold_in(key, i), jax.tree.map(lambda a, i=i: a[i], items), source.store)
             for items in [source.feed(step, count)]

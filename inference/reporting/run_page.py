@@ -244,7 +244,7 @@ def _declared(fit: Any, x: np.ndarray, drawn: Drawn) -> str:
     from inference.reporting.graph import model_graph
 
     program = fit.program
-    density = escape("\n".join(program.density))
+    density = escape("\n".join(program.views.density))
     import jax
 
     graph = drawn.panel(
@@ -260,8 +260,11 @@ def _declared(fit: Any, x: np.ndarray, drawn: Drawn) -> str:
     return (
         '<h2 id="declared">What was declared</h2>'
         + (f"<p>The model in the symbols of its paper:</p><pre>{density}</pre>" if density else "")
-        + f"<p>What is scored: <b>{escape(program.observation)}</b>. Only models that score the same can be compared."
-        "</p>" + graph + "<h3>Specification</h3>" + markup.facts(_flat(_family(program.spec)[1]))
+        + f"<p>What is scored: <b>{escape(program.observation.line)}</b>. "
+        + "Only models that score the same can be compared.</p>"
+        + graph
+        + "<h3>Specification</h3>"
+        + markup.facts(_flat(_family(program.spec)[1]))
     )
 
 

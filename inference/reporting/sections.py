@@ -55,7 +55,7 @@ def sections(
         Section(
             "family", "What this family of models shows",
             "Figures that only make sense for this kind of model.",
-            lambda: fit.program.panels(fit, x, factors, tree),
+            lambda: fit.program.views.panels(fit, x, factors, tree),
         ),
     ]  # fmt: skip
 

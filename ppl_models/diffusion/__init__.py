@@ -1,7 +1,7 @@
 """Diffusion models trained on their denoising bound, scored and sampled by their probability-flow ODE."""
 
 from ppl_models.diffusion.networks import MLP, UNet
-from ppl_models.diffusion.program import bound, prior, standard_prior
+from ppl_models.diffusion.program import bound, prior, program, standard_prior
 from ppl_models.diffusion.spec import PRESETS, Diffusion
 from ppl_models.distributions.ode import RK4, Adaptive
 from ppl_models.program import register
@@ -13,6 +13,7 @@ __all__ = [
 register(
     "diffusion",
     Diffusion,
+    build=program,
     presets=PRESETS,
     paper="Song et al., Score-Based Generative Modeling through SDEs, ICLR 2021, arXiv 2011.13456",
 )

@@ -60,7 +60,7 @@ def denoised(spec: Diffusion, fit: Any, x: Any, angle: float) -> tuple[np.ndarra
     @jax.jit
     def both(x: Any) -> Any:
         with handlers.substitute(data=dict(fit.params)):
-            net = bind("denoiser", fit.program.modules["denoiser"])
+            net = bind("denoiser", fit.program.views.modules["denoiser"])
         x_0 = (x - spec.centre) / spec.scale
         phi = jnp.full(len(x), angle)
         noisy = jnp.cos(angle) * x_0 + jnp.sin(angle) * jax.random.normal(jax.random.key(1), x.shape)
@@ -72,7 +72,7 @@ def denoised(spec: Diffusion, fit: Any, x: Any, angle: float) -> tuple[np.ndarra
 
 def _prepared(spec: Diffusion, fit: Any, x: Any, n: int) -> np.ndarray:
     rows = np.asarray(x)[:n]
-    return np.asarray(fit.program.prepare(jnp.asarray(rows), jax.random.key(2), False))
+    return np.asarray(fit.program.observation.prepare(jnp.asarray(rows), jax.random.key(2), False))
 
 
 def _mosaic(rows: list[np.ndarray], labels: list[str], title: str, limits: tuple[float, float]) -> Any:

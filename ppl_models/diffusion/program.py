@@ -8,7 +8,7 @@ Notation:
     v = E[cos(phi) eps - sin(phi) x_0 | x]  = (cos(phi) x - D) / sin(phi), the drift of the ODE dx/dphi = v
 
 The site ``x`` is drawn by the ODE and scored, in training, by the denoising bound at one noise level a datum;
-``Program.log_prob`` is the density of the ODE.
+``Program.exact.log_prob`` is the density of the ODE.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from numpyro.handlers import substitute
 
 from ppl_models.diffusion import panels
 from ppl_models.diffusion.networks import GreyDenoiser, RealDenoiser
+from ppl_models.distributions import ode
 from ppl_models.distributions.denoising_bound import DenoisingBound, bound_terms
 from ppl_models.distributions.diffusion_prior import DiffusionPrior
-from ppl_models.distributions.ode import Exact, Hutchinson, Trace
 from ppl_models.distributions.pixels import Normal, check_grey
 from ppl_models.distributions.predictions import Denoiser
 from ppl_models.distributions.schedules import Trigonometric
 from ppl_models.networks.pure import Apply, pure
-from ppl_models.program import Program, bind
+from ppl_models.program import Exact, Observation, Program, Views, bind
 
 if TYPE_CHECKING:
     from ppl_models.diffusion.spec import Diffusion
@@ -66,14 +66,16 @@ def program(spec: Diffusion, key: Key[Array, ""]) -> Program:
         posterior=None,
         latents=(),
         shape=spec.shape,
-        prepare=lambda x, key, training: prepare(spec, x, key, training),
-        check_data=lambda x: check_data(spec, x),
-        observation=observation(spec),
-        bits_offset=None if spec.levels is None else _PIXELS.bits_offset(spec.levels),
-        density=density(spec),
-        modules={"denoiser": module},
-        log_prob=lambda params, key, x: log_prob(spec, module, params, key, x),
-        panels=lambda fit, x, factors, tree: panels.panels(spec, fit, x),
+        observation=Observation(
+            observation(spec),
+            prepare=lambda x, key, training: prepare(spec, x, key, training),
+            check=lambda x: check_data(spec, x),
+            bits_offset=None if spec.levels is None else _PIXELS.bits_offset(spec.levels),
+        ),
+        exact=Exact(log_prob=lambda params, key, x: log_prob(spec, module, params, key, x)),
+        views=Views(
+            density(spec), {"denoiser": module}, panels=lambda fit, x, factors, tree: panels.panels(spec, fit, x)
+        ),
     )
 
 
@@ -133,19 +135,19 @@ def _trained(module: nnx.Module, params: Mapping[str, Any]) -> tuple[Apply, Any]
         return pure(bind("denoiser", module))
 
 
-def standard_prior(program: Program, params: Mapping[str, Any], *, trace: Trace | None = None) -> DiffusionPrior:
+def standard_prior(program: Program, params: Mapping[str, Any], *, trace: ode.Trace | None = None) -> DiffusionPrior:
     """The trained model as a :class:`DiffusionPrior` over ``x_0``, the standardised datum."""
-    return _prior(program.spec, *_trained(program.modules["denoiser"], params), trace)
+    return _prior(program.spec, *_trained(program.views.modules["denoiser"], params), trace)
 
 
-def _prior(spec: Diffusion, apply: Apply, weights: Any, trace: Trace | None) -> DiffusionPrior:
-    trace = trace or (Exact() if spec.probes is None else Hutchinson(spec.probes))
+def _prior(spec: Diffusion, apply: Apply, weights: Any, trace: ode.Trace | None) -> DiffusionPrior:
+    trace = trace or (ode.Exact() if spec.probes is None else ode.Hutchinson(spec.probes))
     return DiffusionPrior(
         Denoiser(OneDatum(apply)), Trigonometric(), spec.shape, params=weights, solver=spec.solver, trace=trace
     )
 
 
-def prior(program: Program, params: Mapping[str, Any], *, trace: Trace | None = None) -> dist.Distribution:
+def prior(program: Program, params: Mapping[str, Any], *, trace: ode.Trace | None = None) -> dist.Distribution:
     """The trained model as a NumPyro distribution over x, for any program: ``numpyro.sample("x", prior(...))``.
 
     ``program`` and ``params`` are those of a fit.  ``trace`` replaces the spec's estimator of the divergence (probes
@@ -168,7 +170,7 @@ def bound(
 ) -> Float[Array, " n"]:
     """The denoising bound on log p(x) in nats, averaged over ``draws`` evenly spread noise levels a datum."""
     spec = program.spec
-    apply, weights = _trained(program.modules["denoiser"], params)
+    apply, weights = _trained(program.views.modules["denoiser"], params)
     x_0 = (x - spec.centre) / spec.scale
     low, high = math.log(1e-3), 4.0  # beyond these the integrand is nil: x_0 known, or independent of x
 

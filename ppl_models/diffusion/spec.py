@@ -5,17 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-import jax
 from jaxtyping import Array, Key
 from pydantic import Field
 
 from ppl_models.diffusion.networks import MLP, UNet
 from ppl_models.distributions.ode import RK4, Adaptive
-
-if TYPE_CHECKING:
-    from ppl_models.program import Program
+from ppl_models.program import Program, build
 
 Network = Annotated[MLP | UNet, Field(discriminator="kind")]
 OdeSolver = Annotated[RK4 | Adaptive, Field(discriminator="kind")]
@@ -67,9 +64,7 @@ class Diffusion:
 
     def build(self, key: Key[Array, ""] | None = None) -> Program:
         """Draw the starting weights from ``key`` (default: ``jax.random.key(0)``) and return the program."""
-        from ppl_models.diffusion.program import program
-
-        return program(self, jax.random.key(0) if key is None else key)
+        return build(self, key)
 
 
 DIGITS = Diffusion((8, 8), levels=17, centre=0.32, scale=0.36, network=UNet(widths=(24, 72)), probes=1)

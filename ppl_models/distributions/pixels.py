@@ -91,7 +91,7 @@ class Bernoulli(_Pixels):
         return dist.Bernoulli(logits=decoded).to_event(decoded.ndim - 1)
 
     def bits_offset(self, levels: int) -> float | None:
-        """A probability mass of the stored pixel's bit: see ``Program.bits_offset``."""
+        """A probability mass of the stored pixel's bit: see ``Program.observation.bits_offset``."""
         del levels
         return 0.0
 
@@ -290,7 +290,7 @@ class Categorical(_Pixels):
         raise ValueError("a categorical likelihood has no colour to start from; use Normal or Bernoulli with Layers")
 
     def bits_offset(self, levels: int) -> float | None:
-        """A probability mass of the stored level: see ``Program.bits_offset``."""
+        """A probability mass of the stored level: see ``Program.observation.bits_offset``."""
         del levels
         return 0.0
 

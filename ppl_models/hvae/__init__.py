@@ -1,6 +1,7 @@
 """Hierarchical VAE: very deep pyramids of latent images, each level a sample site that reads the state above it."""
 
 from ppl_models.distributions import Bernoulli, Normal
+from ppl_models.hvae.program import program
 from ppl_models.hvae.spec import HVAE, PRESETS
 from ppl_models.program import register
 
@@ -9,6 +10,7 @@ __all__ = ["HVAE", "PRESETS", "Bernoulli", "Normal"]
 register(
     "hvae",
     HVAE,
+    build=program,
     presets=PRESETS,
     paper="Child, Very Deep VAEs, ICLR 2021, arXiv 2011.10650; Falck et al., A Multi-Resolution Framework for U-Nets "
     "with Applications to Hierarchical VAEs, NeurIPS 2022, arXiv 2301.08187",

@@ -30,7 +30,7 @@ from numpyro.distributions.kl import kl_divergence
 
 from ppl_models.hvae import checks, panels
 from ppl_models.hvae.networks import Decoder, Drop, Dropout, Encoder, no_drop, rms
-from ppl_models.program import Posterior, Program, bind, knob
+from ppl_models.program import Observation, Posterior, Program, Training, Views, bind, knob
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -63,16 +63,19 @@ def program(spec: HVAE, key: Key[Array, ""]) -> Program:
         posterior=amortised(spec, encoder),
         latents=spec.latents,
         shape=spec.shape,
-        prepare=lambda x, key, training: spec.likelihood.prepare(x, key, training, spec.levels),
-        check_data=lambda x: spec.likelihood.check(x, spec.shape, spec.levels),
-        observation=spec.likelihood.observation(spec.shape, spec.levels),
-        bits_offset=spec.likelihood.bits_offset(spec.levels),
-        density=density(spec),
-        knobs={"dropout": 0.0} if spec.dropout else {},
-        weights={"dropout": lambda step: spec.dropout} if spec.dropout else {},
-        modules={"encoder": encoder, "decoder": decoder},
-        checks=lambda tree: checks.checks(tree, spec),
-        panels=lambda fit, x, factors, tree: panels.panels(spec, fit, x, tree),
+        observation=Observation(
+            spec.likelihood.observation(spec.shape, spec.levels),
+            prepare=lambda x, key, training: spec.likelihood.prepare(x, key, training, spec.levels),
+            check=lambda x: spec.likelihood.check(x, spec.shape, spec.levels),
+            bits_offset=spec.likelihood.bits_offset(spec.levels),
+        ),
+        training=Training({"dropout": 0.0}, {"dropout": lambda step: spec.dropout}) if spec.dropout else Training(),
+        views=Views(
+            density(spec),
+            {"encoder": encoder, "decoder": decoder},
+            checks=lambda tree: checks.checks(tree, spec),
+            panels=lambda fit, x, factors, tree: panels.panels(spec, fit, x, tree),
+        ),
     )
 
 

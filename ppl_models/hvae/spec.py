@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-import jax
 from jaxtyping import Array, Key
 from pydantic import Field
 
 from ppl_models.distributions import Bernoulli, Normal
 from ppl_models.hvae.blocks import DecoderCell, EncoderCell, groups, parse_decoder, parse_encoder
-
-if TYPE_CHECKING:
-    from ppl_models.program import Program
+from ppl_models.program import Program, build
 
 Likelihood = Annotated[Bernoulli | Normal, Field(discriminator="kind")]
 
@@ -152,9 +149,7 @@ class HVAE:
 
     def build(self, key: Key[Array, ""] | None = None) -> Program:
         """Draw the starting weights from ``key`` (default: ``jax.random.key(0)``) and return the program."""
-        from ppl_models.hvae.program import program
-
-        return program(self, jax.random.key(0) if key is None else key)
+        return build(self, key)
 
 
 _DIGITS = Bernoulli(threshold=7.5 / 16, noise=1.0)

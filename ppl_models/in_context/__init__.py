@@ -6,6 +6,7 @@ from ppl_models.in_context.predictors import (
     NormalNormal as NormalNormal,
     conjugate as conjugate,
 )
+from ppl_models.in_context.program import program
 from ppl_models.in_context.rules import RULES as RULES, parse_rule as parse_rule
 from ppl_models.in_context.spec import (
     PRESETS as PRESETS,
@@ -21,6 +22,7 @@ from ppl_models.program import register
 register(
     "in_context",
     InContext,
+    build=program,
     presets=PRESETS,
     paper="Falck, Wang, Holmes, Is In-Context Learning in Large Language Models Bayesian?, ICML 2024, arXiv 2406.00793",
 )

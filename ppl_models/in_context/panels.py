@@ -42,7 +42,7 @@ def panels(spec: InContext, fit: Any, x: Any) -> list[Panel]:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        ours, _ = along(fit.program.predictor(fit.params), z)
+        ours, _ = along(fit.program.exact.predictor(fit.params), z)
         exact, _ = along(spec.exact, z)
         figure = Figure(figsize=(7.2, 3.2), layout="constrained")
         FigureCanvasAgg(figure)

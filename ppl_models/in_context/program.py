@@ -8,12 +8,13 @@ Notation: theta the unknown of one sequence; z_1..z_T its symbols, the site ``x`
 
 Training data are draws of the task.  The set encoder maximises the ELBO averaged over sequences and over a random n
 (``prepare`` hides the tail, as NaN, in training only); the transformer's log-likelihood is -E KL(p || net) plus the
-task's entropy, at all n at once.  Either way the result is a predictive rule, ``Program.predictor``.
+task's entropy, at all n at once.  Either way the result is a predictive rule, ``Program.exact.predictor``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -28,8 +29,9 @@ from numpyro.distributions import constraints
 
 from ppl_models.in_context import checks, panels
 from ppl_models.in_context.neural import FittedSet, FittedTransformer
+from ppl_models.in_context.sequences import batch_size, generative, sampler, seen_part
 from ppl_models.in_context.tasks import Coin, Dice, Gaussian, check_symbols
-from ppl_models.program import Posterior, Predictor, Program, bind
+from ppl_models.program import Exact, Observation, Panel, Posterior, Predictor, Program, Views, bind
 
 if TYPE_CHECKING:
     from ppl_models.in_context.spec import InContext
@@ -39,39 +41,50 @@ def program(spec: InContext, key: Key[Array, ""]) -> Program:
     """Build the network of ``spec`` from ``key`` and put the program together."""
     (length,), task = spec.shape, spec.task
     net = spec.network.make(task, length, nnx.Rngs(key))
-    common: dict[str, Any] = {
-        "spec": spec,
-        "shape": spec.shape,
-        "check_data": lambda x: check_symbols(task, x),
-        "bits_offset": None if task.symbols is None else 0.0,
-        "observation": observation(task, length),
-        "modules": {"network": net},
-        "sampler": sampler(task, length),
-        "panels": lambda fit, x, factors, tree: panels.panels(spec, fit, x),
-    }
+    scored = Observation(
+        observation(task, length),
+        check=lambda x: check_symbols(task, x),
+        bits_offset=None if task.symbols is None else 0.0,
+        sampler=sampler(task, length),
+    )
+
+    def pictures(fit: Any, x: Any, factors: Any, tree: Any) -> list[Panel]:
+        return panels.panels(spec, fit, x)
+
     parts = ", ".join(f"z{i}" for i in (1, 2)) + f", …, z{length}"
     fields = {name: value for name, value in vars(task).items() if name != "kind"}
     prior, likelihood = (text.format(**fields) for text in task.text)
     if spec.network.kind == "set_encoder":
         return Program(
+            spec,
             model=generative(task, length),
             posterior=amortised(task, net),
             latents=("theta",),
-            prepare=hide_tail,
-            density=(f"p(θ, {parts}) = p(θ) ∏ₜ p(zₜ | θ)", f"p(θ) = {prior}", f"p(zₜ | θ) = {likelihood}")
-            + (f"q(θ | z₁…zₙ) = {prior.split('(')[0]}(θ; network({{z₁…zₙ}}))",),
-            predictor=lambda params: FittedSet.of(net, task, params),
-            checks=lambda tree: checks.guide(tree, spec),
-            **common,
-        )
+            shape=spec.shape,
+            observation=replace(scored, prepare=hide_tail),
+            exact=Exact(predictor=lambda params: FittedSet.of(net, task, params)),
+            views=Views(
+                (f"p(θ, {parts}) = p(θ) ∏ₜ p(zₜ | θ)", f"p(θ) = {prior}", f"p(zₜ | θ) = {likelihood}",
+                 f"q(θ | z₁…zₙ) = {prior.split('(')[0]}(θ; network({{z₁…zₙ}}))"),
+                {"network": net},
+                checks=lambda tree: checks.guide(tree, spec),
+                panels=pictures,
+            ),
+        )  # fmt: skip
     return Program(
+        spec,
         model=autoregressive(task, net, length),
         posterior=None,
         latents=(),
-        density=(f"p({parts}) = ∏ₜ p(zₜ | z₁…zₜ₋₁)", f"trained on θ ~ {prior}, zₜ | θ ~ {likelihood}"),
-        predictor=lambda params, capacity=None: FittedTransformer.of(net, task, params, length, capacity),
-        checks=lambda tree: checks.transformer(tree, spec),
-        **common,
+        shape=spec.shape,
+        observation=scored,
+        exact=Exact(predictor=lambda params, capacity=None: FittedTransformer.of(net, task, params, length, capacity)),
+        views=Views(
+            (f"p({parts}) = ∏ₜ p(zₜ | z₁…zₜ₋₁)", f"trained on θ ~ {prior}, zₜ | θ ~ {likelihood}"),
+            {"network": net},
+            checks=lambda tree: checks.transformer(tree, spec),
+            panels=pictures,
+        ),
     )
 
 
@@ -79,18 +92,6 @@ def observation(task: Coin | Dice | Gaussian, length: int) -> str:
     """The line that says what is scored."""
     of = "real numbers" if task.symbols is None else f"symbols out of {task.symbols}"
     return f"sequences of {length} {of}, in order"
-
-
-def sampler(task: Coin | Dice | Gaussian, length: int) -> Callable[[Key[Array, ""], int], Array]:
-    """``(key, n) -> (n, length)``: sequences drawn from the task, as stored."""
-
-    def draw(key: Key[Array, ""], n: int) -> Array:
-        theta_key, z_key = jax.random.split(key)
-        theta = task.prior().sample(theta_key, (n,))
-        z = task.likelihood(theta, length).sample(z_key)
-        return z.astype("float32" if task.symbols is None else "uint8")
-
-    return draw
 
 
 def hide_tail(x: Shaped[Array, "..."], key: Key[Array, ""], training: bool) -> Array:
@@ -102,37 +103,6 @@ def hide_tail(x: Shaped[Array, "..."], key: Key[Array, ""], training: bool) -> A
     return jnp.where(jnp.arange(x.shape[-1]) < n, x, jnp.nan)
 
 
-def _seen(x: ArrayLike) -> tuple[Array, Array]:
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        return x, jnp.ones(x.shape, bool)
-    seen = ~jnp.isnan(x)
-    return jnp.where(seen, x, 0.0), seen
-
-
-def generative(task: Coin | Dice | Gaussian, length: int) -> Callable[..., Any]:
-    """``p(theta) prod_t p(z_t | theta)``, a plate over sequences; entries of ``x`` that are NaN are not scored."""
-
-    def model(x: ArrayLike | None = None, *, size: int | None = None) -> Array:
-        batch = _batch(x, size)
-        with numpyro.plate("data", batch):
-            theta = numpyro.sample("theta", task.prior(), infer={"ctx": None})
-            symbols = task.likelihood(theta, length)
-            if x is None:
-                return numpyro.sample("x", symbols.to_event(1))
-            z, seen = _seen(x)
-            z = z if task.symbols is None else z.astype(jnp.int32)
-            return numpyro.sample("x", symbols.mask(seen).to_event(1), obs=z)
-
-    return model
-
-
-def _batch(x: ArrayLike | None, size: int | None) -> int:
-    if x is None and size is None:
-        raise ValueError("the model needs data x or a size: model(x) scores x, model(size=n) draws n fresh sequences")
-    return jnp.shape(x)[0] if x is not None else size  # type: ignore[return-value]
-
-
 def amortised(task: Coin | Dice | Gaussian, net: nnx.Module) -> Callable[..., Posterior]:
     """``q(theta | z_{1:n})`` of a set encoder: the symbols that are not NaN, in any order."""
 
@@ -140,7 +110,7 @@ def amortised(task: Coin | Dice | Gaussian, net: nnx.Module) -> Callable[..., Po
         del size
         if x is None:
             raise ValueError("the posterior q(theta | z) needs data x; for draws of the prior run the model alone")
-        q = task.posterior(bind("network", net)(*_seen(x)))
+        q = task.posterior(bind("network", net)(*seen_part(x)))
         return lambda site, ctx: q
 
     return posterior
@@ -184,7 +154,7 @@ def autoregressive(task: Coin | Dice | Gaussian, net: nnx.Module, length: int) -
     """The prior-fitted network as a program: one observed site and no latent."""
 
     def model(x: ArrayLike | None = None, *, size: int | None = None) -> Array:
-        batch = _batch(x, size)
+        batch = batch_size(x, size)
         live = bind("network", net)
         rule = FittedTransformer.live(live, task, length)
         with numpyro.plate("data", batch):

@@ -10,17 +10,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from flax import nnx
 from jaxtyping import Array, Key
 from pydantic import Field
 
+from ppl_models.in_context import sequences
 from ppl_models.in_context.networks import SequenceNet, SetNet
+from ppl_models.in_context.predictors import conjugate
 from ppl_models.in_context.tasks import Coin as Coin, Dice as Dice, Gaussian as Gaussian, Task
-
-if TYPE_CHECKING:
-    from ppl_models.program import Program
+from ppl_models.program import Program, build
 
 
 def _whole(self: Any, *names: str) -> None:
@@ -120,23 +120,16 @@ class InContext:
     @cached_property
     def exact(self) -> Any:
         """The exact Bayes predictor of the task, found by tracing its program; it also has ``posterior(state)``."""
-        from ppl_models.in_context.predictors import conjugate
-        from ppl_models.in_context.program import generative
-
-        return conjugate(generative(self.task, self.shape[0]), size=1)
+        return conjugate(sequences.generative(self.task, self.shape[0]), size=1)
 
     @property
     def sampler(self) -> Callable[[Key[Array, ""], int], Array]:
         """``(key, n) -> (n, T)``: fresh stored sequences drawn from the task; a data source for ``inference.fit``."""
-        from ppl_models.in_context.program import sampler
-
-        return sampler(self.task, self.shape[0])
+        return sequences.sampler(self.task, self.shape[0])
 
     def build(self, key: Key[Array, ""]) -> Program:
         """Build the program; ``key`` seeds the network's weights."""
-        from ppl_models.in_context.program import program
-
-        return program(self, key)
+        return build(self, key)
 
 
 PRESETS = MappingProxyType(

@@ -4,6 +4,7 @@ from ppl_models.distributions import Bernoulli, Categorical, GreyBernoulli, Norm
 from ppl_models.mfcvae.explicit import explicit
 from ppl_models.mfcvae.networks import MLP, Concat, ConvLadder, GatedAdd, Layers, MLPLadder, NormAdd
 from ppl_models.mfcvae.observed import pack
+from ppl_models.mfcvae.program import program
 from ppl_models.mfcvae.progressive import Progressive
 from ppl_models.mfcvae.spec import MFCVAE, PRESETS, Dirichlet, Facet
 from ppl_models.mfcvae.use import assign, assignment_table, decode, encode, sample, swap, top_examples, traverse
@@ -41,6 +42,7 @@ __all__ = [
 register(
     "mfcvae",
     MFCVAE,
+    build=program,
     presets=PRESETS,
     paper="Falck et al., Multi-Facet Clustering Variational Autoencoders, NeurIPS 2021, arXiv 2106.05241",
 )

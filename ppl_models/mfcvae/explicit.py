@@ -35,7 +35,7 @@ def explicit(program: Program) -> Any:
 
     def model(x: ArrayLike | None = None, *, size: int | None = None) -> Any:
         batch, pixels, labels = arrange(spec, x, size)
-        decode = bind("decoder", program.modules["decoder"])
+        decode = bind("decoder", program.views.modules["decoder"])
         parameters = numpyro.param("likelihood", starts["likelihood"]) if "likelihood" in starts else {}
         zs = []
         with numpyro.plate("data", batch):

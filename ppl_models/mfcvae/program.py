@@ -32,7 +32,7 @@ from ppl_models.mfcvae import checks, observed, panels
 from ppl_models.mfcvae.mixture import initial, mixture
 from ppl_models.mfcvae.refit import events
 from ppl_models.mfcvae.views import VIEWS
-from ppl_models.program import Posterior, Program, bind, commit, knob
+from ppl_models.program import Observation, Posterior, Program, Training, Views, bind, commit, knob
 
 if TYPE_CHECKING:
     from ppl_models.mfcvae.spec import MFCVAE
@@ -63,7 +63,7 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
         for facet, facet_key in zip(spec.facets, facet_keys, strict=True)
     }
     names = tuple(mixtures)
-    known = observed.labelled(spec)
+    known, modules = observed.labelled(spec), {"encoder": encoder, "decoder": decoder}
     posterior = amortised(spec, encoder)
     return Program(
         spec=spec,
@@ -72,21 +72,27 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
         latents=tuple(f"z_{name}" for name in names),
         observed=("x", *(f"c_{name}" for name in known)),
         shape=observed.stored_shape(spec),
-        prepare=lambda x, key, training: observed.prepare(spec, x, key, training),
-        check_data=lambda x: observed.check(spec, x),
-        observation=observation(spec),
-        bits_offset=None if known or spec.missing else spec.likelihood.bits_offset(spec.levels),
-        density=density(spec),
-        knobs={
-            **{f"fade_{name}": 1.0 for name in names},
-            **({"dirichlet": 0.0} if spec.dirichlet else {}),
-            **({"batch_statistics": 0.0} if _batch_norm(spec) else {}),
-        },
-        weights=schedules(spec),
-        events=events(spec, posterior, {"encoder": encoder, "decoder": decoder}),
-        modules={"encoder": encoder, "decoder": decoder},
-        checks=lambda tree: checks.checks(tree, names),
-        panels=lambda fit, x, factors, tree: panels.panels(spec, fit, observed.unpack(spec, x)[0], factors, tree),
+        observation=Observation(
+            observation(spec),
+            prepare=lambda x, key, training: observed.prepare(spec, x, key, training),
+            check=lambda x: observed.check(spec, x),
+            bits_offset=None if known or spec.missing else spec.likelihood.bits_offset(spec.levels),
+        ),
+        training=Training(
+            knobs={
+                **{f"fade_{name}": 1.0 for name in names},
+                **({"dirichlet": 0.0} if spec.dirichlet else {}),
+                **({"batch_statistics": 0.0} if _batch_norm(spec) else {}),
+            },
+            weights=schedules(spec),
+            events=events(spec, posterior, modules),
+        ),
+        views=Views(
+            density(spec),
+            modules,
+            checks=lambda tree: checks.checks(tree, names),
+            panels=lambda fit, x, factors, tree: panels.panels(spec, fit, observed.unpack(spec, x)[0], factors, tree),
+        ),
     )
 
 

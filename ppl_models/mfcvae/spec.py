@@ -10,9 +10,8 @@ import dataclasses
 import keyword
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-import jax
 from jaxtyping import Array, Key
 from pydantic import Field
 
@@ -21,9 +20,7 @@ from ppl_models.mfcvae.mixture import Covariance
 from ppl_models.mfcvae.networks import MLP, ConvLadder, Layers, LayoutSpec, MLPLadder
 from ppl_models.mfcvae.progressive import Progressive
 from ppl_models.mfcvae.views import VIEWS
-
-if TYPE_CHECKING:
-    from ppl_models.program import Program
+from ppl_models.program import Program, build
 
 Likelihood = Annotated[Bernoulli | GreyBernoulli | Normal | Categorical, Field(discriminator="kind")]
 
@@ -207,9 +204,7 @@ class MFCVAE:
 
     def build(self, key: Key[Array, ""] | None = None) -> Program:
         """Draw the starting weights from ``key`` (default: ``jax.random.key(0)``) and return the program."""
-        from ppl_models.mfcvae.program import program
-
-        return program(self, jax.random.key(0) if key is None else key)
+        return build(self, key)
 
 
 TINY = MFCVAE(

@@ -328,7 +328,7 @@ def data_init(
     """Rescale every linear map in place, first to last, to outputs of mean 0 and deviation ``target`` on a batch ``x``.
 
     The published start of the convolutional models (Salimans and Kingma 2016, arXiv 1602.07868).  ``x`` as the model
-    scores it; call it on ``program.modules`` before the fit.  ``z`` is drawn from the posteriors that it makes.
+    scores it; call it on ``program.views.modules`` before the fit.  ``z`` is drawn from the posteriors that it makes.
     """
 
     def run(encoder: ConvLadderEncoder, decoder: ConvLadderDecoder, x: Array, key: Array) -> None:

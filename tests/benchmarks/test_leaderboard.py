@@ -9,7 +9,7 @@ import pytest
 from benchmarks import leaderboard
 from inference import compare, exact_table
 from inference.checking.classical import evaluated
-from ppl_models.program import Program
+from ppl_models.program import Observation, Program
 
 X = np.random.default_rng(0).integers(0, 17, (6, 8, 8)).astype("uint8")
 
@@ -36,7 +36,7 @@ def test_a_group_scores_the_same_numbers_in_the_same_units(programs):
 
 
 def test_claims_say_what_the_tables_say():
-    program = Program(None, lambda x=None: None, None, (), (8, 8), observation="pixels", bits_offset=1.0)
+    program = Program(None, lambda x=None: None, None, (), (8, 8), observation=Observation("pixels", bits_offset=1.0))
     log_px = np.array([-64.0, -65.0, -66.0, -65.0, -64.0, -66.0]) * math.log(2)
     tables = {"deep": exact_table(program, X, log_px), "flat": exact_table(program, X, log_px - [1, 2, 1, 2, 1, 2])}
     ranked = compare(tables)

@@ -60,8 +60,8 @@ def test_a_guide_that_returns_the_prior_is_seen_by_the_likelihood_only(coin):
 def test_forward_kl_scores_the_latents_under_the_guide(coin):
     program, rows = forward_kl(coin), simulator(coin)(KEY, 5)
     assert program.shape == (9,) and program.observed == ("theta",)
-    params, _, _ = init_params(program, KEY, program.prepare(rows, KEY, False))
-    loss, terms = fused_elbo(program, params, KEY, program.prepare(rows, KEY, False))
+    params, _, _ = init_params(program, KEY, program.observation.prepare(rows, KEY, False))
+    loss, terms = fused_elbo(program, params, KEY, program.observation.prepare(rows, KEY, False))
     q = _posterior(coin, params, rows[:, :8])
     assert float(loss) == pytest.approx(-float(q.log_prob(rows[:, 8]).mean()), rel=1e-5)
     assert set(terms.log_lik) == {"theta"} and not terms.kl

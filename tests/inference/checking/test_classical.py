@@ -13,15 +13,16 @@ from inference import baselines, compare, evidence, exact_table
 from inference.checking.classical import categorical_mixture, evaluated, gaussian, gaussian_mixture, ppca
 from inference.fitting import Fit
 from ppl_models.mfcvae import PRESETS, Bernoulli, Normal
-from ppl_models.program import Program
+from ppl_models.program import Exact, Observation, Program
 from tests.toy import PPCA, maximum_log_likelihood, toy_data
 
 KEY = jax.random.key(0)
 DIGITS = np.random.default_rng(0).integers(0, 17, (60, 8, 8)).astype("uint8")
 
 
-def program(observation="x", *, shape=(3,), offset=0.0, **more) -> Program:
-    return Program(None, lambda x=None: None, None, (), shape, observation=observation, bits_offset=offset, **more)
+def program(line="x", *, shape=(3,), offset=0.0, exact=None, **more) -> Program:
+    scored = Observation(line, bits_offset=offset, **more)
+    return Program(None, lambda x=None: None, None, (), shape, observation=scored, exact=Exact(exact))
 
 
 def test_gaussian_and_ppca_are_the_closed_forms():
@@ -57,7 +58,7 @@ def test_the_noise_is_that_of_the_evidence_under_the_same_key():
     like = Normal(dequantise=True)
     mean = program(
         shape=(8, 8), offset=math.log2(17), prepare=lambda x, key, training: like.prepare(x, key, training, 17),
-        log_prob=lambda params, key, x: x.sum((1, 2)),
+        exact=lambda params, key, x: x.sum((1, 2)),
     )  # fmt: skip
     table = evidence(Fit(mean, {}, {}, None, {}), DIGITS, key=KEY, progress=False)
     np.testing.assert_allclose(evaluated(mean, DIGITS, KEY).sum(1), table["log_px"], rtol=1e-5)

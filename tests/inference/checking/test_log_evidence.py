@@ -13,7 +13,7 @@ from scipy.special import logsumexp
 
 from inference.checking.log_evidence import COLUMNS, evidence, read_evidence, save_evidence, summarise
 from inference.fitting import Fit
-from ppl_models.program import Program
+from ppl_models.program import Exact, Observation, Program
 from tests.closed_forms import linear_gaussian_program, mixture_program
 
 KEY = jax.random.key(0)
@@ -69,7 +69,7 @@ def test_columns_are_the_documented_statistics():
 def test_numbers_depend_on_key_and_row_not_on_the_chunk_or_later_rows():
     form = linear_gaussian_program()
     noisy = lambda x, key, training: x + 0.1 * jax.random.normal(key, x.shape)  # noqa: E731
-    fit = replace(form.fit, program=replace(form.program, prepare=noisy))
+    fit = replace(form.fit, program=replace(form.program, observation=Observation(prepare=noisy)))
     x = form.sample(jax.random.key(7), 11)
     whole = score(fit, x, particles=30)
     for chunk in (7, 64):
@@ -111,7 +111,7 @@ def test_trained_parameters_and_state_are_the_ones_scored():
 def test_a_programs_own_log_prob_is_used():
     form = linear_gaussian_program()
     exact = lambda params, key, x: params["W"][0, 0] + x.sum(-1)  # noqa: E731
-    fit = replace(form.fit, program=replace(form.program, log_prob=exact))
+    fit = replace(form.fit, program=replace(form.program, exact=Exact(exact)))
     x = form.sample(jax.random.key(7), 9)
     table = score(fit, x, chunk=4)
     np.testing.assert_allclose(table["log_px"], exact(form.params, None, x), rtol=1e-5)

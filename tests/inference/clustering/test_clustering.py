@@ -15,7 +15,7 @@ from inference.clustering import Run, calibration_error, cross_facets, hungarian
 from inference.reporting import drawn as _drawn
 from inference.reporting.clusterings import clusterings
 from inference.reporting.figures import choice
-from ppl_models.program import Program
+from ppl_models.program import Observation, Program
 
 KEY = jax.random.key(0)
 PAIR = (clustering.adjusted_rand, clustering.normalised_mutual_information)
@@ -242,7 +242,7 @@ def test_stability_refuses_other_data():
 def table_of(mean, seed, *, n=N, observation="x"):
     """An evidence table: all runs share what is hard in the data, a tenth of a nat is their own."""
     log_px = mean + np.random.default_rng(99).normal(0, 5, n) + np.random.default_rng(seed).normal(0, 0.1, n)
-    program = Program(None, lambda x=None: None, None, (), (1,), observation=observation)
+    program = Program(None, lambda x=None: None, None, (), (1,), observation=Observation(observation))
     return exact_table(program, np.zeros((n, 1), "uint8"), log_px)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from inference.fitting import fit, load, resume
-from ppl_models.program import Event, Program
+from ppl_models.program import Event, Program, Training
 from tests.toy import PPCA, toy_data
 
 KEY = jax.random.key(3)
@@ -30,7 +30,7 @@ class Eventful(PPCA):
             return {"s": jnp.std(x) * jnp.exp(0.1 * jax.random.normal(key))}
 
         events = tuple(Event(step, "setting s", apply, size=100) for step in (10, 20))
-        return dataclasses.replace(super().build(key), events=events)
+        return dataclasses.replace(super().build(key), training=Training(events=events))
 
 
 def leaves(fitted: Any) -> list[np.ndarray]:
@@ -80,7 +80,9 @@ def test_a_resumed_run_repeats_its_events_exactly(tmp_path: Path) -> None:
     ],
 )
 def test_an_event_that_changes_what_it_must_not_is_refused(changed: dict[str, Any], message: str) -> None:
-    program = dataclasses.replace(PPCA().build(KEY), events=(Event(0, "breaking", lambda p, x, k: changed),))
+    program = dataclasses.replace(
+        PPCA().build(KEY), training=Training(events=(Event(0, "breaking", lambda p, x, k: changed),))
+    )
     with pytest.raises(ValueError, match=message):
         fit(program, toy_data(), steps=2, batch_size=32, key=KEY, progress=False)
 

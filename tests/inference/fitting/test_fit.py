@@ -20,7 +20,7 @@ from inference.fitting import Fit, checkpoint, fit, load, resume
 from inference.fitting.objectives import fused_elbo
 from inference.fitting.sources import ArraySource, as_source
 from inference.fitting.trainer import Trainer, make_optimizer, scheduled
-from ppl_models.program import Program, bind, knob
+from ppl_models.program import Program, Training, bind, knob
 from tests.toy import PPCA, maximum_log_likelihood, register_toy, toy_data
 
 KEY = jax.random.key(3)
@@ -192,7 +192,12 @@ def test_weights_are_linear_in_the_loss_and_compile_once(program: Program, x: np
 def test_schedules_reach_the_program_and_names_are_checked(program: Program, x: np.ndarray) -> None:
     with pytest.warns(UserWarning, match="knob 'fade' ended at 0.5"):
         run(program, x, weights={"fade": optax.linear_schedule(0.0, 0.5, 20), "kl": 0.5})
-    run(dataclasses.replace(program, weights={"fade": lambda step: 0.5}), x)  # the family's own: no warning
+    run(
+        dataclasses.replace(
+            program, training=dataclasses.replace(program.training, weights={"fade": lambda step: 0.5})
+        ),
+        x,
+    )  # the family's own: no warning
     with pytest.raises(ValueError, match=r"unknown weight 'fadee' \(did you mean 'fade'\?\)"):
         run(program, x, weights={"fadee": 1.0})
 
@@ -294,7 +299,7 @@ def test_batch_statistics_are_trained_and_kept(x: np.ndarray) -> None:
         with numpyro.plate("data", x.shape[0]):
             numpyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
 
-    program = Program(None, model, None, (), (4,), knobs={"running": 0.0})
+    program = Program(None, model, None, (), (4,), training=Training({"running": 0.0}))
     result = run(program, x, batch_size=256, steps=20)
     np.testing.assert_allclose(result.mutable["norm$state"]["state"]["mean"], x.mean(0), rtol=1e-3)
 

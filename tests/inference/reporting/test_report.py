@@ -17,7 +17,7 @@ from inference.fitting import Fit
 from inference.reporting import drawn as _drawn
 from inference.reporting.run_page import compare_report, report
 from ppl_models.program import Check, Panel
-from tests.inference.X.test_criticism import fitted
+from tests.inference.checking.test_criticism import fitted
 from tests.toy import register_toy, toy_data
 
 KEY = jax.random.key(0)
@@ -138,8 +138,8 @@ def test_the_page_loads_nothing_and_its_pictures_are_inside(page: Path) -> None:
 def test_the_page_says_what_was_declared_and_what_was_found(page: Path, fit: Fit) -> None:
     said = Page(page).said
     assert "test_ppca fitted to <b>toy</b> & co" in said
-    assert fit.program.density[0] in said
-    assert fit.program.observation in said
+    assert fit.program.views.density[0] in said
+    assert fit.program.observation.line in said
     for what in ("Verdict", "Training", "Diagnosis", "Pareto k-hat > 0.7", "rate of z", "open_datatree"):
         assert what in said
     assert "history.csv" not in said  # only what lies beside the page is listed

@@ -36,14 +36,14 @@ def table():
     params = jax.tree.map(lambda leaf: leaf, params)
     params["denoiser$params"]["table"] = jnp.asarray(logits / TABLE_RATE)
     k = jnp.asarray(np.random.default_rng(1).integers(0, 5, (32, 3)))
-    x = program.prepare(k.astype("uint8"), jax.random.key(2), False)
+    x = program.observation.prepare(k.astype("uint8"), jax.random.key(2), False)
     log_p = jax.nn.log_softmax(logits)[np.arange(3), k] + math.log(5)
     return program, params, x, log_p.sum(1)
 
 
 def test_with_a_silent_network_the_density_is_the_table_of_frequencies(table):
     program, params, x, exact = table
-    errors = jax.jit(program.log_prob)(params, KEY, x) - exact
+    errors = jax.jit(program.exact.log_prob)(params, KEY, x) - exact
     assert float(jnp.sqrt((errors**2).mean())) < 0.05 and abs(float(errors.mean())) < 0.02
 
 
@@ -71,7 +71,7 @@ def test_a_silent_network_over_real_data_is_a_normal_exactly():
     program, params = start(REAL)
     x = 3 * jax.random.normal(KEY, (16, 2))
     exact = dist.Normal(1.0, 2.0).log_prob(x).sum(1)
-    np.testing.assert_allclose(jax.jit(program.log_prob)(params, KEY, x), exact, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(program.exact.log_prob)(params, KEY, x), exact, rtol=1e-5)
     np.testing.assert_allclose(jax.jit(lambda key: bound(program, params, key, x))(KEY), exact, rtol=1e-5)
     drawn = handlers.seed(handlers.substitute(program.model, data=params), KEY)(size=2000)
     np.testing.assert_allclose([drawn.mean(), drawn.std()], [1.0, 2.0], atol=0.1)
@@ -129,8 +129,11 @@ def test_bits_offset_and_the_observation_line():
     spec = resolve("diffusion:digits")
     program = spec.build(KEY)
     # Uniform pixels have density 1 on [0, 1]: log2(17) bits each.
-    assert program.bits_offset == pytest.approx(math.log2(17)) and REAL.build(KEY).bits_offset is None
-    assert program.observation == Normal(dequantise=True).observation((8, 8), 17)
+    assert (
+        program.observation.bits_offset == pytest.approx(math.log2(17))
+        and REAL.build(KEY).observation.bits_offset is None
+    )
+    assert program.observation.line == Normal(dequantise=True).observation((8, 8), 17)
 
 
 def test_learning_reaches_the_frequencies_and_their_dependence():
@@ -140,7 +143,7 @@ def test_learning_reaches_the_frequencies_and_their_dependence():
     spec = dataclasses.replace(GREY, network=MLP(width=32, depth=1, embedding=16))
     program = spec.build(KEY)
     fitted = fit(program, data, steps=400, batch_size=128, learning_rate=1e-2, key=KEY, average=0.98, progress=False)
-    x = program.prepare(jnp.asarray(data[:128]), jax.random.key(3), False)
+    x = program.observation.prepare(jnp.asarray(data[:128]), jax.random.key(3), False)
     found = jax.jit(lambda key: bound(program, fitted.params, key, x, draws=64))(KEY)
     # Entropy log 5 once, not twice: independent pixels would reach 2 log 5 at best.
     ideal = 3 * math.log(5) - math.log(5)
@@ -152,7 +155,7 @@ def test_panels_draw():
     data = np.random.default_rng(0).integers(0, 17, (12, 8, 8)).astype("uint8")
     fitted = fit(spec.build(KEY), data, steps=1, batch_size=4, key=KEY, progress=False)
     names = []
-    for panel in fitted.program.panels(fitted, data, None, None):
+    for panel in fitted.program.views.panels(fitted, data, None, None):
         figure = panel.draw()
         names.append(panel.name)
         assert figure.axes and "Good:" in panel.caption
@@ -176,9 +179,12 @@ def test_specs_round_trip_and_partial_files_keep_defaults():
         (lambda: Diffusion((7, 8), network=UNet()), "multiples of 2"),
         (lambda: UNet(widths=()), "must be positive"),
         (lambda: MLP(width=0), "width must be at least 1"),
-        (lambda: GREY.build(KEY).check_data(np.full((4, 3), 5)), "grey levels 0..4"),
-        (lambda: GREY.build(KEY).check_data(np.full((4, 3), 2.5)), "whole grey levels"),
-        (lambda: REAL.build(KEY).check_data(1000 * np.random.default_rng(0).normal(size=(9, 2))), "standard deviation"),
+        (lambda: GREY.build(KEY).observation.check(np.full((4, 3), 5)), "grey levels 0..4"),
+        (lambda: GREY.build(KEY).observation.check(np.full((4, 3), 2.5)), "whole grey levels"),
+        (
+            lambda: REAL.build(KEY).observation.check(1000 * np.random.default_rng(0).normal(size=(9, 2))),
+            "standard deviation",
+        ),
         (lambda: REAL.build(KEY).model(), "needs data x or a size"),
     ],
 )

@@ -37,7 +37,7 @@ def program():
 
 
 def verdict(program, *arguments):
-    (line,) = program.checks(tree(*arguments))
+    (line,) = program.views.checks(tree(*arguments))
     return line
 
 
@@ -108,7 +108,7 @@ def test_sharing_all_levels_leaves_one_image(fit):
 
 
 def test_panels_draw(program, fit):
-    panels = program.panels(fit, np.zeros((N, 4, 4), "uint8"), {}, tree((1.0, 2.0, 0.5)))
+    panels = program.views.panels(fit, np.zeros((N, 4, 4), "uint8"), {}, tree((1.0, 2.0, 0.5)))
     assert [p.name for p in panels] == ["state_norm", "what_levels_add", "what_levels_leave_open"]
     assert "100% of steps rise" in panels[0].caption
     for panel in panels:

@@ -26,7 +26,7 @@ def quick(function):
 
 
 def count(spec):
-    modules = spec.build(KEY).modules.values()
+    modules = spec.build(KEY).views.modules.values()
     return sum(leaf.size for module in modules for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
 
 
@@ -137,7 +137,7 @@ def test_the_norm_is_recorded_once_a_level(sites):
 def test_near_the_start_a_datum_costs_log_two_a_pixel():
     program = PRESETS["digits8"].build(KEY)
     x, _ = datasets.load("digits", "train", n=32)
-    x = program.prepare(jnp.asarray(x), KEY, False)
+    x = program.observation.prepare(jnp.asarray(x), KEY, False)
     loss, terms = quick(lambda key: fused_elbo(program, {}, key, x))(KEY)
     assert 43.0 < float(loss) < 47.0  # 64 ln 2 = 44.4
     assert sum(map(float, terms.kl.values())) < 1.0
@@ -149,7 +149,7 @@ def test_tied_cells_are_untied_cells_with_equal_weights(conv):
     whole = CONV.build(KEY)
     modules = {}
     for name, parts in (("encoder", ("blocks", "posteriors")), ("decoder", ("cells",))):
-        small, big = program.modules[name], nnx.clone(whole.modules[name])
+        small, big = program.views.modules[name], nnx.clone(whole.modules[name])
         small_state, big_state = (
             nnx.to_pure_dict(nnx.state(small, nnx.Param)),
             nnx.to_pure_dict(nnx.state(big, nnx.Param)),
@@ -178,7 +178,7 @@ def test_dropout_acts_in_training_only():
 
     off, on, reference = losses(KEY)
     assert off == reference and on != off
-    assert program.knobs == {"dropout": 0.0} and program.weights["dropout"](7) == 0.5
+    assert program.training.knobs == {"dropout": 0.0} and program.training.weights["dropout"](7) == 0.5
 
 
 def test_overflowing_spreads_leave_the_objective_finite():
@@ -209,9 +209,9 @@ def test_any_shape_and_number_of_channels(shape):
     spec = dataclasses.replace(PRESETS["tiny"], shape=shape, likelihood=Normal(dequantise=True, learned=True))
     x = np.random.default_rng(0).integers(0, 17, (6, *shape)).astype("uint8")
     program = spec.build(KEY)
-    draw = quick(lambda x: joint_draw(program, {}, KEY, program.prepare(x, KEY, False)))(x)
+    draw = quick(lambda x: joint_draw(program, {}, KEY, program.observation.prepare(x, KEY, False)))(x)
     assert draw.mean["x"].shape == x.shape and np.isfinite(draw.log_weight).all()
-    assert program.bits_offset == np.log2(17)
+    assert program.observation.bits_offset == np.log2(17)
 
 
 def test_the_model_without_data_or_size_says_what_it_needs():
@@ -231,7 +231,7 @@ def test_collapsed_levels_are_named_and_a_healthy_hierarchy_passes():
         program = PRESETS[name].build(KEY)
         fitted = fit(program, x[:1350], batch_size=64, key=jax.random.key(1), progress=False, **arguments)
         tree = posterior(fitted, test[:150], draws=40, key=KEY, predictive_draws=0, progress=False)
-        (lines[name],) = program.checks(tree)
+        (lines[name],) = program.views.checks(tree)
         if name == "digits":
             table = evidence(fitted, test, particles=64, key=KEY, progress=False)
             assert table["log_px"].mean() > -18

@@ -27,11 +27,11 @@ SMALL = PriorFitted(width=8, layers=1, heads=2, hidden=8)
 
 
 def params(program):
-    return {"network$params": nnx.to_pure_dict(nnx.split(program.modules["network"])[1])}
+    return {"network$params": nnx.to_pure_dict(nnx.split(program.views.modules["network"])[1])}
 
 
 def symbols(program, n, key=KEY):
-    z = program.sampler(key, n)
+    z = program.observation.sampler(key, n)
     return z.astype("float32" if program.spec.levels is None else "int32")
 
 
@@ -44,7 +44,7 @@ def test_published_parameter_counts():
 @pytest.mark.parametrize("task, positions", [*zip(TASKS, (True, False, False), strict=True)], ids=lambda t: str(t)[:5])
 def test_the_transformer_scores_in_parallel_what_it_says_step_by_step(task, positions):
     program = InContext(task, dataclasses.replace(SMALL, positions=positions), shape=(6,)).build(KEY)
-    z, rule = symbols(program, 3), program.predictor(params(program))
+    z, rule = symbols(program, 3), program.exact.predictor(params(program))
 
     def along(row, read):
         def step(state, z):
@@ -87,13 +87,13 @@ def test_the_transformer_is_a_distribution_over_sequences():
 
 def test_its_tree_is_that_of_its_probabilities():
     program = InContext(Coin(), SMALL, shape=(8,)).build(KEY)
-    rule = program.predictor(params(program))
+    rule = program.exact.predictor(params(program))
     tree = exact_tree(rule, np.array([1, 0, 1]), depth=3)
     p = rule.predict(rule.init(jnp.array([1, 0, 1, 0, 1]))).probs
     assert tree.nodes[2][1, 1] == pytest.approx(float(p), abs=1e-5)
     with pytest.raises(ValueError, match="holds 8 symbols, a context of 3 and 6 further ones need 9"):
         exact_tree(rule, np.array([1, 0, 1]), depth=6)
-    longer = program.predictor(params(program), capacity=30)
+    longer = program.exact.predictor(params(program), capacity=30)
     assert predictive_paths(longer, np.array([1, 0, 1]), steps=20, paths=2, key=KEY).z.shape == (2, 20)
     with_positions = InContext(Coin(), dataclasses.replace(SMALL, positions=True), shape=(8,)).build(KEY)
     with pytest.raises(ValueError, match="capacity 9 exceeds the 8 symbols"):
@@ -103,7 +103,7 @@ def test_its_tree_is_that_of_its_probabilities():
 @pytest.mark.parametrize("task", TASKS, ids=lambda t: t.kind)
 def test_the_set_encoder_rule_is_the_programs_posterior_in_any_order(task):
     program = InContext(task, SetEncoder(width=8), shape=(5,)).build(KEY)
-    z, rule = symbols(program, 2), program.predictor(params(program))
+    z, rule = symbols(program, 2), program.exact.predictor(params(program))
 
     @jax.jit
     def three(z):
@@ -163,7 +163,7 @@ def test_data_are_checked():
     with pytest.raises(ValueError, match="alpha must be positive"):
         Dice((1.0, -1.0))
     with pytest.raises(ValueError, match=r"params has no 'network\$params'"):
-        program.predictor({})
+        program.exact.predictor({})
 
 
 def test_checks_see_a_guide_that_is_off_and_a_network_that_is_not_trained(tmp_path):
@@ -192,9 +192,9 @@ def test_the_sampler_draws_the_task():
 @pytest.mark.parametrize("preset", ["tiny", "tiny_transformer"])
 def test_trained_on_its_own_draws_through_fit_and_read_back_as_a_rule(preset, tmp_path):
     program = resolve(f"in_context:{preset}").build(KEY)
-    fit(program, program.sampler, steps=3, batch_size=4, key=KEY, out=tmp_path / "run", progress=False)
+    fit(program, program.observation.sampler, steps=3, batch_size=4, key=KEY, out=tmp_path / "run", progress=False)
     again = load(tmp_path / "run")
-    rule = again.program.predictor(again.params)
+    rule = again.program.exact.predictor(again.params)
     moved = rule.predict(rule.init(jnp.array([1, 0]))).probs
-    fresh = program.predictor(params(program))
+    fresh = program.exact.predictor(params(program))
     assert 0 < moved < 1 and moved != fresh.predict(fresh.init(jnp.array([1, 0]))).probs

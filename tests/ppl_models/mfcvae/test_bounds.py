@@ -43,7 +43,7 @@ def test_the_five_term_loss_of_the_paper_is_the_marginal_form_in_mid_fade(covari
     J = len(covariances)
     facets = tuple(Facet(f"f{j}", 1 + j, 2 + j, covariance) for j, covariance in enumerate(covariances))
     program = MFCVAE(facets, (3,), levels=17, network=MLP((4,))).build(KEY)
-    x = program.prepare(jnp.arange(6, dtype="uint8").reshape(2, 3), KEY, False)
+    x = program.observation.prepare(jnp.arange(6, dtype="uint8").reshape(2, 3), KEY, False)
     start, _, _ = init_params(program, KEY, x)
 
     @jax.jit
@@ -212,7 +212,7 @@ def test_a_known_mixture_is_recovered_through_an_identity_decoder():
 
     from ppl_models.mfcvae.program import amortised, generative
     from ppl_models.mfcvae.refit import events
-    from ppl_models.program import Program
+    from ppl_models.program import Program, Training
 
     class Identity(nnx.Module):
         def __call__(self, zs, fades):
@@ -237,7 +237,7 @@ def test_a_known_mixture_is_recovered_through_an_identity_decoder():
     posterior = amortised(spec, Posterior())
     program = Program(
         spec, generative(spec, Identity(), {"a": start}), posterior, ("z_a",), (2,),
-        events=events(spec, posterior, {}),
+        training=Training(events=events(spec, posterior, {})),
     )  # fmt: skip
     fitted = fit(program, x, steps=400, batch_size=1000, learning_rate=0.01, key=KEY, progress=False)
     found = mixture(fitted.params["mixture_a"])

@@ -40,7 +40,7 @@ def program():
 
 
 def verdicts(program, posterior):
-    return {c.check: c.verdict for c in program.checks(posterior)}
+    return {c.check: c.verdict for c in program.views.checks(posterior)}
 
 
 STYLE, DIGIT = np.arange(N) % 3, np.arange(N) // 10
@@ -138,7 +138,7 @@ def fit(program):
 def test_panels_draw(program, fit):
     x = np.random.default_rng(0).integers(0, 17, (N, 8, 8)).astype("uint8")
     factors = {"digit": DIGIT, "hand": np.array(["left", "right"])[np.arange(N) % 2], "id": np.arange(N)}
-    panels = program.panels(fit, x, factors, tree(STYLE, DIGIT))
+    panels = program.views.panels(fit, x, factors, tree(STYLE, DIGIT))
     assert [p.name for p in panels] == [
         "assignments", *(f"{name}_{kind}" for name in ("style", "digit")
                          for kind in ("examples", "samples", "swaps", "traversal")), "agreement", "clusters_by_factor",
@@ -152,7 +152,7 @@ def test_panels_draw(program, fit):
 
 def test_panels_without_factors_or_images(program, fit):
     x = np.zeros((N, 8, 8), "uint8")
-    assert [p.name for p in program.panels(fit, x, None, tree(STYLE, DIGIT))][-1] == "agreement"
+    assert [p.name for p in program.views.panels(fit, x, None, tree(STYLE, DIGIT))][-1] == "agreement"
 
 
 def test_mosaic_places_tiles_between_seams():

@@ -25,7 +25,7 @@ def size(tree):
 
 def networks(program):
     """Parameters of encoder and decoder by part."""
-    encoder, decoder = (nnx.state(program.modules[name], nnx.Param) for name in ("encoder", "decoder"))
+    encoder, decoder = (nnx.state(program.views.modules[name], nnx.Param) for name in ("encoder", "decoder"))
     norms = {
         name: size([leaf for path, leaf in jax.tree.leaves_with_path(state) if "norm" in jax.tree_util.keystr(path)])
         for name, state in (("encoder", encoder), ("decoder", decoder))

@@ -31,8 +31,8 @@ def spec_of(**more):
 
 def drawn(spec, x):
     program = spec.build(KEY)
-    program.check_data(x)
-    ready = program.prepare(jnp.asarray(x), KEY, False)
+    program.observation.check(x)
+    ready = program.observation.prepare(jnp.asarray(x), KEY, False)
     params, _, _ = init_params(program, KEY, ready)
     return program, params, ready, joint_draw(program, params, KEY, ready)
 
@@ -49,7 +49,7 @@ def test_a_known_cluster_is_scored_by_its_responsibility_and_an_unknown_one_by_n
     plain = dataclasses.replace(spec, facets=(FACETS[0], dataclasses.replace(FACETS[1], labelled=False)))
     without = joint_draw(plain.build(KEY), params, KEY, jnp.asarray(X, "float32") / 16)
     np.testing.assert_allclose(draw.log_lik["x"], without.log_lik["x"], rtol=1e-5)
-    assert "known clusters of b" in program.observation and program.bits_offset is None
+    assert "known clusters of b" in program.observation.line and program.observation.bits_offset is None
 
 
 def test_labels_pull_their_facet():
@@ -78,7 +78,9 @@ def test_a_missing_pixel_is_summed_out_and_cannot_be_read():
     by_hand = np.where(gone, 0.0, stats.norm(mean, 0.2).logpdf(X / 16)).sum((1, 2))
     np.testing.assert_allclose(draw.log_lik["x"], by_hand, rtol=1e-4)
     other = np.where(gone, 16 - X, X)  # what lies under the mask does not matter
-    np.testing.assert_array_equal(ready, program.prepare(jnp.asarray(pack(spec, other, missing=gone)), KEY, False))
+    np.testing.assert_array_equal(
+        ready, program.observation.prepare(jnp.asarray(pack(spec, other, missing=gone)), KEY, False)
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,9 +90,9 @@ def test_a_missing_pixel_is_summed_out_and_cannot_be_read():
         (lambda: pack(spec_of(), X, {"b": np.zeros(5, int)}), r"shape \(6,\), got \(5,\)"),
         (lambda: pack(spec_of(), X, missing=X > 3), "set missing=True"),
         (lambda: pack(spec_of(missing=True), X, missing=X[0] > 3), "shape of x"),
-        (lambda: spec_of().build(KEY).check_data(pack(spec_of(), X, {"b": np.full(6, 3)})), r"0\.\.2, or -1"),
-        (lambda: spec_of().build(KEY).check_data(X), r"\(N, 7\)"),
-        (lambda: spec_of(facets=FACETS[:1]).build(KEY).check_data(X.astype("int16") - 5), "from -5"),
+        (lambda: spec_of().build(KEY).observation.check(pack(spec_of(), X, {"b": np.full(6, 3)})), r"0\.\.2, or -1"),
+        (lambda: spec_of().build(KEY).observation.check(X), r"\(N, 7\)"),
+        (lambda: spec_of(facets=FACETS[:1]).build(KEY).observation.check(X.astype("int16") - 5), "from -5"),
         (lambda: spec_of(network=Layers((4,)), missing=True), "got Layers"),
         (lambda: spec_of(dirichlet=Dirichlet(0.5, 10), learn_weights=False), "learnt weights"),
         (lambda: Dirichlet(-1.0, 10), "concentration"),
@@ -119,7 +121,7 @@ def test_categorical_levels_are_a_probability_mass_on_the_unit_scale():
     np.testing.assert_allclose(draws.mean(0), law.mean, atol=0.01)
     program, _, _, draw = drawn(spec_of(facets=FACETS[:1], likelihood=Categorical()), X)
     assert np.isfinite(draw.log_lik["x"]).all() and draw.mean["x"].shape == (6, 2, 3)
-    assert program.bits_offset == 0 and "17 levels" in program.observation
+    assert program.observation.bits_offset == 0 and "17 levels" in program.observation.line
 
 
 # --------------------------------------------------------------------------------------------- pruning
@@ -129,7 +131,7 @@ def test_the_dirichlet_prior_enters_training_only_and_prunes():
     loss = jax.jit(lambda p, w: fused_elbo(program, p, KEY, ready, weights={"dirichlet": w})[0])
     log_pi = jax.nn.log_softmax(params["mixture_a"]["logits"]).sum()
     np.testing.assert_allclose(loss(params, 1.0) - loss(params, 0.0), 0.5 / 6 * log_pi, rtol=1e-4)
-    assert set(draw.log_lik) == {"x"} and float(program.weights["dirichlet"](0)) == 1
+    assert set(draw.log_lik) == {"x"} and float(program.training.weights["dirichlet"](0)) == 1
     moved = {**params, "mixture_a": {**params["mixture_a"], "logits": jnp.array([0.0, -3.0])}}
     slope = lambda w: jax.grad(loss)(moved, w)["mixture_a"]["logits"][1]  # noqa: E731
     assert slope(1.0) > slope(0.0)  # below one, the prior takes weight from a light cluster

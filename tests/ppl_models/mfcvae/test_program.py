@@ -257,22 +257,22 @@ def test_any_number_of_facets_and_likelihood_has_a_finite_elbo(J, likelihood, ne
     facets = tuple(Facet(f"f{j}", 1 + j, 2) for j in range(J))
     spec = MFCVAE(facets=facets, shape=(2, 3), levels=17, likelihood=likelihood, network=network, learn_weights=False)
     program = spec_from_json(spec_to_json(spec)).build(KEY)
-    x = program.prepare(jnp.arange(12, dtype="uint8").reshape(2, 2, 3), KEY, True)
+    x = program.observation.prepare(jnp.arange(12, dtype="uint8").reshape(2, 2, 3), KEY, True)
     params = params_of(program, x)
     loss = jax.jit(lambda p: TraceMeanField_ELBO().loss(KEY, p, program.model, program.guide, x))
     assert np.isfinite(loss(params))
     assert ("likelihood" in params) == bool(likelihood.parameters())
     assert "logits" not in params["mixture_f0"]
-    assert program.observation == likelihood.observation((2, 3), 17)
-    assert len(program.density) == J + 3
-    assert all(f"[f{j}]" in program.density[1 + j] for j in range(J))
+    assert program.observation.line == likelihood.observation((2, 3), 17)
+    assert len(program.views.density) == J + 3
+    assert all(f"[f{j}]" in program.views.density[1 + j] for j in range(J))
 
 
 def test_warmup_raises_the_weight_of_the_kl():
     spec = MFCVAE(facets=(Facet("a", 1, 2),), shape=(2,), network=MLP((3,)), warmup=4)
-    weight = spec.build(KEY).weights["kl"]
+    weight = spec.build(KEY).training.weights["kl"]
     np.testing.assert_allclose([float(weight(step)) for step in (0, 1, 3, 9)], [0.25, 0.5, 1, 1])
-    assert not PRESETS["tiny"].build(KEY).weights
+    assert not PRESETS["tiny"].build(KEY).training.weights
 
 
 def test_bad_data_are_refused_before_any_work(tiny):

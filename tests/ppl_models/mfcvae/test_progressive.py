@@ -56,12 +56,12 @@ def test_fifty_points_of_each_schedule_are_those_of_the_published_rule():
 def test_a_fit_follows_the_schedule_and_compiles_once():
     schedule = Progressive((1, 1), batches=4, fade_in=4)
     program = dataclasses.replace(PRESETS["tiny"], progressive=schedule).build(jax.random.key(0))
-    assert set(program.weights) == {"fade_style", "z_style", "fade_digit", "z_digit"}
+    assert set(program.training.weights) == {"fade_style", "z_style", "fade_digit", "z_digit"}
     x = np.random.default_rng(0).integers(0, 17, (16, 8, 8)).astype("uint8")
     with pytest.warns(UserWarning, match="'fade_style' is 0 after 4 updates, 1 at its end"):
         fitted = fit(program, x, steps=4, batch_size=4, key=jax.random.key(1), progress=False)
     # While the facet is out nothing pulls on its rung or on its prior.
-    before = program.modules["decoder"].rungs[0].linear.kernel[...]
+    before = program.views.modules["decoder"].rungs[0].linear.kernel[...]
     np.testing.assert_array_equal(fitted.params["decoder$params"]["rungs"][0]["linear"]["kernel"], before)
 
 

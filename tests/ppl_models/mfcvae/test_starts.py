@@ -38,7 +38,7 @@ def test_running_statistics_are_trained_and_evaluation_leaves_them(trained, imag
 def test_the_start_from_data_gives_every_map_mean_0_and_deviation_a_tenth(trained, images):
     from flax import nnx
 
-    encoder = trained.program.modules["encoder"]
+    encoder = trained.program.views.modules["encoder"]
     graph, _, rest = nnx.split(encoder, nnx.Param, nnx.Not(nnx.Param))
     params = nnx.state(encoder, nnx.Param)
     nnx.replace_by_pure_dict(params, trained.params["encoder$params"])

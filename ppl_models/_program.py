@@ -1,0 +1,186 @@
+"""What a family hands over: a program of five things, and in four further parts what inference may want to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpyro
+from flax import nnx
+from jaxtyping import Array, Float, Key, Shaped
+
+from ppl_models._amortise import Posterior, as_guide
+from ppl_models._predictor import Predictor
+
+Schedule = Callable[[Any], Any]
+
+
+def _cast(x: Array, key: Key[Array, ""], training: bool) -> Array:
+    del key, training
+    return x.astype("float32")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of a diagnosis: a measured value against a threshold, and what to do about it."""
+
+    check: str
+    value: float
+    threshold: str
+    verdict: str
+    meaning: str
+    remedy: str
+
+    def __post_init__(self) -> None:
+        if self.verdict not in ("ok", "warn", "fail"):
+            raise ValueError(f"verdict must be 'ok', 'warn' or 'fail', got {self.verdict!r}")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A figure of a family for the report: ``draw()`` returns a matplotlib figure."""
+
+    name: str
+    caption: str
+    draw: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Event:
+    """A change of parameters between two updates of a fit, made once, on the host.
+
+    ``step``   number of updates that are behind it.
+    ``name``   what happens, for progress and the record of the run.
+    ``apply``  ``(sites, x, key) -> changed``: constrained parameters and mutable states by site name, prepared
+               training data and a key of its own; returns new values of the parameters that change, of the same
+               structure and shapes.
+    ``size``   how many data it wants at most.
+
+    A resumed run repeats it exactly.  Stock ``SVI`` knows nothing of events.
+    """
+
+    step: int
+    name: str
+    apply: Callable[[Mapping[str, Any], Array, Key[Array, ""]], Mapping[str, Any]]
+    size: int = 5000
+
+    def __post_init__(self) -> None:
+        if self.step < 0 or self.size < 1:
+            raise ValueError(f"an event needs step >= 0 and size >= 1, got step {self.step}, size {self.size}")
+
+
+# ------------------------------------------------------------------------------------------- parts of a program
+@dataclass(frozen=True)
+class Observation:
+    """What of the stored data is scored, and in which unit.
+
+    ``line``         says what is scored; only evidence tables with equal lines are comparable.
+    ``prepare``      ``(x, key, training) -> x``: stored data to what the model scores (cast, scale, binarise,
+                     dequantise), inside the jitted step; pure in the key.
+    ``check``        raises ``ValueError`` for stored data that the program cannot score; runs before any work.
+    ``bits_offset``  where the score is a code length of the stored data, bits/dim = -log2 p(x) / D + bits_offset: 0 for
+                     a probability mass, log2(levels) for a density of (x + u)/levels; ``None`` where it is none.
+    ``sampler``      ``(key, n) -> (n, *shape)``: the program's own draws as stored data, where it is trained on them;
+                     they may depend on the spec, never on weights.
+    """
+
+    line: str = "x as given"
+    prepare: Callable[[Shaped[Array, "..."], Key[Array, ""], bool], Array] = _cast
+    check: Callable[[Any], None] = lambda x: None
+    bits_offset: float | None = None
+    sampler: Callable[[Key[Array, ""], int], Array] | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a family wants to be trained by ``inference.fit``; stock ``SVI`` and every evaluation leave it out.
+
+    ``knobs``    scheduled weights that the model reads (:func:`knob`), with their defaults.
+    ``weights``  the family's own schedules (step -> value) for its sites and knobs.
+    ``events``   changes of parameters between two updates of a fit, such as a mixture fitted after a warm-up.
+    """
+
+    knobs: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, Schedule] = field(default_factory=dict)
+    events: tuple[Event, ...] = ()
+
+
+@dataclass(frozen=True)
+class Exact:
+    """What a program knows in closed form, or by a solver of its own.
+
+    ``log_prob``   ``(params, key, x) -> (batch,)``: log p(x) in nats; evidence then needs no posterior.
+    ``predictor``  ``(params) -> Predictor``: the predictive rule that fitted parameters define, where the data are
+                   sequences; where that rule can hold only so many symbols, ``capacity=`` asks for another number.
+    """
+
+    log_prob: Callable[..., Float[Array, " batch"]] | None = None
+    predictor: Callable[..., Predictor] | None = None
+
+
+@dataclass(frozen=True)
+class Views:
+    """What a reader of the diagnosis and the report sees of this family in particular.
+
+    ``density``  the factorisation in the paper's symbols, one line each.
+    ``modules``  the NNX modules by bound name.
+    ``checks``   ``(tree) -> [Check]``: the family's own lines of ``inference.diagnose``.
+    ``panels``   ``(fit, x, factors, tree) -> [Panel]``: the family's own figures.
+    """
+
+    density: tuple[str, ...] = ()
+    modules: Mapping[str, nnx.Module] = field(default_factory=dict)
+    checks: Callable[[Any], list[Check]] = lambda tree: []
+    panels: Callable[..., list[Panel]] = lambda fit, x, factors, tree: []
+
+
+@dataclass(frozen=True)
+class Program:
+    """A generative program p(x, z) and its amortised posterior q(z | x).
+
+    ``spec``       the frozen dataclass that was built; JSON round trip through ``spec_to_json``.
+    ``model``      p(x, z): ``model(x=None, *, size=None)``, one plate over the batch.
+    ``posterior``  ``posterior(x) -> q(site, ctx)``; ``None`` for a program without latents.
+    ``latents``    names of the latent sites, in the order of the model.
+    ``shape``      shape of one datum.
+    ``observed``   names of the observed sites (``numpyro.factor`` sites included).
+
+    The rest has defaults: ``observation`` (what is scored), ``training`` (schedules and events), ``exact`` (closed
+    forms), ``views`` (what the report adds).
+    """
+
+    spec: Any
+    model: Callable[..., Any]
+    posterior: Callable[..., Posterior] | None
+    latents: tuple[str, ...]
+    shape: tuple[int, ...]
+    observed: tuple[str, ...] = ("x",)
+    observation: Observation = Observation()
+    training: Training = Training()
+    exact: Exact = Exact()
+    views: Views = Views()
+
+    @property
+    def guide(self) -> Callable[..., None]:
+        """The ordinary NumPyro guide, derived from ``model`` and ``posterior``."""
+        if self.posterior is None:
+            return lambda *args, **kwargs: None
+        return as_guide(self.model, self.posterior)
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of trainable scalars (parameters outside ``modules`` included)."""
+        key = jax.random.key(0)
+
+        def parameters() -> dict[str, Any]:
+            x = self.observation.prepare(jax.numpy.zeros((1, *self.shape), "uint8"), key, False)
+            found: dict[str, Any] = {}
+            for program in (self.model, self.guide):
+                with numpyro.handlers.trace() as sites, numpyro.handlers.seed(rng_seed=key):
+                    program(x)
+                found |= {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
+            return found
+
+        return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(parameters)))
