@@ -71,8 +71,7 @@ class PoissonFactor:
         return Program(
             spec=self, model=model, posterior=posterior, latents=("z",), shape=self.shape,
             observation=Observation(f"{d} counts as stored; probability mass, nats", check=check, bits_offset=0.0),
-            views=Views((f"p(z) = ∏ₖ Gamma(zₖ; {self.sparsity:g}, 1), k = 1…{k}", "p(x|z) = ∏ᵢ Poisson(xᵢ; Wᵢz + bᵢ)"),
-                        modules={"encoder": encoder}),
+            views=Views((f"p(z) = ∏ₖ Gamma(zₖ; {self.sparsity:g}, 1), k = 1…{k}", "p(x|z) = ∏ᵢ Poisson(xᵢ; Wᵢz + bᵢ)")),
         )  # fmt: skip
 
 

@@ -3,12 +3,24 @@
 import ast
 import importlib.util
 import re
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from statistics import median
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMAND_LINE = re.compile(r"inference\.(cli|_cli\w*|quickstart)(\.|$)")
+COMMAND_LINE = re.compile(r"inference\.cli(\.|$)")
+ROOMS = {
+    "inference.cli": ("reporting", "clustering", "coherence", "sampling", "checking", "fitting"),
+    "inference.reporting": ("clustering", "checking", "fitting"),
+    "inference.clustering": ("checking", "fitting"),
+    "inference.checking": ("fitting",),
+    "inference.fitting": (),
+    "inference.coherence": (),
+    "inference.sampling": (),
+}
+"""Room -> the rooms it stands on."""
 OUTSIDE = ("tests", "benchmarks", "examples", "notebooks")
 
 
@@ -60,6 +72,9 @@ def allowed_of_ours(name, families):
     """Return which of our own modules the module ``name`` may import."""
     if COMMAND_LINE.match(name):
         return ("inference", "ppl_models")
+    if within(name, *ROOMS):
+        room = ".".join(name.split(".")[:2])
+        return (room, "inference._lazy", "ppl_models.program", *(f"inference.{below}" for below in ROOMS[room]))
     if within(name, "inference"):
         return ("inference", "ppl_models.program")
     room = name.split(".")[1] if "." in name else ""
@@ -71,7 +86,38 @@ def allowed_of_ours(name, families):
         return ("ppl_models.distributions", "ppl_models.networks", "ppl_models.function_spaces")
     if room == "datasets":
         return ("ppl_models.datasets", "ppl_models.function_spaces", "ppl_models.program")
-    return ("ppl_models.program", "ppl_models._registry", "ppl_models._predictor", "ppl_models._clash")
+    return (
+        "ppl_models.program",
+        *(f"ppl_models._{part}" for part in ("amortise", "bind", "clash", "predictor", "program", "registry")),
+    )
+
+
+def private_of_another_room(name, target):
+    """Whether ``target`` has a part with a leading underscore in a room of ``inference`` that ``name`` is not in."""
+    room = ".".join(target.split(".")[:2])
+    hidden = any(part.startswith("_") and not part.startswith("__") for part in target.split(".")[2:])
+    return room in ROOMS and hidden and not within(name, room)
+
+
+def graph(root):
+    """Return, for every module of the two packages, the modules that it imports: in functions and for types, too."""
+    found = {name: (is_package, tree) for name, is_package, tree in modules(root)}
+
+    def module_of(target):
+        while target and target not in found:
+            target = target.rpartition(".")[0]
+        return target
+
+    return {name: {module_of(target) for target in imported(name, *rest)} - {"", name} for name, rest in found.items()}
+
+
+def circle(edges):
+    """Return a line that names a circle of imports, or ``None``."""
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        return " imports ".join(reversed(error.args[1]))
+    return None
 
 
 def violations(root):
@@ -85,6 +131,8 @@ def violations(root):
                 wrong.append(f"{name} imports {target}")
             elif within(target, "ppl_models", "inference") and not within(target, *allowed):
                 wrong.append(f"{name} imports {target}")
+            elif private_of_another_room(name, target):
+                wrong.append(f"{name} imports {target}, which its room keeps to itself")
             elif within(name, "ppl_models.networks", "ppl_models.function_spaces") and within(target, "numpyro"):
                 wrong.append(f"{name} imports {target}")
         if within(name, "inference") and not COMMAND_LINE.match(name):
@@ -102,6 +150,44 @@ def test_sources_hold_the_arrows():
 def test_every_room_was_read():
     names = {name for name, _, _ in modules(ROOT)}
     assert {"ppl_models", "ppl_models.program", "inference", "inference.fitting.loop"} <= names
+    rooms = {f"inference.{file.parent.name}" for file in (ROOT / "inference").glob("*/__init__.py")}
+    assert rooms == set(ROOMS)
+    assert sorted(file.name for file in (ROOT / "inference").glob("*.py")) == ["__init__.py", "_lazy.py"]
+
+
+def test_no_circle():
+    assert circle(graph(ROOT)) is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("import inference.fitting.b", "from inference.fitting import a"),
+        ("def f():\n    from inference.fitting.b import x", "from typing import TYPE_CHECKING\nfrom . import a"),
+        ("if TYPE_CHECKING:\n    from inference.fitting.b import X", "def f():\n    from .a import y"),
+    ],
+)
+def test_a_circle_is_seen(tmp_path, one, other):
+    folder = tmp_path / "inference" / "fitting"
+    folder.mkdir(parents=True)
+    (folder / "a.py").write_text(one)
+    assert circle(graph(tmp_path)) is None
+    (folder / "b.py").write_text(other)
+    assert "inference.fitting.a imports inference.fitting.b" in circle(graph(tmp_path))
+
+
+def test_files_are_short():
+    """A file is one idea: none over 400 lines, the median near 150 or below; prints the longest."""
+    lengths = {
+        str(file.relative_to(ROOT)): len(file.read_text().splitlines())
+        for folder in ("ppl_models", "inference", "benchmarks", "tests", "examples")
+        for file in (ROOT / folder).rglob("*.py")
+        if "work" not in file.relative_to(ROOT).parts
+    }
+    for file, length in sorted(lengths.items(), key=lambda item: -item[1])[:10]:
+        print(f"{length:4d} {file}")
+    assert max(lengths.values()) <= 400, "ask whether the longest is still one idea"
+    assert 80 <= median(lengths.values()) <= 180
 
 
 def test_every_family_is_registered():
@@ -120,22 +206,39 @@ def test_every_family_has_its_files():
 @pytest.mark.parametrize(
     ("file", "source", "expected"),
     [
-        ("inference/fit.py", "from ppl_models.program import Program", None),
-        ("inference/fit.py", "from ppl_models import program", None),
-        ("inference/fit.py", "import ppl_models", "inference.fit imports ppl_models"),
-        ("inference/fit.py", "from ppl_models import datasets", "inference.fit imports ppl_models.datasets"),
-        ("inference/fit.py", "def f():\n    import ppl_models.a.spec", "inference.fit imports ppl_models.a.spec"),
-        ("inference/fit.py", "import importlib\nimportlib.import_module('ppl_models.a')", "imports ppl_models.a"),
-        ("inference/fit.py", "x = 'a'", "inference.fit names the family a in 'a'"),
-        ("inference/fit.py", "x = f'build {1} of a:tiny'", "names the family a"),
-        ("inference/fit.py", '"""Fits a model."""', None),
-        ("inference/fit.py", "from . import objectives", None),
-        ("inference/fit.py", "from . import cli", "inference.fit imports inference.cli"),
-        ("inference/cli.py", "import ppl_models.a\nfrom ppl_models import datasets\nx = 'a'", None),
-        ("inference/_cli_common.py", "import ppl_models.a", None),
-        ("inference/quickstart.py", "import ppl_models.a", None),
-        ("inference/quickstarts.py", "import ppl_models.a", "inference.quickstarts imports ppl_models.a"),
-        ("inference/fit.py", "import tests.helpers", "inference.fit imports tests.helpers"),
+        ("inference/fitting/run.py", "from ppl_models.program import Program", None),
+        ("inference/fitting/run.py", "from ppl_models import program", None),
+        ("inference/fitting/run.py", "import ppl_models", "inference.fitting.run imports ppl_models"),
+        (
+            "inference/fitting/run.py",
+            "from ppl_models import datasets",
+            "inference.fitting.run imports ppl_models.datasets",
+        ),
+        (
+            "inference/fitting/run.py",
+            "def f():\n    import ppl_models.a.spec",
+            "inference.fitting.run imports ppl_models.a.spec",
+        ),
+        (
+            "inference/fitting/run.py",
+            "import importlib\nimportlib.import_module('ppl_models.a')",
+            "imports ppl_models.a",
+        ),
+        ("inference/fitting/run.py", "x = 'a'", "inference.fitting.run names the family a in 'a'"),
+        ("inference/fitting/run.py", "x = f'build {1} of a:tiny'", "names the family a"),
+        ("inference/fitting/run.py", '"""Fits a model."""', None),
+        ("inference/fitting/run.py", "from . import objectives", None),
+        ("inference/fitting/run.py", "from inference import cli", "inference.fitting.run imports inference.cli"),
+        ("inference/cli/app.py", "import ppl_models.a\nfrom ppl_models import datasets\nx = 'a'", None),
+        ("inference/cli/common.py", "import ppl_models.a", None),
+        ("inference/clients.py", "import ppl_models.a", "inference.clients imports ppl_models.a"),
+        ("inference/fitting/run.py", "from inference.checking import evidence", "imports inference.checking.evidence"),
+        ("inference/checking/gap.py", "from inference.fitting import fit\nimport inference.fitting.loop", None),
+        ("inference/checking/gap.py", "from inference.fitting.loop import _late", "keeps to itself"),
+        ("inference/checking/gap.py", "def f():\n    from inference.reporting import figures", "imports inference.rep"),
+        ("inference/coherence/gap.py", "from inference.fitting import fit", "imports inference.fitting.fit"),
+        ("inference/reporting/gap.py", "from inference.clustering import scores", None),
+        ("inference/fitting/run.py", "import tests.helpers", "inference.fitting.run imports tests.helpers"),
         ("ppl_models/a/program.py", "from ppl_models.networks.mlp import MLP\nimport numpyro", None),
         ("ppl_models/a/program.py", "from .networks import Net\nfrom ppl_models.a import spec", None),
         ("ppl_models/a/program.py", "from ..b import spec", "ppl_models.a.program imports ppl_models.b.spec"),

@@ -57,7 +57,7 @@ def test_model_draws_and_scores_and_the_posterior_covers_the_latents(tiny: Progr
     latents = [n for n, s in sites.items() if s["type"] == "sample" and n not in tiny.observed]
     assert latents == list(tiny.latents)
     assert sites[tiny.observed[0]]["value"].shape == (3, *tiny.shape)
-    x = tiny.prepare(jnp.asarray(stored_data(tiny)), KEY, False)
+    x = tiny.observation.prepare(jnp.asarray(stored_data(tiny)), KEY, False)
     reached = [n for n, s in trace_posterior(tiny, {}, KEY, x).items() if "prior" in s.get("infer", {})]
     assert reached == list(tiny.latents)
     draw = joint_draw(tiny, {}, KEY, x)
@@ -65,7 +65,7 @@ def test_model_draws_and_scores_and_the_posterior_covers_the_latents(tiny: Progr
 
 
 def test_fused_objective_is_trace_mean_field_elbo_of_the_derived_guide(tiny: Program) -> None:
-    x = tiny.prepare(jnp.asarray(stored_data(tiny)), KEY, False)
+    x = tiny.observation.prepare(jnp.asarray(stored_data(tiny)), KEY, False)
     params, transforms, _ = init_params(tiny, KEY, x)
     params = jax.tree.map(lambda leaf: leaf + 0.05, params)
     params = {name: value if isinstance(value, dict) else transforms[name](value) for name, value in params.items()}
@@ -79,7 +79,7 @@ def test_fused_objective_is_trace_mean_field_elbo_of_the_derived_guide(tiny: Pro
 
 
 def test_stock_svi_and_predictive_run(tiny: Program, request: pytest.FixtureRequest) -> None:
-    x = tiny.prepare(jnp.asarray(stored_data(tiny)), KEY, False)
+    x = tiny.observation.prepare(jnp.asarray(stored_data(tiny)), KEY, False)
     svi = SVI(tiny.model, tiny.guide, Adam(1e-3), TraceMeanField_ELBO())
     state = jax.jit(svi.init)(KEY, x)
     state, loss = jax.jit(svi.update)(state, x)

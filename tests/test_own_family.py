@@ -88,4 +88,4 @@ def test_without_activity_its_evidence_is_the_poisson_mass(run):
 
 def test_it_refuses_what_are_no_counts():
     with pytest.raises(ValueError, match="whole and >= 0"):
-        resolve("poisson_factor").build(jax.random.key(0)).check_data(np.full((1, 8, 8), 0.5))
+        resolve("poisson_factor").build(jax.random.key(0)).observation.check(np.full((1, 8, 8), 0.5))

@@ -18,8 +18,29 @@ from typing import Annotated, Any, Union, get_type_hints
 import tyro
 from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, subcommand
 
-from inference.cli.commands import COMMANDS, Command
+from inference.cli.arguments import Command
+from inference.cli.assign import Assign
+from inference.cli.clusters import Clusters
+from inference.cli.coherence import Coherence
 from inference.cli.common import Interrupted, UsageError, plain_warnings, say
+from inference.cli.compare import Compare
+from inference.cli.data import DATA
+from inference.cli.diagnose import Diagnose
+from inference.cli.families import Families
+from inference.cli.fit import Fit
+from inference.cli.quickstart import Quickstart
+from inference.cli.report import Report
+from inference.cli.resume import Resume
+from inference.cli.sample import Sample
+from inference.cli.swap import Swap
+from inference.cli.traverse import Traverse
+
+COMMANDS: Mapping[str, type[Command] | Mapping[str, type[Command]]] = {
+    "quickstart": Quickstart, "fit": Fit, "resume": Resume, "diagnose": Diagnose, "compare": Compare,
+    "clusters": Clusters, "coherence": Coherence, "sample": Sample, "report": Report, "data": DATA,
+    "families": Families, "assign": Assign, "swap": Swap, "traverse": Traverse,
+}  # fmt: skip  # fmt: skip
+"""The commands in the order of ``--help``."""
 
 PROG = "ppl-models"
 DESCRIPTION = """Declare a deep generative model, fit it, check its posterior, compare it with another.

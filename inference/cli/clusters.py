@@ -6,25 +6,66 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional
 
 from inference.cli import runs
+from inference.cli.arguments import Common, check_at_least, opt
 from inference.cli.common import UsageError, check_writable, read_run, say, table_text, to_json
-from inference.cli.compare import OWN_N, Entry, check_same_data, check_same_draws, evidence_of, names
-from inference.cli.fit import check_at_least
-from inference.cli.read import tree_of
+from inference.cli.entries import (
+    OWN_N,
+    Entry,
+    check_same_data,
+    check_same_draws,
+    evidence_of,
+    names,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from inference.cli.commands import Clusters
     from inference.clustering import Choice
+
 
 SCORES = ("factor", "K", "facet", "method", "used", "active", "accuracy", "hungarian", "weighted", "ari", "nmi", "ece")
 SCORED = {"hungarian": "one-to-one", "weighted": "by label", "ari": "ARI", "nmi": "NMI", "ece": "calibration error"}
 CHOICE = ("runs", "evidence", "se", "behind", "behind_se", "stability", "stability_sd", "used", "silent", "chosen")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clusters:
+    """Score the clusterings of a run against known factors; of several runs, say which to take without labels.
+
+    Prints, for every facet and factor, accuracy (majority vote, Hungarian), ARI, NMI and calibration error, and
+    writes clustering.csv. Several runs of the same data: also how far they agree (ARI after matching facets,
+    stability.csv), and the run chosen by held-out evidence and agreement between seeds (choice.csv, runs.csv,
+    choice.png), with how well these rank the runs where factors are known (check.csv). Runs that differ in
+    their seed alone are one configuration.
+
+    Examples:
+      ppl-models clusters runs/digits --baselines
+      ppl-models clusters runs/j1-s0 runs/j1-s1 runs/j2-s0 runs/j2-s1 --out runs/choice
+    """
+
+    folders: Annotated[Positional[tuple[Path, ...]], opt("DIR", "one or more")]
+    """Run folders."""
+    baselines: bool = False
+    """Add k-means and Gaussian mixtures with the same numbers of clusters, on pixels and on PCA."""
+    out: Annotated[Path | None, opt("DIR", "the run's folder; of several runs, clusters")] = None
+    """Folder for the tables and the figure; earlier ones in it are replaced."""
+    test_n: Annotated[int | None, opt("N", "the smallest of the runs' own")] = None
+    """Use the first N of the held-out data [data]."""
+    json: bool = False
+    """Print JSON: an object with the tables as lists of rows."""
+    common: Common = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Print the tables."""
+        clusters(self)
 
 
 def clusters(command: Clusters) -> None:
@@ -61,7 +102,6 @@ def clusters(command: Clusters) -> None:
     print(f"look at: {out / ('clustering.csv' if chosen is None else 'choice.png')}")
 
 
-# ------------------------------------------------------------------------------------------------- reading
 def opened(name: str, folder: Path, plugins: Sequence[Path]) -> Entry:
     """Open a run whose program clusters; a usage error where it does not."""
     fitted, card = runs.open_run(folder, plugins)
@@ -115,15 +155,15 @@ def read(
 
     from inference.clustering import cross_facets, responsibilities, scores
 
-    tables, pairs, assignments = [], [], {}
+    scored, pairs, assignments = [], [], {}
     for entry in entries:
-        tree = tree_of(entry.fit, x, factors)
-        tables.append(scores(tree, factors))
+        tree = tables.tree_of(entry.fit, x, factors)
+        scored.append(scores(tree, factors))
         pairs.append(cross_facets(tree))
-        for frame in (tables[-1], pairs[-1]):
+        for frame in (scored[-1], pairs[-1]):
             frame.insert(0, "run", entry.name)
         assignments[entry.name] = {facet: p.argmax(1) for facet, p in responsibilities(tree).items()}
-    found = {"clustering": pd.concat(tables, ignore_index=True)}
+    found = {"clustering": pd.concat(scored, ignore_index=True)}
     if any(len(frame) for frame in pairs):
         found["cross_facets"] = pd.concat([frame for frame in pairs if len(frame)], ignore_index=True)
     return found, assignments
@@ -151,7 +191,6 @@ def with_baselines(table: pd.DataFrame, entry: Entry, x: np.ndarray, factors: Ma
     return pd.concat([table, rows], ignore_index=True)
 
 
-# -------------------------------------------------------------------------------------------------- choice
 def chosen_of(
     entries: Sequence[Entry],
     x: np.ndarray,
@@ -182,7 +221,6 @@ def configurations(entries: Sequence[Entry]) -> dict[str, str]:
 _NOT_A_SETTING = ("key", "checkpoint_every", "steps_per_dispatch")
 
 
-# --------------------------------------------------------------------------------------------------- words
 def scores_text(found: Mapping[str, pd.DataFrame]) -> str:
     """Return the scores as plain text, what has the same factor and K together, and the facets' shared information."""
     from inference.clustering import side_by_side

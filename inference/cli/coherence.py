@@ -2,19 +2,69 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, Literal
+
+from tyro.conf import Positional
 
 from inference.cli import runs
-from inference.cli.common import UsageError, check_writable, load_plugins, read_run, reload_plugins, say, start, usage
-from inference.cli.fit import check_at_least
-
-if TYPE_CHECKING:
-    from inference.cli.commands import Coherence
-
+from inference.cli.arguments import Common, check_at_least, opt
+from inference.cli.common import (
+    UsageError,
+    check_writable,
+    load_plugins,
+    read_run,
+    reload_plugins,
+    say,
+    start,
+    usage,
+)
 
 DEPTH = 8
 """Depth of the exact tree at most where none is asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coherence:
+    """Is this predictor Bayesian? Check a fitted sequence model, or a named rule, on its own predictive paths.
+
+    Prints the verdict, then effect sizes (the exact tree of continuations) and tests (drift, lag) over contexts.
+
+    Rules: bayes:A,B (or beta:A,B), tempered:T, window:W, ewma:R, sticky:E, alternate:E, drift:D, discounted:G,
+    plugin, urn, fractional:W.
+
+    Examples:
+      ppl-models coherence runs/coin
+      ppl-models coherence tempered:1.2 --paths 400
+      ppl-models coherence ewma:0.1 --context 0110 --method both --out coherence/ewma
+    """
+
+    target: Annotated[Positional[str], opt("DIR|RULE")]
+    """What to check: the folder of a fitted sequence model, or a rule such as tempered:1.2."""
+    context: Annotated[str | None, opt("SYMBOLS", "draw --contexts of --n symbols")] = None
+    """One context: digits, 0110, or numbers between commas, 0.3,-1.2 (a negative first one: --context=-1.2,0.3)."""
+    contexts: Annotated[int, opt("N")] = 20
+    """Contexts to draw; 20 or more for a claim about the predictor [contexts]."""
+    n: Annotated[int, opt("N")] = 20
+    """Length of each drawn context [symbols]."""
+    steps: Annotated[int, opt("N")] = 40
+    """Length of each path, drawn from the predictor after a context [symbols]."""
+    paths: Annotated[int, opt("N")] = 100
+    """Paths after each context [paths]."""
+    depth: Annotated[int | None, opt("N", "8, or as deep as 4,096 sequences allow")] = None
+    """Depth of the exact tree, for finite symbols; 0 leaves it out [symbols]."""
+    method: Literal["calibrated", "falck2024", "both"] = "calibrated"
+    """The calibrated tests, the tests T1-T3 as published (Falck et al. 2024), or both."""
+    seed: Annotated[int, opt("N")] = 0
+    """Seed of contexts and paths."""
+    out: Annotated[Path | None, opt("DIR", "print only")] = None
+    """Folder for coherence.csv, contexts.csv and falck2024.csv."""
+    common: Common = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Print what was found."""
+        check(self)
 
 
 def check(command: Coherence) -> None:

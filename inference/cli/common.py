@@ -283,3 +283,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if value == value and abs(value) != float("inf") else None
     return value if value is None or isinstance(value, (str, int, bool)) else str(value)
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """A shape as people write it: 8x8."""
+    return "x".join(str(size) for size in shape)

@@ -4,35 +4,64 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional
 
 from inference.cli import runs
-from inference.cli.common import UsageError, check_writable, is_run, read_run, say, table_text, to_json
-from inference.cli.fit import check_at_least
-from inference.cli.read import PARTICLES, own_table, table_of
+from inference.cli.arguments import Common, check_at_least, opt
+from inference.cli.common import UsageError, check_writable, say, table_text, to_json
+from inference.cli.entries import (
+    OWN_N,
+    Entry,
+    check_same_data,
+    check_same_draws,
+    entry_of,
+    evidence_of,
+    held_out,
+    names,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-    from inference.cli.commands import Compare
 
-OWN_N = 4096
-"""Draws of a program's own data that baselines are fitted to."""
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Compare runs by expected log predictive density on the same held-out data.
 
+    Prints, and writes as comparison.csv and comparison.html, the paired differences with standard errors
+    [nats] and the stacking weights. Evidence is recomputed only where it is missing or was made with other
+    data or another number of draws. Runs that score different things (binarised pixels, dequantised grey
+    levels) are compared in groups of their own. A folder with no more than evidence.csv and evidence.json
+    counts too.
 
-@dataclass(frozen=True)
-class Entry:
-    """A folder to compare: a run whose data can be loaded again, or no more than a table of evidence."""
+    Examples:
+      ppl-models compare runs/one runs/two
+      ppl-models compare runs/one --baselines
+      ppl-models compare runs/one runs/two runs/three --out runs/comparison --json
+    """
 
-    name: str
-    folder: Path
-    observation: str
-    fit: Any = None
-    card: Mapping[str, Any] | None = None
-    table: pd.DataFrame | None = None
+    folders: Annotated[Positional[tuple[Path, ...]], opt("DIR", "two or more; one with --baselines")]
+    """Run folders."""
+    baselines: bool = False
+    """Compare with classical densities fitted to the same data: Gaussian, PPCA, mixtures."""
+    out: Annotated[Path, opt("DIR")] = Path("comparison")
+    """Folder for comparison.csv and comparison.html; an earlier comparison in it is replaced."""
+    test_n: Annotated[int | None, opt("N", "the smallest of the runs' own")] = None
+    """Compare on the first N of the held-out data [data]."""
+    particles: Annotated[int | None, opt("K", "the largest of the runs' own, or 512")] = None
+    """Draws from q(z | x) a datum [draws]."""
+    json: bool = False
+    """Print JSON: a list of objects, best model first."""
+    common: Common = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Print the comparison."""
+        compare(self)
 
 
 def compare(command: Compare) -> None:
@@ -74,37 +103,6 @@ def compare(command: Compare) -> None:
     print(f"look at: {command.out / 'comparison.html'}")
 
 
-# ------------------------------------------------------------------------------------------------ entries
-def entry_of(name: str, folder: Path, plugins: Sequence[Path]) -> Entry:
-    """Open a run folder; of one without a model, or without a data set that can be loaded, take its evidence.csv."""
-    alone = folder.is_dir() and not is_run(folder) and (folder / "evidence.csv").is_file()
-    if not alone and _named(read_run(folder).get("card")):
-        fitted, card = runs.open_run(folder, plugins)
-        return Entry(name, folder, fitted.program.observation.line, fitted, card)
-    table = own_table(folder)
-    if table is None:
-        runs.run_card(folder, plugins)  # says what is missing
-        raise UsageError(f"{str(folder)!r} holds no evidence that can be compared")
-    return Entry(name, folder, table.attrs["observation"], table=table)
-
-
-def _named(card: Any) -> bool:
-    """Whether a data card names a data set that can be loaded again."""
-    return isinstance(card, dict) and "name" in card and "held_out" in card
-
-
-def check_same_data(entries: Sequence[Entry]) -> None:
-    """Raise :class:`UsageError` unless all runs are evaluated on the same data set."""
-    cards = [(entry.folder, entry.card) for entry in entries if entry.card is not None]
-    for folder, card in cards:
-        first, reference = cards[0]
-        if any(card[field] != reference[field] for field in ("name", "held_out", "shape", "levels", "seed")):
-            raise UsageError(
-                f"{first} is a model of data {reference['name']!r}, {folder} of {card['name']!r}; densities of "
-                "different data cannot be compared: fit both to the same data"
-            )
-
-
 def groups(entries: Sequence[Entry], *, baselines: bool) -> list[list[Entry]]:
     """Entries that score the same thing, together; one that nothing can be compared with is named and left out.
 
@@ -126,49 +124,6 @@ def groups(entries: Sequence[Entry], *, baselines: bool) -> list[list[Entry]]:
         if members not in kept:
             say(f"left out: {members[0].folder} alone scores {members[0].observation!r}")
     return kept
-
-
-def held_out(entries: Sequence[Entry], test_n: int | None) -> np.ndarray | None:
-    """Load the held-out data of the runs; ``None`` where there are only tables."""
-    sizes = [(e.card["test_n"] if e.card is not None else len(e.table), e) for e in entries]  # type: ignore[arg-type]
-    least, entry = min(sizes, key=lambda pair: pair[0])
-    tables = [(n, e) for n, e in sizes if e.table is not None]
-    for n, short in tables:
-        if test_n is not None and n < test_n:
-            raise UsageError(f"--test-n {test_n} is more than the {n} data of the evidence in {short.folder}")
-    for e in entries:
-        if e.card is not None:
-            return runs.load_test(e.card, e.fit.program.observation.sampler, test_n=test_n or least)[0]
-    return None
-
-
-def check_same_draws(entries: Sequence[Entry], x: np.ndarray | None) -> None:
-    """Raise :class:`UsageError` where runs were fitted to their programs' own draws and these are not all ``x``."""
-    import numpy as np
-
-    own = [e for e in entries if e.card is not None and e.card["name"] == runs.OWN]
-    if x is None or not own:
-        return
-    for e in own[1:]:
-        draws = held_out([e], len(x))
-        if draws is None or not np.array_equal(draws, x):
-            raise UsageError(
-                f"{own[0].folder} and {e.folder} were each fitted to draws of its own program, and these programs draw "
-                "different data; only models of the same data can be compared"
-            )
-
-
-def evidence_of(entries: Sequence[Entry], x: np.ndarray | None, particles: int | None) -> dict[str, pd.DataFrame]:
-    """Return an evidence table for each entry, computed only where its folder holds none of these data."""
-    own = [table for e in entries if e.fit is not None and (table := own_table(e.folder)) is not None]
-    asked = [table.attrs["particles"] for table in own if table.attrs["estimator"] != "exact"]
-    wanted = particles or max(asked, default=PARTICLES)
-    n = len(x) if x is not None else min(len(e.table) for e in entries if e.table is not None)
-    return {
-        e.name: table_of(e.fit, x, particles=wanted) if e.table is None and x is not None
-        else e.table.iloc[:n].__finalize__(e.table)  # type: ignore[union-attr]
-        for e in entries
-    }  # fmt: skip
 
 
 def baselines_of(members: Sequence[Entry], x: np.ndarray | None) -> dict[str, pd.DataFrame]:
@@ -197,12 +152,6 @@ def keep(table: pd.DataFrame, folder: Path, name: str) -> Path:
     return folder / name
 
 
-def names(folders: Sequence[Path]) -> list[str]:
-    """Name runs by their folders: the last part where it tells them apart, else the path."""
-    short = [folder.resolve().name for folder in folders]
-    return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
-
-
 def conclude(found: Sequence[tuple[Mapping[str, pd.DataFrame], Mapping[str, Path]]], out: Path) -> list[pd.DataFrame]:
     """Compare groups of evidence tables, write comparison.csv and comparison.html into ``out``, return the comparisons.
 
@@ -223,7 +172,6 @@ def conclude(found: Sequence[tuple[Mapping[str, pd.DataFrame], Mapping[str, Path
     return frames
 
 
-# -------------------------------------------------------------------------------------------------- words
 def sentences(frame: pd.DataFrame) -> list[str]:
     """Say in words how far each model is behind the best, and what weakens the statement."""
     best = str(frame.index[0])

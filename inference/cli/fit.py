@@ -1,37 +1,77 @@
-"""``ppl-models fit`` and ``ppl-models resume``."""
+"""``ppl-models fit``: fit a family to data, then check it."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated
+
+from tyro.conf import Positional
 
 from inference.cli import runs
+from inference.cli.arguments import Common, Evaluation, check_at_least, check_evaluation, opt
 from inference.cli.common import (
-    Interrupted,
     UsageError,
     claim,
     clear,
-    is_run,
     load_plugins,
-    read_run,
     read_spec,
-    say,
-    shell,
-    start,
     usage,
 )
 
-if TYPE_CHECKING:
-    from inference.cli.commands import Evaluation, Fit, Resume
 
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Fit a family to data, then check it on held-out data.
 
-def check_at_least(least: int, **options: int | None) -> None:
-    """Raise :class:`UsageError` for the first option below ``least``; ``None`` passes."""
-    for name, value in options.items():
-        if value is not None and value < least:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    Writes a run folder: spec.json, run.json, history.csv, checkpoint/, posterior.nc, evidence.csv,
+    diagnosis.csv, report.html, figures/. The spec's shape and levels are set from a data set that is named.
+    Ctrl-C leaves a run that `ppl-models resume DIR` continues.
+
+    Examples:
+      ppl-models fit mfcvae:digits --data digits --out runs/digits
+      ppl-models fit mfcvae:digits --data digits --out runs/stop --validation 200 --patience 5
+      ppl-models fit my_spec.toml --data facets --out runs/mine --steps 5000 --seed 1
+      ppl-models fit in_context:coin --data own --out runs/coin
+      ppl-models fit mine:tiny --plugin mine.py --data digits --out runs/plug
+    """
+
+    model: Annotated[Positional[str], opt("FAMILY[:PRESET]|SPEC.json|SPEC.toml")]
+    """What to fit: a family (`ppl-models families`; the preset defaults to tiny) or a spec file."""
+    data: Annotated[str, opt("NAME|own")]
+    """Data set by name (`ppl-models data list`), or own: draws of the program itself, fresh in every batch."""
+    out: Annotated[Path, opt("DIR")]
+    """Run folder to make."""
+    steps: Annotated[int, opt("N")] = 2000
+    """Updates of the parameters [steps]."""
+    batch_size: Annotated[int, opt("N")] = 128
+    """Data in one update [data]."""
+    learning_rate: Annotated[float, opt("RATE")] = 1e-3
+    """Step size of Adam."""
+    seed: Annotated[int, opt("N")] = 0
+    """Seed of the initial weights, the minibatches and all draws; equal seeds give equal runs."""
+    n: Annotated[int | None, opt("N", "all")] = None
+    """Fit to a random subset of N of the training data [data]."""
+    validation: Annotated[int, opt("N")] = 0
+    """Keep the last N of the training data out of the fit, and choose the best step by them [data]."""
+    validate_every: Annotated[int | None, opt("N", "chosen from --steps")] = None
+    """Steps between two validations [steps]."""
+    patience: Annotated[int | None, opt("N", "never stop early")] = None
+    """Stop after N validations without improvement; needs --validation [validations]."""
+    average: Annotated[float | None, opt("DECAY", "the weights as they are")] = None
+    """Evaluate an exponential average of the weights with this decay a step, e.g. 0.999."""
+    clip: Annotated[float | None, opt("NORM", "no clipping")] = None
+    """Largest global norm of the gradient, longer ones are scaled down [nats a datum per unit parameter]."""
+    checkpoint_every: Annotated[int | None, opt("N", "chosen from --steps")] = None
+    """Steps between two checkpoints [steps]."""
+    overwrite: bool = False
+    """Replace the run that --out already holds."""
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    common: Common = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Fit, evaluate, say where to look."""
+        fit(self)
 
 
 def check_numbers(command: Fit) -> None:
@@ -57,23 +97,6 @@ def check_numbers(command: Fit) -> None:
             raise UsageError(f"{name} needs validation data; add --validation N, or leave {name} out")
 
 
-def check_evaluation(options: Evaluation) -> None:
-    """Raise :class:`UsageError` for numbers with which nothing can be estimated."""
-    check_at_least(2, particles=options.particles)
-    check_at_least(1, draws=options.draws, test_n=options.test_n)
-
-
-@contextlib.contextmanager
-def resumable(folder: Path) -> Iterator[None]:
-    """Add the command that goes on to a Ctrl-C."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        if not is_run(folder):
-            raise
-        raise Interrupted(f"{str(stop) or 'interrupted'}; continue: ppl-models resume {shell(folder)}") from None
-
-
 def fit(command: Fit) -> None:
     """Fit what the command names, evaluate it, and say where to look."""
     check_numbers(command)
@@ -81,7 +104,7 @@ def fit(command: Fit) -> None:
     spec = read_spec(command.model)
     sizes = {"validation": command.validation, "test_n": command.evaluation.test_n}
     if command.data == runs.OWN:
-        program = build(spec, command.seed)
+        program = runs.build(spec, command.seed)
         card = runs.own_card(program, plugins=plugins, **sizes)
         claim(command.out, overwrite=command.overwrite)
         data = runs.load_data(card, program.observation.sampler)
@@ -95,7 +118,7 @@ def fit(command: Fit) -> None:
                 f"--batch-size {command.batch_size} is more than the {len(data.train):,} data to fit; "
                 f"give at most {len(data.train)}"
             )
-        program = build(spec, command.seed)
+        program = runs.build(spec, command.seed)
     import jax
 
     from inference.fitting import fit as run_fit
@@ -108,7 +131,7 @@ def fit(command: Fit) -> None:
                 stored(program, x, name)
     # Everything that can be refused has been: only now is an earlier run given up.
     clear(command.out)
-    with resumable(command.out):
+    with runs.resumable(command.out):
         fitted = run_fit(
             program, data.train, steps=command.steps, key=key, batch_size=command.batch_size,
             learning_rate=command.learning_rate, clip=command.clip, average=command.average,
@@ -116,68 +139,4 @@ def fit(command: Fit) -> None:
             out=command.out, card=card, checkpoint_every=command.checkpoint_every,
             progress=not command.evaluation.quiet,
         )  # fmt: skip
-        finish(fitted, data, command.evaluation)
-
-
-def build(spec: Any, seed: int) -> Any:
-    """Start JAX and build the program that a fit with this seed trains."""
-    start()
-    import jax
-
-    with usage():
-        return spec.build(jax.random.key(seed))
-
-
-def resume(command: Resume) -> None:
-    """Continue a run from its last checkpoint, evaluate it, and say where to look."""
-    check_evaluation(command.evaluation)
-    record = read_run(command.folder)
-    card = runs.run_card(command.folder, command.common.plugin)
-    start()
-    from inference.fitting import load
-    from inference.fitting.folder import RunFolder
-
-    own = card["name"] == runs.OWN
-    sampler = build(RunFolder(command.folder).read_spec(), 0).sampler if own else None
-    data = runs.load_data(card, sampler, test_n=command.evaluation.test_n)
-    with resumable(command.folder):
-        if record["info"].get("stopped") in ("steps", "patience"):
-            say(f"{command.folder} is fitted already: {record['info']['steps']:,} steps")
-            fitted = load(command.folder)
-        else:
-            fitted = _go_on(command.folder, record, data, progress=not command.evaluation.quiet)
-        finish(fitted, data, command.evaluation)
-
-
-def _go_on(folder: Path, record: dict[str, Any], data: runs.Data, *, progress: bool) -> Any:
-    """Continue from the last checkpoint; a run stopped before its first one starts again, with the same numbers."""
-    import jax
-    import jax.numpy as jnp
-
-    from inference.fitting import fit as run_fit, resume as run_resume
-    from inference.fitting.checkpoint import checkpoints
-    from inference.fitting.folder import RunFolder
-
-    if checkpoints(folder / "checkpoint"):
-        return run_resume(folder, data.train, validation=data.validation, progress=progress)
-    say(f"{folder} has no checkpoint yet: starting at step 0")
-    arguments = {name: value for name, value in record["arguments"].items() if name not in ("key", "validation")}
-    key = jax.random.wrap_key_data(jnp.asarray(record["arguments"]["key"], jnp.uint32))
-    program = RunFolder(folder).read_spec().build(key)
-    clear(folder)
-    return run_fit(
-        program, data.train, validation=data.validation, key=key, out=folder, card=record["card"], progress=progress,
-        **arguments,
-    )  # fmt: skip
-
-
-def finish(fitted: Any, data: runs.Data, options: Evaluation) -> None:
-    """Evaluate a fit unless told not to, and print what came of it."""
-    folder = shell(fitted.folder)
-    if options.no_evaluate:
-        print(runs.fit_line(fitted))
-        print(f"next: ppl-models resume {folder}   (evaluates it)")
-        return
-    found = runs.evaluate(fitted, data, particles=options.particles, draws=options.draws, progress=not options.quiet)
-    runs.summarise(fitted, found)
-    print(f"next: ppl-models sample {folder}; ppl-models compare {folder} OTHER")
+        runs.finish(fitted, data, command.evaluation)

@@ -9,15 +9,40 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from inference.cli import runs
+from inference.cli.arguments import Common, opt
 from inference.cli.common import UsageError, check_writable, clear, is_run, read_run, say, shell, start
 from inference.cli.compare import comparison_text, conclude
-from inference.cli.fit import resumable
 
 ONE, TWO = "one-facet", "two-facets"
 MARK = "quickstart"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quickstart:
+    """Fit two models to handwritten digits, check both, and compare them: the whole job in about two minutes.
+
+    One facet against two facets of a Multi-Facet Clustering VAE: same data, same budget, same likelihood.
+    Writes DIR/one-facet, DIR/two-facets and DIR/comparison.
+
+    Examples:
+      ppl-models quickstart
+      ppl-models quickstart --quick --out /tmp/quickstart
+    """
+
+    out: Annotated[Path, opt("DIR")] = Path("quickstart")
+    """Folder for the runs and the comparison; an earlier quickstart in it is replaced."""
+    quick: bool = False
+    """A smaller job of some seconds, to see that everything works; its models are not trained out."""
+    seed: Annotated[int, opt("N")] = 0
+    """Seed of everything."""
+    common: Common = dataclasses.field(default_factory=Common)
+
+    def run(self) -> None:
+        """Fit, diagnose, compare, say where to look."""
+        run(self.out, quick=self.quick, seed=self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +112,7 @@ def run(out: Path, *, quick: bool = False, seed: int = 0) -> None:
             f"{facet.name} (z of length {facet.dim}, {facet.clusters} clusters)" for facet in spec.facets
         )
         say(f"\n[{number}/3] {name}: {facets}")
-        with resumable(folders[name]):
+        with runs.resumable(folders[name]):
             program = runs.fitted_to(spec, card).build(jax.random.key(seed))
             fitted = fit(
                 program, data.train, steps=budget.steps, key=jax.random.key(seed), batch_size=budget.batch_size,

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from inference.cli.common import UsageError, data_info, read_run, reload_plugins, say, shell, start, usage
+from inference.cli.arguments import Evaluation
+from inference.cli.common import (
+    Interrupted,
+    UsageError,
+    data_info,
+    is_run,
+    read_run,
+    reload_plugins,
+    say,
+    shell,
+    start,
+    usage,
+)
 
 DATA_SEED = 0
 """Seed of every subset and generated set: runs of different seeds see the same data and can be compared."""
@@ -270,3 +283,35 @@ def summarise(fitted: Any, found: Evaluated) -> None:
     print(evidence_line(found.table))
     print(verdict_lines(found.verdict))
     print(f"look at: {found.page}")
+
+
+def build(spec: Any, seed: int) -> Any:
+    """Start JAX and build the program that a fit with this seed trains."""
+    start()
+    import jax
+
+    with usage():
+        return spec.build(jax.random.key(seed))
+
+
+@contextlib.contextmanager
+def resumable(folder: Path) -> Iterator[None]:
+    """Add the command that goes on to a Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if not is_run(folder):
+            raise
+        raise Interrupted(f"{str(stop) or 'interrupted'}; continue: ppl-models resume {shell(folder)}") from None
+
+
+def finish(fitted: Any, data: Data, options: Evaluation) -> None:
+    """Evaluate a fit unless told not to, and print what came of it."""
+    folder = shell(fitted.folder)
+    if options.no_evaluate:
+        print(fit_line(fitted))
+        print(f"next: ppl-models resume {folder}   (evaluates it)")
+        return
+    found = evaluate(fitted, data, particles=options.particles, draws=options.draws, progress=not options.quiet)
+    summarise(fitted, found)
+    print(f"next: ppl-models sample {folder}; ppl-models compare {folder} OTHER")

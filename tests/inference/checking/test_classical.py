@@ -77,7 +77,7 @@ def test_each_observation_has_its_baselines():
                 baselines(built, DIGITS, DIGITS[:5], key=KEY)
             continue
         tables = baselines(built, DIGITS, DIGITS[:9], key=KEY, validation=DIGITS[40:], progress=False)
-        assert {t.attrs["observation"] for t in tables.values()} == {built.observation}
+        assert {t.attrs["observation"] for t in tables.values()} == {built.observation.line}
         assert {t.attrs["estimator"] for t in tables.values()} == {"exact"}
         names[what] = list(tables)
     assert names["binary"] == ["bernoulli-mixture"]

@@ -18,7 +18,7 @@ import xarray as xr
 from inference import read_evidence, save_evidence
 from inference.cli.app import main
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TINY = ["--data", "digits", "--n", "150", "--batch-size", "50", "--test-n", "12", "--particles", "30", "--draws", "6"]
 
 PLUGIN = '''
@@ -27,7 +27,7 @@ import jax
 import numpyro
 import numpyro.distributions as dist
 from dataclasses import dataclass
-from ppl_models.program import Program, register
+from ppl_models.program import Observation, Program, register
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Mine:
             return lambda site, ctx: dist.Normal(mean, scale).to_event(1)
 
         return Program(spec=self, model=model, posterior=posterior, latents=("z",), shape=self.shape,
-                       prepare=lambda x, key, training: x.astype("float32") / 16, density=("p(x, z)",),
-                       observation=f"x / {self.levels - 1}")
+                       observation=Observation(f"x / {self.levels - 1}",
+                                               prepare=lambda x, key, training: x.astype("float32") / 16))
 
 
 register("mine", Mine, presets={"tiny": Mine()}, paper="none")
@@ -165,7 +165,7 @@ def test_debug_shows_the_traceback_in_either_place(capsys):
 
 
 def test_an_unexpected_error_exits_1_in_one_line(capsys, monkeypatch):
-    monkeypatch.setattr("inference.cli.listing.data_list", lambda as_json: 1 / 0)
+    monkeypatch.setattr("inference.cli.data.data_list", lambda as_json: 1 / 0)
     code, _, err = call(capsys, "data", "list")
     assert code == 1 and err == "ppl-models: error: ZeroDivisionError: division by zero (--debug shows where)\n"
 
@@ -405,7 +405,7 @@ def test_coherence_of_rules_and_runs(own, capsys, tmp_path):
 
 
 def test_the_help_of_coherence_lists_every_rule():
-    from inference.cli.commands import Coherence
+    from inference.cli.coherence import Coherence
     from ppl_models.in_context import RULES
 
     listed = " ".join((Coherence.__doc__ or "").split())

@@ -11,8 +11,8 @@ import xarray as xr
 from inference import exact_table, save_evidence, save_posterior
 from inference.cli.runs import make_card
 from ppl_models.datasets import load
-from ppl_models.program import resolve, spec_to_json
-from tests.inference.test_cli import call, untuned  # noqa: F401 - a fixture that is used by its name
+from ppl_models.program import Observation, resolve, spec_to_json
+from tests.inference.cli.test_cli import call, untuned  # noqa: F401 - a fixture that is used by its name
 
 N = 40
 
@@ -83,7 +83,9 @@ def test_several_runs_agree_and_one_is_chosen(folders, capsys):
 def test_clusters_refuses_what_it_cannot_read(folders, capsys, program, monkeypatch):
     code, _, err = call(capsys, "clusters", "absent", "./absent")
     assert code == 2 and "one or more different run folders" in err
-    other = SimpleNamespace(observation="other", shape=program.shape, model=program.model, spec=program.spec)
+    other = SimpleNamespace(
+        observation=Observation("other"), shape=program.shape, model=program.model, spec=program.spec
+    )
     other.sampler = None
     card = make_card("digits", n=150, validation=0, test_n=N)
     found = {"long-0": program, "long-1": other}

@@ -14,8 +14,7 @@ import xarray as xr
 
 from inference.checking.diagnostics import assemble
 from inference.fitting import Fit
-from inference.reporting import drawn as _drawn
-from inference.reporting.run_page import compare_report, report
+from inference.reporting import compare_report, drawn as _drawn, report
 from ppl_models.program import Check, Panel
 from tests.inference.checking.test_criticism import fitted
 from tests.toy import register_toy, toy_data

@@ -149,7 +149,7 @@ def test_tied_cells_are_untied_cells_with_equal_weights(conv):
     whole = CONV.build(KEY)
     modules = {}
     for name, parts in (("encoder", ("blocks", "posteriors")), ("decoder", ("cells",))):
-        small, big = program.views.modules[name], nnx.clone(whole.modules[name])
+        small, big = program.views.modules[name], nnx.clone(whole.views.modules[name])
         small_state, big_state = (
             nnx.to_pure_dict(nnx.state(small, nnx.Param)),
             nnx.to_pure_dict(nnx.state(big, nnx.Param)),

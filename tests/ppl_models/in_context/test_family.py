@@ -97,7 +97,7 @@ def test_its_tree_is_that_of_its_probabilities():
     assert predictive_paths(longer, np.array([1, 0, 1]), steps=20, paths=2, key=KEY).z.shape == (2, 20)
     with_positions = InContext(Coin(), dataclasses.replace(SMALL, positions=True), shape=(8,)).build(KEY)
     with pytest.raises(ValueError, match="capacity 9 exceeds the 8 symbols"):
-        with_positions.predictor(params(with_positions), capacity=9)
+        with_positions.exact.predictor(params(with_positions), capacity=9)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda t: t.kind)
@@ -169,15 +169,15 @@ def test_data_are_checked():
 def test_checks_see_a_guide_that_is_off_and_a_network_that_is_not_trained(tmp_path):
     guide = InContext(Coin(), SetEncoder(width=8), shape=(5,)).build(KEY)
     options = {"predictive_draws": 0, "key": KEY, "progress": False}
-    tree = posterior(Fit(guide, params(guide), {}, None, {}), guide.sampler(KEY, 6), draws=20, **options)
-    found = {check.check: check.verdict for check in guide.checks(tree)}
+    tree = posterior(Fit(guide, params(guide), {}, None, {}), guide.observation.sampler(KEY, 6), draws=20, **options)
+    found = {check.check: check.verdict for check in guide.views.checks(tree)}
     assert "fail" in found.values() and len(found) == 2
     net = InContext(Coin(), SMALL, shape=(8,)).build(KEY)
     fitted = Fit(net, params(net), {}, None, {})
-    x = net.sampler(KEY, 200)
-    (check,) = net.checks(posterior(fitted, x, draws=2, **options))
+    x = net.observation.sampler(KEY, 200)
+    (check,) = net.views.checks(posterior(fitted, x, draws=2, **options))
     assert check.verdict == "fail" and check.value > 0.01
-    (panel,) = net.panels(fitted, np.asarray(x), None, None)
+    (panel,) = net.views.panels(fitted, np.asarray(x), None, None)
     panel.draw().savefig(tmp_path / "panel.png")
     assert (tmp_path / "panel.png").stat().st_size > 5000
 

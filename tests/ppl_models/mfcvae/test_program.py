@@ -34,8 +34,8 @@ def tiny():
 @pytest.fixture(scope="module")
 def x(tiny):
     grey = jnp.asarray(np.random.default_rng(0).integers(0, 17, (B, 8, 8)), "uint8")
-    tiny.check_data(grey)
-    return tiny.prepare(grey, KEY, False)
+    tiny.observation.check(grey)
+    return tiny.observation.prepare(grey, KEY, False)
 
 
 def params_of(program, x):
@@ -232,7 +232,7 @@ def test_fading_a_facet_out_and_in_compiles_once(tiny):
     np.testing.assert_array_equal(mean(one, 0.0), mean(other, 0.0))
     assert float(jnp.abs(mean(one, 1.0) - mean(other, 1.0)).max()) > 1e-4
     assert len(traced) == 1
-    assert set(tiny.knobs) == {"fade_style", "fade_digit"}
+    assert set(tiny.training.knobs) == {"fade_style", "fade_digit"}
 
 
 def test_missing_data_and_size_are_explained(tiny):
@@ -277,4 +277,4 @@ def test_warmup_raises_the_weight_of_the_kl():
 
 def test_bad_data_are_refused_before_any_work(tiny):
     with pytest.raises(ValueError, match=r"shape \(N, 8, 8\), got \(3, 28, 28\)"):
-        tiny.check_data(np.zeros((3, 28, 28), "uint8"))
+        tiny.observation.check(np.zeros((3, 28, 28), "uint8"))

@@ -1,0 +1,65 @@
+"""What several commands take, and the checks of those arguments; nothing here imports JAX."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Protocol, runtime_checkable
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from inference.cli.common import UsageError
+
+
+def opt(metavar: str, unset: str | None = None) -> Any:
+    """Return tyro's options of an argument: its placeholder, and what leaving it out means."""
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {unset})" if unset else None)
+
+
+@runtime_checkable
+class Command(Protocol):
+    """One command of the line: a frozen dataclass of its arguments that can run."""
+
+    def run(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every command takes."""
+
+    plugin: Annotated[UseAppendAction[tuple[Path, ...]], opt("FILE.py")] = ()
+    """Python file that registers families of your own with `ppl_models.program.register(...)`."""
+    debug: bool = False
+    """Show the traceback of an error, and the warnings of the libraries below."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a fitted run is checked on held-out data."""
+
+    no_evaluate: bool = False
+    """Stop after the fit: no posterior, evidence, diagnosis and report."""
+    test_n: Annotated[int, opt("N")] = 500
+    """Evaluate on the first N of the held-out data [data]."""
+    particles: Annotated[int, opt("K")] = 512
+    """Draws from q(z | x) a datum, for its importance-weighted log p(x) [draws]."""
+    draws: Annotated[int, opt("S")] = 100
+    """Posterior draws a datum kept in posterior.nc [draws]."""
+    quiet: bool = False
+    """No progress on stderr."""
+
+
+Run = Annotated[Positional[Path], opt("DIR")]
+
+
+def check_at_least(least: int, **options: int | None) -> None:
+    """Raise :class:`UsageError` for the first option below ``least``; ``None`` passes."""
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+
+
+def check_evaluation(options: Evaluation) -> None:
+    """Raise :class:`UsageError` for numbers with which nothing can be estimated."""
+    check_at_least(2, particles=options.particles)
+    check_at_least(1, draws=options.draws, test_n=options.test_n)

@@ -1,0 +1,64 @@
+"""``ppl-models diagnose``: check a fitted run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from inference.cli import runs, tables
+from inference.cli.arguments import Common, Run, check_at_least, opt
+from inference.cli.common import (
+    table_text,
+    to_json,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnose:
+    """Check a fitted run on held-out data: one line a check, with its threshold, verdict and remedy.
+
+    Writes diagnosis.csv. The exit code is 0 whatever the verdicts are.
+
+    Examples:
+      ppl-models diagnose runs/digits
+      ppl-models diagnose runs/digits --json | jq '.[] | select(.verdict == "fail")'
+    """
+
+    folder: Run
+    """Run folder."""
+    test_n: Annotated[int | None, opt("N", "as in the run")] = None
+    """Check on the first N of the held-out data [data]."""
+    particles: Annotated[int | None, opt("K", "as in evidence.csv, or 512")] = None
+    """Draws a datum; another number than that of evidence.csv has it recomputed [draws]."""
+    json: bool = False
+    """Print JSON: a list of objects with check, value, threshold, verdict, meaning, remedy."""
+    common: Common = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Print the table."""
+        diagnose(self)
+
+
+def diagnose(command: Diagnose) -> None:
+    """Print one line a check and write diagnosis.csv."""
+    check_at_least(1, test_n=command.test_n)
+    check_at_least(2, particles=command.particles)
+    fitted, card = runs.open_run(command.folder, command.common.plugin)
+    x, factors = runs.load_test(card, fitted.program.observation.sampler, test_n=command.test_n)
+    from inference.checking.diagnostics import diagnose as run_diagnose
+
+    table = tables.table_of(fitted, x, particles=command.particles)
+    tree = tables.tree_of(fitted, x, factors)
+    verdict = run_diagnose(fitted, x, key=runs.keys()["diagnose"], table=table, tree=tree)
+    runs.write_table(verdict, fitted.folder / "diagnosis.csv")
+    if command.json:
+        print(to_json(verdict.to_dict(orient="records")))
+        return
+    print(runs.fit_line(fitted))
+    print(runs.evidence_line(table))
+    print()
+    rows = [[row.verdict, row.check, f"{row.value:.4g}", row.threshold] for row in verdict.itertuples()]
+    print(table_text(rows, ["verdict", "check", "value", "wanted"]))
+    print()
+    print(runs.verdict_lines(verdict, full=True))
+    print(f"table: {fitted.folder / 'diagnosis.csv'}")

@@ -1,0 +1,72 @@
+"""``ppl-models families``: what can be fitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from inference.cli.arguments import Common
+from inference.cli.common import (
+    load_plugins,
+    shape_text,
+    start,
+    table_text,
+    to_json,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Families:
+    """List the families: presets, number of parameters, latent sites, shape of one datum.
+
+    Examples:
+      ppl-models families
+      ppl-models families --json | jq '.mfcvae.presets | keys'
+    """
+
+    json: bool = False
+    """Print JSON: an object by family."""
+    common: Common = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Print the table."""
+        families(self)
+
+
+def families(command: Families) -> None:
+    """Print every family with its presets: parameters, latent sites, shape of one datum."""
+    start()
+    import jax
+
+    from ppl_models import program as contract
+
+    load_plugins(command.common.plugin)
+    found: dict[str, Any] = {}
+    for name, family in contract.families().items():
+        found[name] = {"paper": family.paper, "module": family.module, "spec": family.spec.__name__, "presets": {}}
+        for preset, spec in family.presets.items():
+            built = spec.build(jax.random.key(0))
+            found[name]["presets"][preset] = {
+                "parameters": built.parameter_count,
+                "latents": list(built.latents),
+                "observed": list(built.observed),
+                "shape": list(built.shape),
+                "knobs": dict(built.training.knobs),
+                "observation": built.observation.line,
+            }
+    if command.json:
+        print(to_json(found))
+        return
+    for name, family in found.items():
+        print(f"{name}  ({family['paper']})")
+        rows = [
+            [
+                f"  {name}:{preset}",
+                facts["parameters"],
+                shape_text(facts["shape"]),
+                ", ".join(facts["latents"]) or "none",
+            ]
+            for preset, facts in family["presets"].items()
+        ]
+        print(table_text(rows, ["  name", "parameters", "shape", "latent sites"]))
+    print("\nfit one: ppl-models fit FAMILY:PRESET --data NAME --out DIR  (shape and levels are set from the data)")

@@ -1,0 +1,79 @@
+"""``ppl-models resume``: go on with an interrupted run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from inference.cli import runs
+from inference.cli.arguments import Common, Evaluation, Run, check_evaluation
+from inference.cli.common import (
+    clear,
+    read_run,
+    say,
+    start,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """Go on with an interrupted run from its last checkpoint, exactly as if it had never stopped.
+
+    A run that is already fitted is evaluated again.
+
+    Examples:
+      ppl-models resume runs/digits
+    """
+
+    folder: Run
+    """Run folder."""
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    common: Common = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Resume, evaluate, say where to look."""
+        resume(self)
+
+
+def resume(command: Resume) -> None:
+    """Continue a run from its last checkpoint, evaluate it, and say where to look."""
+    check_evaluation(command.evaluation)
+    record = read_run(command.folder)
+    card = runs.run_card(command.folder, command.common.plugin)
+    start()
+    from inference.fitting import load
+    from inference.fitting.folder import RunFolder
+
+    own = card["name"] == runs.OWN
+    sampler = runs.build(RunFolder(command.folder).read_spec(), 0).observation.sampler if own else None
+    data = runs.load_data(card, sampler, test_n=command.evaluation.test_n)
+    with runs.resumable(command.folder):
+        if record["info"].get("stopped") in ("steps", "patience"):
+            say(f"{command.folder} is fitted already: {record['info']['steps']:,} steps")
+            fitted = load(command.folder)
+        else:
+            fitted = _go_on(command.folder, record, data, progress=not command.evaluation.quiet)
+        runs.finish(fitted, data, command.evaluation)
+
+
+def _go_on(folder: Path, record: dict[str, Any], data: runs.Data, *, progress: bool) -> Any:
+    """Continue from the last checkpoint; a run stopped before its first one starts again, with the same numbers."""
+    import jax
+    import jax.numpy as jnp
+
+    from inference.fitting import fit as run_fit, resume as run_resume
+    from inference.fitting.checkpoint import checkpoints
+    from inference.fitting.folder import RunFolder
+
+    if checkpoints(folder / "checkpoint"):
+        return run_resume(folder, data.train, validation=data.validation, progress=progress)
+    say(f"{folder} has no checkpoint yet: starting at step 0")
+    arguments = {name: value for name, value in record["arguments"].items() if name not in ("key", "validation")}
+    key = jax.random.wrap_key_data(jnp.asarray(record["arguments"]["key"], jnp.uint32))
+    program = RunFolder(folder).read_spec().build(key)
+    clear(folder)
+    return run_fit(
+        program, data.train, validation=data.validation, key=key, out=folder, card=record["card"], progress=progress,
+        **arguments,
+    )  # fmt: skip

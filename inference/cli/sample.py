@@ -1,0 +1,104 @@
+"""``ppl-models sample``: new data from a fitted program, or from one cluster of a facet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import numpy as np
+
+from inference.cli import facets, runs
+from inference.cli.arguments import Common, Run, check_at_least, opt
+from inference.cli.common import (
+    UsageError,
+    usage,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Draw new data from a fitted program, x ~ p(x), or with --facet and --cluster the means of one cluster's data.
+
+    Writes samples.npz (array x, in the units that the model scores) and, for images, figures/samples.png.
+
+    Examples:
+      ppl-models sample runs/digits --n 64
+      ppl-models sample runs/digits --facet digit --cluster 3 --temperature 0.7
+    """
+
+    folder: Run
+    """Run folder."""
+    n: Annotated[int, opt("N")] = 64
+    """Number of draws [data]."""
+    facet: Annotated[str | None, opt("NAME", "draw from the whole model")] = None
+    """Draw from one cluster of this facet; needs --cluster."""
+    cluster: Annotated[int | None, opt("C")] = None
+    """Its cluster, 0, 1, ...; the other facets are drawn from all of theirs."""
+    temperature: Annotated[float, opt("T")] = 1.0
+    """Factor on the standard deviation of every latent, for --facet: 1 is the model, 0 the means."""
+    seed: Annotated[int, opt("N")] = 0
+    """Seed of the draws."""
+    common: Common = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Write the draws and print where."""
+        sample(self)
+
+
+def sample(command: Sample) -> None:
+    """Write draws x ~ p(x), or of one cluster, as samples.npz, for images a picture too, and print the paths."""
+    check_at_least(1, n=command.n)
+    check_at_least(0, seed=command.seed)
+    check_cluster(command)
+    fitted, _ = runs.open_run(command.folder, command.common.plugin)
+    import io
+
+    from inference.fitting.checkpoint import write_atomic
+
+    program = fitted.program
+    draw = prior_samples if command.facet is None else cluster_samples
+    arrays: dict[str, Any] = draw(command, fitted)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    path = fitted.folder / "samples.npz"
+    write_atomic(path, lambda file: file.write(buffer.getvalue()))
+    shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+    print(f"{path}: {shapes}")
+    site = program.observed[0]
+    from inference.reporting import pictures
+
+    if site in arrays and pictures.is_image(program.shape):
+        folder = fitted.folder / "figures"
+        folder.mkdir(exist_ok=True)
+        pictures.prior_samples(arrays[site], n=min(command.n, 64)).savefig(folder / "samples.png", dpi=120)
+        print(folder / "samples.png")
+
+
+def prior_samples(command: Sample, fitted: Any) -> dict[str, np.ndarray]:
+    """Draw the latent and observed sites of a program without any observation."""
+    import jax
+    from numpyro.infer import Predictive
+
+    drawn = Predictive(fitted.model, num_samples=1)(jax.random.key(command.seed), size=command.n)
+    wanted = [name for name in (*fitted.program.latents, *fitted.program.observed) if name in drawn]
+    return {name: np.asarray(drawn[name])[0] for name in wanted}
+
+
+def check_cluster(command: Sample) -> None:
+    """Raise :class:`UsageError` where ``sample`` has one of --facet and --cluster without the other."""
+    if (command.facet is None) != (command.cluster is None):
+        given, missing = ("--facet", "--cluster C") if command.cluster is None else ("--cluster", "--facet NAME")
+        raise UsageError(f"{given} draws from one cluster of a facet; add {missing}")
+    if command.facet is None and command.temperature != 1.0:
+        raise UsageError(f"--temperature {command.temperature:g} is for --facet NAME --cluster C; add them")
+
+
+def cluster_samples(command: Sample, fitted: Any) -> dict[str, np.ndarray]:
+    """Draw the data of one cluster: their means ``x`` and the latents, by site."""
+    import jax
+
+    run = facets.use_of(fitted, "sample")
+    with usage():
+        key = jax.random.key(command.seed)
+        found = run(fitted, command.facet, command.cluster, command.n, temperature=command.temperature, key=key)
+    return {**{f"z_{name}": z for name, z in found.z.items()}, fitted.program.observed[0]: found.x}

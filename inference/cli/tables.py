@@ -1,0 +1,87 @@
+"""A run's evidence and posterior draws: those in its folder where they fit what is asked, else computed."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from inference.cli import runs
+from inference.cli.common import say
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+PARTICLES, DRAWS = 512, 100
+
+
+def table_of(fitted: Any, x: np.ndarray, *, particles: int | None) -> pd.DataFrame:
+    """Return the run's evidence on ``x``: its own evidence.csv where that scored these data, else computed.
+
+    ``particles`` asks for that number of draws a datum; ``None`` takes the table's own, or 512.  A new table is
+    saved where the run had none for as many data.
+    """
+    from inference.checking.log_evidence import evidence, save_evidence
+
+    own = own_table(fitted.folder)
+    if own is not None and _scored(own, x) and _enough(own, particles):
+        # A datum's numbers do not depend on the data beside it, so a table's first rows are a table.
+        return own.iloc[: len(x)].__finalize__(own)
+    wanted = particles or (own.attrs["particles"] if own is not None else PARTICLES)
+    say(f"{fitted.folder}: evidence of {len(x):,} held-out data with {wanted} particles")
+    table = evidence(fitted, x, particles=wanted, key=runs.keys()["evidence"])
+    if own is None or len(own) <= len(x):
+        save_evidence(table, fitted.folder)
+    return table
+
+
+def own_table(folder: Path) -> pd.DataFrame | None:
+    """Return the evidence a run folder holds; ``None`` where there is none or it is older than the parameters."""
+    from inference.checking.log_evidence import read_evidence
+
+    path = folder / "evidence.csv"
+    if not path.is_file() or not newer(path, folder):
+        return None
+    try:
+        return read_evidence(folder)
+    except ValueError as error:
+        say(f"warning: {error}")
+        return None
+
+
+def _enough(table: pd.DataFrame, particles: int | None) -> bool:
+    """Whether a table has the number of draws asked for; an exact one has no draws."""
+    return table.attrs["estimator"] == "exact" or particles in (None, table.attrs["particles"])
+
+
+def _scored(table: pd.DataFrame, x: np.ndarray) -> bool:
+    """Whether a table's first rows are these data, by their checksums."""
+    sums = [zlib.crc32(np.ascontiguousarray(row).tobytes()) for row in x]
+    return len(table) >= len(x) and table["x_crc"].tolist()[: len(x)] == sums
+
+
+def tree_of(fitted: Any, x: np.ndarray, factors: Any) -> Any:
+    """Return posterior.nc where it holds these data, else compute and write it."""
+    import xarray as xr
+
+    path = fitted.folder / "posterior.nc"
+    if path.is_file():
+        try:
+            tree = xr.open_datatree(path)
+            observed = next(iter(tree["observed_data"].data_vars.values()))
+            if len(observed) == len(x) and newer(path, fitted.folder):
+                return tree.load()
+        except (OSError, KeyError, StopIteration, ValueError) as error:
+            say(f"warning: {path} cannot be used ({error}); computing it again")
+    return runs.draw_posterior(fitted, x, draws=DRAWS, factors=factors)
+
+
+def newer(path: Path, folder: Path) -> bool:
+    """Whether a file was written after the run's last checkpoint."""
+    from inference.fitting.checkpoint import checkpoints
+
+    found = checkpoints(folder / "checkpoint")
+    return not found or path.stat().st_mtime >= found[-1].stat().st_mtime
