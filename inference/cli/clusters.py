@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional
 
-from inference.cli import runs
+from inference.cli import runs, tables
 from inference.cli.arguments import Common, check_at_least, opt
 from inference.cli.common import UsageError, check_writable, read_run, say, table_text, to_json
 from inference.cli.entries import (
