@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from benchmarks import _table, harness
+from benchmarks import _headlines, _table, harness
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 app = tyro.extras.SubcommandApp()
@@ -69,25 +69,29 @@ def table(
     """Print the table of all records.
 
     Args:
-        readme: Write it into the README instead.
-        check: Print nothing; fail if the README's table is not what the records say.
+        readme: Write it into benchmarks/README.md, and the headlines into the README, instead.
+        check: Print nothing; fail if these tables are not what the records say.
         quick: The records of quick runs instead.
     """
     if quick and (readme or check):
         raise harness.UsageError("quick records never go into the README; leave out --quick, or --readme and --check")
-    text = _table.render(harness.records(harness.QUICK if quick else harness.RESULTS))
-    if check:
-        if _table.is_current(text):
-            return 0
-        print(
-            "the README's table is not what the records say; run: python -m benchmarks table --readme", file=sys.stderr
-        )
-        return 1
-    if readme:
-        print("README.md written" if _table.update(text) else "README.md is up to date")
-    else:
+    found = harness.records(harness.QUICK if quick else harness.RESULTS)
+    text = _table.render(found)
+    if not (check or readme):
         print(text, end="")
-    return 0
+        return 0
+    stale = 0
+    for page, block, content in (
+        (_table.PAGE, _table.RESULTS, text),
+        (_table.README, _table.HEADLINES, _headlines.render(found)),
+    ):
+        name = page.relative_to(_table.README.parent)
+        if readme:
+            print(f"{name} written" if _table.update(content, page, block) else f"{name} is up to date")
+        elif not _table.is_current(content, page, block):
+            stale = 1
+            print(f"{name} is not what the records say; run: python -m benchmarks table --readme", file=sys.stderr)
+    return stale
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

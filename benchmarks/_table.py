@@ -1,4 +1,4 @@
-"""Records as a Markdown table, and the block of the README that holds it."""
+"""Records as a Markdown table, and the block of a page that holds it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 
 from benchmarks.harness import HERE, Record, UsageError
 
-README = HERE.parent / "README.md"
-START, END = "<!-- results -->", "<!-- /results -->"
+PAGE, README = HERE / "README.md", HERE.parent / "README.md"
+"""The page of all records, and the README with its headlines."""
+RESULTS, HEADLINES = "results", "headlines"
+"""Names of the blocks: a page holds one between ``<!-- NAME -->`` and ``<!-- /NAME -->``."""
 
 
 def render(records: Sequence[Record]) -> str:
@@ -52,26 +54,25 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-def with_table(text: str, table: str) -> str:
-    """Return the README's text with its results block replaced; raises ``UsageError`` if it has none."""
-    if text.count(START) != 1 or text.count(END) != 1 or text.index(START) > text.index(END):
-        raise UsageError(
-            f"the README must hold one line {START} and after it one line {END}; add them where the table goes"
-        )
-    before, rest = text.split(START)
-    return f"{before}{START}\n{table}{END}{rest.split(END)[1]}"
+def with_table(text: str, table: str, block: str = RESULTS) -> str:
+    """Return a page's text with one block replaced; raises ``UsageError`` if it has none."""
+    start, end = f"<!-- {block} -->", f"<!-- /{block} -->"
+    if text.count(start) != 1 or text.count(end) != 1 or text.index(start) > text.index(end):
+        raise UsageError(f"the page must hold one line {start} and after it one line {end}; add them for the table")
+    before, rest = text.split(start)
+    return f"{before}{start}\n{table}{end}{rest.split(end)[1]}"
 
 
-def update(table: str, readme: Path = README) -> bool:
-    """Write the table into the README; return whether that changed it."""
-    old = readme.read_text()
-    new = with_table(old, table)
+def update(table: str, page: Path = PAGE, block: str = RESULTS) -> bool:
+    """Write the table into a page; return whether that changed it."""
+    old = page.read_text()
+    new = with_table(old, table, block)
     if new != old:
-        readme.write_text(new)
+        page.write_text(new)
     return new != old
 
 
-def is_current(table: str, readme: Path = README) -> bool:
-    """Whether the README's block is what the records render to."""
-    text = readme.read_text()
-    return with_table(text, table) == text
+def is_current(table: str, page: Path = PAGE, block: str = RESULTS) -> bool:
+    """Whether a page's block is what the records render to."""
+    text = page.read_text()
+    return with_table(text, table, block) == text

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import benchmarks
-from benchmarks import __main__ as command, _table, harness
+from benchmarks import __main__ as command, _headlines, _table, harness
 from benchmarks.harness import Claim, Record, UsageError, execute, interleaved_cpu_time
 
 
@@ -198,16 +198,35 @@ def test_a_wrong_command_does_nothing(folder, capsys, arguments, message):
 
 
 def test_table_check_fails_when_stale(folder, monkeypatch, capsys):
-    readme = folder / "README.md"
-    readme.write_text("<!-- results -->\n<!-- /results -->\n")
-    for name in ("update", "is_current"):
-        original = getattr(_table, name)
-        monkeypatch.setattr(_table, name, lambda table, original=original: original(table, readme))
+    page, readme = folder / "benchmarks" / "README.md", folder / "README.md"
+    page.parent.mkdir()
+    page.write_text("<!-- results -->\n<!-- /results -->\n")
+    readme.write_text("<!-- headlines -->\n<!-- /headlines -->\n")
+    monkeypatch.setattr(_table, "PAGE", page)
+    monkeypatch.setattr(_table, "README", readme)
     record().write(folder / "results")
     assert command.main(["table", "--check"]) == 1
     assert "table --readme" in capsys.readouterr().err
     assert command.main(["table", "--readme"]) == 0
     assert command.main(["table", "--check"]) == 0
+
+
+def test_headlines_are_filled_in_from_the_records():
+    one = record(benchmark="b", name="one", value=0.5, unit="nats", detail={"rows": [{"ari": 0.25}]})
+    shown = _headlines.render(
+        [one],
+        [
+            _headlines.Headline("b/one", "it", "k-means {b/one:detail.rows.0.ari}, twice {b/one:value}"),
+            _headlines.Headline("b/absent", "nothing", "-"),
+        ],
+    )
+    assert shown.splitlines()[2:] == [f"| it | 0.5 nats | k-means 0.25, twice 0.5 | {one.target} |"]
+
+
+def test_every_headline_has_its_record():
+    found = {f"{one.benchmark}/{one.name}" for one in harness.records()}
+    assert [line.record for line in _headlines.HEADLINES if line.record not in found] == []
+    assert _headlines.render(harness.records()).count("\n") == len(_headlines.HEADLINES) + 2
 
 
 def test_every_benchmark_asks_one_question():
