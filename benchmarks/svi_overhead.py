@@ -28,6 +28,8 @@ from inference.fitting.trainer import Trainer, make_optimizer
 from ppl_models.program import Observation, Posterior, Program, bind
 
 PIXELS, HIDDEN, LATENT, RATE = 784, 400, 20, 1e-3
+RUNS, TARGET = 5, "<= 1.03"
+"""A ratio is the median of so many runs, each the median of its own rounds in turns."""
 
 
 class Encoder(nnx.Module):
@@ -170,18 +172,21 @@ def families(quick: bool) -> Iterable[Claim]:
             continue
         case = build()
         equal = agreement(case, keys=32 if quick else 256)
-        spent = interleaved_cpu_time(steps_of(case), rounds=3 if quick else 41, steps=case.steps)
-        ratios = [f / h for f, h in zip(spent["fit"].rounds, spent["hand"].rounds, strict=True)]
+        functions, runs = steps_of(case), []
+        for _ in range(1 if quick else RUNS):
+            spent = interleaved_cpu_time(functions, rounds=3 if quick else 11, steps=case.steps)
+            runs.append(median(f / h for f, h in zip(spent["fit"].rounds, spent["hand"].rounds, strict=True)))
         yield Claim(
             name=f"step_{name}",
             claim=f"CPU time of a fit's step over the hand-written one, {case.title}, batch 128",
-            value=median(ratios),
+            value=median(runs),
             unit="ratio",
-            target="<= 1.05",
+            target=TARGET,
             if_missed="the gradient norm and the guard against non-finite updates, which the step by hand lacks, cost "
             "most where a network has many small arrays",
             seeds=(0, 1),
             detail={
+                "runs": runs,
                 "hand_ms": 1e3 * spent["hand"].least,
                 "fit_ms": 1e3 * spent["fit"].least,
                 "ratio_of_least": spent["fit"].least / spent["hand"].least,
@@ -192,17 +197,18 @@ def families(quick: bool) -> Iterable[Claim]:
 
 def run(quick: bool) -> Iterable[Claim]:
     """Yield the ratios of CPU time a step, for a plain VAE and by family, and of the time to compile."""
-    rounds, steps = (3, 10) if quick else (21, 40)
+    rounds, steps = (3, 10) if quick else (9, 40)
     for batch in (128,) if quick else (128, 512):
-        found = step_times(batch, rounds, steps)
+        found = [step_times(batch, rounds, steps) for _ in range(1 if quick else RUNS)]
+        ratios = [run["ratio_median_of_rounds"] for run in found]
         yield Claim(
             name=f"step_batch{batch}",
             claim=f"CPU time of a fit's step over the hand-written one, VAE 784-400-20, batch {batch}",
-            value=found["ratio_median_of_rounds"],
+            value=median(ratios),
             unit="ratio",
-            target="<= 1.05",
+            target=TARGET,
             seeds=(0, 1),
-            detail=found,
+            detail={"runs": ratios, "last": found[-1]},
         )
     spent = compile_times(2 if quick else 7)
     yield Claim(
