@@ -1,6 +1,6 @@
 """Draws the picture of the README: two clusterings of the same images, and an exchange of one facet.
 
-    python examples/readme_picture.py docs/facets.png      (about three minutes on two cores; seed 0)
+    python examples/readme_picture.py docs/facets.png      (about five minutes on two cores; seed 0)
 
 The images are procedural: a shape on a coloured floor, at any angle and place.  The model sees no label.
 """
