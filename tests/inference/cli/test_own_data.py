@@ -6,6 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 
+from inference.cli.app import main
 from tests.inference.cli.test_cli import PLUGIN, ROOT, TINY, call, spawn, untuned  # noqa: F401 - a fixture used by name
 
 
