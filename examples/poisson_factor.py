@@ -68,10 +68,10 @@ class PoissonFactor:
             if np.min(x) < 0 or np.any(np.asarray(x) != np.floor(x)):
                 raise ValueError(f"counts must be whole and >= 0, got values from {np.min(x)}; round or shift them")
 
+        density = (f"p(z) = ∏ₖ Gamma(zₖ; {self.sparsity:g}, 1), k = 1…{k}", "p(x|z) = ∏ᵢ Poisson(xᵢ; Wᵢz + bᵢ)")
         return Program(
-            spec=self, model=model, posterior=posterior, latents=("z",), shape=self.shape,
+            self, model, posterior, latents=("z",), shape=self.shape, views=Views(density, {"encoder": encoder}),
             observation=Observation(f"{d} counts as stored; probability mass, nats", check=check, bits_offset=0.0),
-            views=Views((f"p(z) = ∏ₖ Gamma(zₖ; {self.sparsity:g}, 1), k = 1…{k}", "p(x|z) = ∏ᵢ Poisson(xᵢ; Wᵢz + bᵢ)")),
         )  # fmt: skip
 
 

@@ -28,9 +28,10 @@ def test_a_group_scores_the_same_numbers_in_the_same_units(programs):
         first, *others = members.values()
         seen = evaluated(first, X, jax.random.key(3))
         for other in others:
-            assert (other.observation, other.bits_offset) == (first.observation, first.bits_offset), group
+            mine, its = first.observation, other.observation
+            assert (its.line, its.bits_offset) == (mine.line, mine.bits_offset), group
             np.testing.assert_array_equal(evaluated(other, X, jax.random.key(3)), seen)
-    assert {group: next(iter(members.values())).bits_offset for group, members in programs.items()} == {
+    assert {group: next(iter(members.values())).observation.bits_offset for group, members in programs.items()} == {
         "binarised": 0.0, "dequantised": math.log2(17),
     }  # fmt: skip
 

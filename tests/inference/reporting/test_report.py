@@ -104,7 +104,10 @@ def fit(x: np.ndarray) -> Fit:
         Panel("broken", "Never seen.", broken),
     ]
     own = Check("a & b", 1.0, "<= 0", "fail", "a < b", "c > d")
-    program = dataclasses.replace(plain.program, panels=lambda fit, x, factors, tree: panels, checks=lambda tree: [own])
+    views = dataclasses.replace(
+        plain.program.views, panels=lambda fit, x, factors, tree: panels, checks=lambda tree: [own]
+    )
+    program = dataclasses.replace(plain.program, views=views)
     history = pd.DataFrame({"step": [1, 2, 3], "loss": [3.0, 2.0, 1.0], "elbo": [-3.0, -2.0, -1.0], "kl/z": 1.0})
     return dataclasses.replace(plain, program=program, history=history, card={"name": "<b>toy</b> & co"})
 
