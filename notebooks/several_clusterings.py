@@ -71,7 +71,7 @@ spec = PRESETS["facets"]
 if SMALL:
     facets = tuple(dataclasses.replace(facet, refit=(30,)) for facet in spec.facets)
     spec = dataclasses.replace(spec, facets=facets, warmup=20)
-print("\n".join(spec.build(jax.random.key(0)).density))
+print("\n".join(spec.build(jax.random.key(0)).views.density))
 
 # %%
 rate = optax.cosine_decay_schedule(2e-3, STEPS, alpha=0.1)

@@ -70,12 +70,13 @@ def make_optimizer(learning_rate: Any, optimizer: Any, clip: float | None) -> op
 def _norm(leaves: list[Array]) -> Array:
     """Euclidean norm of all entries.
 
-    Small arrays are summed as one, for a sum an array costs a tenth of the step of a network of many of them; large
-    ones by themselves, for copying them together costs as much.
+    Small arrays are taken as one, for a sum an array costs a tenth of the step of a network of many of them; large ones
+    by themselves, for copying them together costs as much.  Inner products, not sums of squares: XLA's sum to a scalar
+    adds one entry at a time on a CPU, its inner product many at once.
     """
     small = [leaf.ravel() for leaf in leaves if leaf.size < 32768]
-    parts = [leaf for leaf in leaves if leaf.size >= 32768] + ([jnp.concatenate(small)] if small else [])
-    return jnp.sqrt(sum((jnp.sum(part * part) for part in parts), jnp.zeros(())))
+    parts = [leaf.ravel() for leaf in leaves if leaf.size >= 32768] + ([jnp.concatenate(small)] if small else [])
+    return jnp.sqrt(sum((jnp.vdot(part, part) for part in parts), jnp.zeros(())))
 
 
 class Trainer:
