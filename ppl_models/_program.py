@@ -9,17 +9,18 @@ from typing import Any
 import jax
 import numpyro
 from flax import nnx
-from jaxtyping import Array, Float, Key, Shaped
+from jaxtyping import Array, Float, Key
 
 from ppl_models._amortise import Posterior, as_guide
+from ppl_models._datum import Shape, leaves, part, zeros
 from ppl_models._predictor import Predictor
 
 Schedule = Callable[[Any], Any]
 
 
-def _cast(x: Array, key: Key[Array, ""], training: bool) -> Array:
+def _cast(x: Any, key: Key[Array, ""], training: bool) -> Any:
     del key, training
-    return x.astype("float32")
+    return jax.tree.map(lambda leaf: leaf.astype("float32"), x)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Event:
 
     step: int
     name: str
-    apply: Callable[[Mapping[str, Any], Array, Key[Array, ""]], Mapping[str, Any]]
+    apply: Callable[[Mapping[str, Any], Any, Key[Array, ""]], Mapping[str, Any]]
     size: int = 5000
 
     def __post_init__(self) -> None:
@@ -76,21 +77,33 @@ class Event:
 class Observation:
     """What of the stored data is scored, and in which unit.
 
-    ``line``         says what is scored; only evidence tables with equal lines are comparable.
+    ``line``         says what is scored, and given what; only evidence tables with equal lines are comparable.
     ``prepare``      ``(x, key, training) -> x``: stored data to what the model scores (cast, scale, binarise,
                      dequantise), inside the jitted step; pure in the key.
     ``check``        raises ``ValueError`` for stored data that the program cannot score; runs before any work.
+    ``read``         other forms of the data, such as a DataFrame, to stored arrays; whatever it does not know it
+                     returns as it is.
+    ``given``        names of the leaves of a datum that are inputs: the program is p(the rest | these).  To draw, its
+                     model is called with them alone.
+    ``features``     ``(x) -> (n, F)``: prepared data as plain numbers for classical methods (k-means, say), nothing
+                     missing; by default what is scored, flattened.
+    ``drawn``        ``(values) -> x``: prepared data from the values of observed sites and inputs by name; by default
+                     the value itself, or a dict of them.
     ``bits_offset``  where the score is a code length of the stored data, bits/dim = -log2 p(x) / D + bits_offset: 0 for
                      a probability mass, log2(levels) for a density of (x + u)/levels; ``None`` where it is none.
-    ``sampler``      ``(key, n) -> (n, *shape)``: the program's own draws as stored data, where it is trained on them;
+    ``sampler``      ``(key, n) -> n data``: the program's own draws as stored data, where it is trained on them;
                      they may depend on the spec, never on weights.
     """
 
     line: str = "x as given"
-    prepare: Callable[[Shaped[Array, "..."], Key[Array, ""], bool], Array] = _cast
+    prepare: Callable[[Any, Key[Array, ""], bool], Any] = _cast
     check: Callable[[Any], None] = lambda x: None
+    read: Callable[[Any], Any] = lambda x: x
+    given: tuple[str, ...] = ()
+    features: Callable[[Any], Array] | None = None
+    drawn: Callable[[Mapping[str, Array]], Any] | None = None
     bits_offset: float | None = None
-    sampler: Callable[[Key[Array, ""], int], Array] | None = None
+    sampler: Callable[[Key[Array, ""], int], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -141,10 +154,12 @@ class Program:
     """A generative program p(x, z) and its amortised posterior q(z | x).
 
     ``spec``       the frozen dataclass that was built; JSON round trip through ``spec_to_json``.
-    ``model``      p(x, z): ``model(x=None, *, size=None)``, one plate over the batch.
+    ``model``      p(x, z): ``model(x=None, *, size=None)``, one plate over the batch.  A conditional program is called
+                   with a dict without its scored leaf where it is to draw that.
     ``posterior``  ``posterior(x) -> q(site, ctx)``; ``None`` for a program without latents.
     ``latents``    names of the latent sites, in the order of the model.
-    ``shape``      shape of one datum.
+    ``shape``      shape of one datum; a dict (tuple, dataclass) of shapes where a datum is several arrays: the leaf
+                   named as an observed site is what that site scores, the others are masks, labels or inputs.
     ``observed``   names of the observed sites (``numpyro.factor`` sites included).
 
     The rest has defaults: ``observation`` (what is scored), ``training`` (schedules and events), ``exact`` (closed
@@ -155,7 +170,7 @@ class Program:
     model: Callable[..., Any]
     posterior: Callable[..., Posterior] | None
     latents: tuple[str, ...]
-    shape: tuple[int, ...]
+    shape: Shape
     observed: tuple[str, ...] = ("x",)
     observation: Observation = Observation()
     training: Training = Training()
@@ -170,12 +185,39 @@ class Program:
         return as_guide(self.model, self.posterior)
 
     @property
+    def scored_shape(self) -> tuple[int, ...]:
+        """Shape of what the first observed site scores of one datum."""
+        found = leaves(self.shape)
+        return found.get(self.observed[0], next(iter(found.values())))
+
+    def scored(self, x: Any) -> Any:
+        """What the first observed site scores of a batch: the array, or its leaf of the pytree."""
+        found = part(x, self.observed[0])
+        return jax.tree.leaves(x)[0] if found is None or not hasattr(found, "shape") else found
+
+    def from_draw(self, values: Mapping[str, Array]) -> Any:
+        """Prepared data from the values that a run of the model gave its observed sites and was given as inputs.
+
+        Raises ``ValueError`` where they do not make a whole datum and the program does not say what does.
+        """
+        if self.observation.drawn is not None:
+            return self.observation.drawn(values)
+        if not isinstance(self.shape, Mapping):
+            return values[self.observed[0]]
+        lacking = sorted(set(self.shape) - set(values))
+        if lacking:
+            raise ValueError(
+                f"draws of this program lack {lacking[0]!r} of a datum; set Observation.drawn, which makes one of them"
+            )
+        return {name: values[name] for name in self.shape}
+
+    @property
     def parameter_count(self) -> int:
         """Number of trainable scalars (parameters outside ``modules`` included)."""
         key = jax.random.key(0)
 
         def parameters() -> dict[str, Any]:
-            x = self.observation.prepare(jax.numpy.zeros((1, *self.shape), "uint8"), key, False)
+            x = self.observation.prepare(jax.tree.map(jax.numpy.asarray, zeros(self.shape)), key, False)
             found: dict[str, Any] = {}
             for program in (self.model, self.guide):
                 with numpyro.handlers.trace() as sites, numpyro.handlers.seed(rng_seed=key):

@@ -7,12 +7,22 @@ hierarchy's top-down pass is written, traced and differentiated once), :func:`bi
 module reachable, :func:`knob` reads a scheduled weight without a new compilation, and :func:`register` makes the
 family known by name.
 
-Notation: ``x`` data (batch, *shape); ``z`` latent sites in a plate over the batch; ``ctx`` what the posterior
-may read of the generative state at a site; all log densities in nats.
+Notation: ``x`` data (batch, *shape), an array or a pytree of arrays; ``z`` latent sites in a plate over the batch;
+``ctx`` what the posterior may read of the generative state at a site; all log densities in nats.
 """
 
 from ppl_models._amortise import Posterior as Posterior, amortise as amortise, as_guide as as_guide
 from ppl_models._bind import bind as bind, commit as commit, knob as knob, knobs as knobs
+from ppl_models._datum import (
+    Shape as Shape,
+    leaves as leaves,
+    named_leaves as named_leaves,
+    numbers as numbers,
+    part as part,
+    rows as rows,
+    take as take,
+    zeros as zeros,
+)
 from ppl_models._predictor import Predictor as Predictor
 from ppl_models._program import (
     Check as Check,

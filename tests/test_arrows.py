@@ -88,7 +88,7 @@ def allowed_of_ours(name, families):
         return ("ppl_models.datasets", "ppl_models.function_spaces", "ppl_models.program")
     return (
         "ppl_models.program",
-        *(f"ppl_models._{part}" for part in ("amortise", "bind", "clash", "predictor", "program", "registry")),
+        *(f"ppl_models._{part}" for part in ("amortise", "bind", "clash", "datum", "predictor", "program", "registry")),
     )
 
 

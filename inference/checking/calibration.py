@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Key
 from numpyro.handlers import seed, substitute, trace
 
 from inference.fitting.objectives import joint_draw
-from ppl_models.program import Program
+from ppl_models.program import Program, zeros
 
 LOG_LIK = "log_lik"
 INTERVALS = (0.5, 0.9)
@@ -58,7 +58,7 @@ def calibrate(
     ``model(size=n)``, with the fitted generative part if it has parameters: this asks whether q inverts p, not
     whether p fits any data.  ``chunk`` simulations are run at once.
 
-    Raises ``ValueError`` for a program without latents.
+    Raises ``ValueError`` for a program without latents, and for a conditional one.
 
     >>> found = calibrate(fit, simulations=1000, key=jax.random.key(0))
     >>> found.table[["coverage_90", "ks", "p_holm"]]
@@ -70,6 +70,8 @@ def calibrate(
         raise ValueError(
             f"expected at least 10 simulations, 1 draw and a chunk of 1, got {simulations}, {draws} and {chunk}"
         )
+    if program.observation.given:
+        raise ValueError(f"calibration draws whole data, this program needs inputs: {program.observation.given}")
     blocks = -(-simulations // chunk)
     run = jax.jit(partial(_block, program, chunk, draws))
     mutable = getattr(fit, "mutable", {})
@@ -92,7 +94,7 @@ def _block(
         program.model(size=n)
     truth = {name: sites[name]["value"] for name in program.latents}
     log_lik = sum(sites[name]["fn"].log_prob(sites[name]["value"]).reshape(n, -1).sum(1) for name in program.observed)
-    x = _as_prepared(program, sites[program.observed[0]]["value"])
+    x = _as_prepared(program, program.from_draw({name: sites[name]["value"] for name in program.observed}))
 
     def one(key: Key[Array, ""]) -> dict[str, Array]:
         draw = joint_draw(program, params, key, x, mutable=mutable)
@@ -107,11 +109,10 @@ def _block(
     }
 
 
-def _as_prepared(program: Program, x: Array) -> Array:
-    """A program's own draw in the dtype of prepared data (a Bernoulli draws integers, encoders read floats)."""
-    blank = jax.ShapeDtypeStruct((1, *program.shape), "uint8")
-    like = jax.eval_shape(lambda x: program.observation.prepare(x, jax.random.key(0), False), blank)
-    return x.astype(like.dtype)
+def _as_prepared(program: Program, x: Any) -> Any:
+    """A program's own draw in the dtypes of prepared data (a Bernoulli draws integers, encoders read floats)."""
+    like = jax.eval_shape(lambda x: program.observation.prepare(x, jax.random.key(0), False), zeros(program.shape))
+    return jax.tree.map(lambda leaf, wanted: leaf.astype(wanted.dtype), x, like)
 
 
 def _rank(drawn: Array, truth: Array, key: Key[Array, ""]) -> Array:

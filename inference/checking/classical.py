@@ -27,6 +27,7 @@ from inference.checking.log_evidence import exact_table
 from inference.checking.per_datum import check_key, prepare_one
 from inference.fitting.progress import Progress
 from inference.fitting.sources import stored
+from ppl_models.program import numbers, rows, take
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -209,9 +210,9 @@ def baselines(
     check_key(key)
     x, x_test = stored(program, train, "train"), stored(program, test, "test")
     if validation is None:
-        if len(x) < 20:
-            raise ValueError(f"train has {len(x)} data; give at least 20, or choose settings with validation=")
-        x, held_out = np.split(x, [len(x) - len(x) // 10])
+        if (n := rows(x)) < 20:
+            raise ValueError(f"train has {n} data; give at least 20, or choose settings with validation=")
+        x, held_out = take(x, slice(n - n // 10)), take(x, slice(n - n // 10, None))
     else:
         held_out = stored(program, validation, "validation")
     work = [(view, candidates) for view in _views(program, x, held_out, x_test, key) for candidates in view.candidates]
@@ -228,21 +229,22 @@ def baselines(
     return tables
 
 
-def _views(program: Any, x: np.ndarray, held_out: np.ndarray, x_test: np.ndarray, key: jax.Array) -> list[View]:
+def _views(program: Any, x: Any, held_out: Any, x_test: Any, key: jax.Array) -> list[View]:
     """The data as the program prepares them, and the baselines that can read them."""
-    integers = all(a.dtype.kind in "uib" for a in (x, held_out, x_test))
+    integers = all(program.scored(a).dtype.kind in "uib" for a in (x, held_out, x_test))
     if program.observation.bits_offset is None and integers:
         raise ValueError(
             f"no baseline shares the score {program.observation.line!r}: of whole grey levels it is neither a "
             "probability mass nor a density of dequantised data; binarise or dequantise them in the spec's likelihood"
         )
-    train_key, held_key, seed_key, subset_key = jax.random.split(jax.random.fold_in(key, len(x)), 4)
+    train_key, held_key, seed_key, subset_key = jax.random.split(jax.random.fold_in(key, rows(x)), 4)
     seed = int(jax.random.randint(seed_key, (), 0, 2**31 - 1))
-    most = max(20, LARGEST // max(1, math.prod(program.shape)))
-    if len(x) > most:
-        x = x[np.sort(np.asarray(jax.random.choice(subset_key, len(x), (most,), replace=False)))]
+    most = max(20, LARGEST // max(1, numbers(program.shape)))
+    if rows(x) > most:
+        x = take(x, np.sort(np.asarray(jax.random.choice(subset_key, rows(x), (most,), replace=False))))
     test, held = evaluated(program, x_test, key), evaluated(program, held_out, held_key)
-    train, both = (_training(program, a, train_key) for a in (x, np.concatenate([x, held_out])))
+    joined = jax.tree.map(lambda *leaf: np.concatenate(leaf), x, held_out)
+    train, both = (_training(program, a, train_key) for a in (x, joined))
     n, d = train.shape
     if program.observation.bits_offset == 0 and all((a == np.round(a)).all() for a in (train, test, held)):
         symbols = int(max(a.max() for a in (train, test, held))) + 1
@@ -254,24 +256,27 @@ def _views(program: Any, x: np.ndarray, held_out: np.ndarray, x_test: np.ndarray
     views = [View(train, held, both, test, _densities(n, d, seed))]
     if program.observation.bits_offset and integers:
         symbols, constant = round(2**program.observation.bits_offset), d * program.observation.bits_offset * math.log(2)
-        every = (x, held_out, np.concatenate([x, held_out]), x_test)
+        every = (program.scored(a) for a in (x, held_out, joined, x_test))
         flat = [a.reshape(len(a), -1).astype(np.int64) for a in every]
         views.append(View(flat[0], flat[1], flat[2], flat[3], _masses(n, symbols, seed), constant))
     return views
 
 
-def evaluated(program: Any, x: np.ndarray, key: jax.Array) -> Float[np.ndarray, "n d"]:
-    """Data as ``evidence`` scores them under ``key``, noise included, flattened."""
-    prepare = jax.jit(jax.vmap(lambda row, datum: prepare_one(program, key, row, datum)[0]))
-    return np.asarray(prepare(jnp.asarray(x), jnp.arange(len(x), dtype=jnp.uint32)), np.float64).reshape(len(x), -1)
+def evaluated(program: Any, x: Any, key: jax.Array) -> Float[np.ndarray, "n d"]:
+    """What ``evidence`` scores of stored data under ``key``, noise included, flattened."""
+    n = rows(x)
+    prepare = jax.jit(jax.vmap(lambda row, datum: program.scored(prepare_one(program, key, row, datum))[0]))
+    found = prepare(jax.tree.map(jnp.asarray, x), jnp.arange(n, dtype=jnp.uint32))
+    return np.asarray(found, np.float64).reshape(n, -1)
 
 
-def _training(program: Any, x: np.ndarray, key: jax.Array) -> np.ndarray:
+def _training(program: Any, x: Any, key: jax.Array) -> np.ndarray:
     """Data as the program prepares them for training: several copies where that flips whole numbers at random."""
     still = evaluated(program, x, key)
     if program.observation.bits_offset != 0:
         return still
-    copies = [np.asarray(program.observation.prepare(jnp.asarray(x), k, True), np.float64).reshape(len(x), -1)
-              for k in jax.random.split(key, COPIES)]  # fmt: skip
+    on_device = jax.tree.map(jnp.asarray, x)
+    noisy = (program.scored(program.observation.prepare(on_device, k, True)) for k in jax.random.split(key, COPIES))
+    copies = [np.asarray(a, np.float64).reshape(len(still), -1) for a in noisy]
     usable = all(np.isfinite(copy).all() for copy in copies) and any((copy != still).any() for copy in copies)
     return np.concatenate(copies) if usable else still

@@ -17,6 +17,8 @@ import numpy as np
 from jaxtyping import Float, Key, Shaped
 
 from inference.fitting.objectives import joint_draw
+from inference.fitting.sources import stored
+from ppl_models.program import rows as rows_of, take
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,13 +44,14 @@ def site_rates(
         draw = joint_draw(fit.program, params, key, batch, mutable=mutable)
         return {name: draw.log_q[name] - draw.log_prior[name] for name in draw.log_q}
 
-    n = len(x)
+    x = stored(fit.program, x)
+    n = rows_of(x)
     chunk = min(chunk, n)
     parts: list[dict[str, np.ndarray]] = []
     for index, start in enumerate(range(0, n, chunk)):
         rows = np.minimum(np.arange(start, start + chunk), n - 1)  # a full last chunk: one compilation
         prepare_key, draw_key = jax.random.split(jax.random.fold_in(key, index))
-        batch = fit.prepare(jnp.asarray(np.asarray(x)[rows]), prepare_key)
+        batch = fit.program.observation.prepare(jax.tree.map(jnp.asarray, take(x, rows)), prepare_key, False)
         # A Python loop, not lax.scan: convolutions inside a scan are tens of times slower on a CPU.
         total: dict[str, Any] = {}
         for one_key in jax.random.split(draw_key, draws):

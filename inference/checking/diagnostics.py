@@ -16,7 +16,7 @@ from jaxtyping import Key
 
 from inference.checking import criticism
 from inference.fitting.sources import stored
-from ppl_models.program import Check
+from ppl_models.program import Check, numbers, rows
 
 if TYPE_CHECKING:
     import jax
@@ -73,9 +73,9 @@ def diagnose(
     import jax
 
     x = stored(fit.program, x, "x")
-    if table is not None and len(table) != len(x):
+    if table is not None and len(table) != rows(x):
         raise ValueError(
-            f"table has {len(table)} rows, x has {len(x)} data; pass the x that the evidence was computed on"
+            f"table has {len(table)} rows, x has {rows(x)} data; pass the x that the evidence was computed on"
         )
     table_key, tree_key, rate_key = jax.random.split(key, 3)
     if table is None:
@@ -85,14 +85,14 @@ def diagnose(
     if tree is None:
         from inference.checking.posterior_tree import posterior
 
-        tree = posterior(fit, x, draws=draws, key=tree_key, predictive_draws=replicates(x, draws))
+        tree = posterior(fit, x, draws=draws, key=tree_key, predictive_draws=replicates(fit, x, draws))
     rates = criticism.site_rates(fit, x, key=rate_key)
     return assemble(fit, table, tree, rates)
 
 
-def replicates(x: np.ndarray, draws: int) -> int:
+def replicates(fit: Any, x: Any, draws: int) -> int:
     """Replicated data sets for the predictive checks: one a draw, fewer where they would exceed 10 million numbers."""
-    return min(draws, max(10, 10_000_000 // max(1, x.size)))
+    return min(draws, max(10, 10_000_000 // max(1, rows(x) * numbers(fit.program.shape))))
 
 
 def assemble(fit: Any, table: pd.DataFrame, tree: Any, rates: Mapping[str, np.ndarray]) -> pd.DataFrame:

@@ -26,6 +26,7 @@ from inference.checking.per_datum import check_count, check_key, compiled, draw_
 from inference.checking.psis import pareto_k
 from inference.fitting.folder import write_text
 from inference.fitting.sources import stored
+from ppl_models.program import rows, take
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,7 +82,7 @@ def evidence(
     bad = np.flatnonzero(~np.isfinite(table["log_px"].to_numpy()))
     if bad.size:
         warnings.warn(
-            f"log p(x) is not finite for {bad.size} of {len(x)} data (first: row {bad[0]}, "
+            f"log p(x) is not finite for {bad.size} of {len(table)} data (first: row {bad[0]}, "
             f"{table['log_px'].iloc[bad[0]]}); the model gives them no probability or overflows - look at these rows "
             "before using the table",
             RuntimeWarning,
@@ -90,15 +91,15 @@ def evidence(
     return table
 
 
-def exact_table(program: Any, x: np.ndarray, log_px: np.ndarray) -> pd.DataFrame:
+def exact_table(program: Any, x: Any, log_px: np.ndarray) -> pd.DataFrame:
     """The table of :func:`evidence` for a log p(x) known without error, of the data as ``program`` scores them.
 
     ``x`` the stored data (n, *shape), ``log_px`` nats, (n,).  For scores from elsewhere: another library's density, a
     closed form.  Raises ``ValueError`` unless there is one value a datum.
     """
-    log_px = np.asarray(log_px, np.float64)
-    if log_px.shape != (len(x),):
-        raise ValueError(f"log_px has shape {log_px.shape}, expected ({len(x)},): one value for each datum of x")
+    x, log_px = stored(program, x), np.asarray(log_px, np.float64)
+    if log_px.shape != (rows(x),):
+        raise ValueError(f"log_px has shape {log_px.shape}, expected ({rows(x)},): one value for each datum of x")
     return _table(program, x, _exactly(log_px), particles=0, estimator="exact")
 
 
@@ -107,21 +108,28 @@ def _exactly(log_px: np.ndarray) -> dict[str, np.ndarray]:
     return {"log_px": log_px, "se": np.zeros(len(log_px)), "elbo": blank, "ess": blank, "khat": blank}
 
 
-def _table(
-    program: Any, x: np.ndarray, values: Mapping[str, np.ndarray], *, particles: int, estimator: str
-) -> pd.DataFrame:
+def _table(program: Any, x: Any, values: Mapping[str, np.ndarray], *, particles: int, estimator: str) -> pd.DataFrame:
     import pandas as pd
 
-    crc = np.array([zlib.crc32(np.ascontiguousarray(row).tobytes()) for row in x], np.int64)
-    table = pd.DataFrame({"datum": np.arange(len(x)), "x_crc": crc, **values})
+    table = pd.DataFrame({"datum": np.arange(rows(x)), "x_crc": checksums(x), **values})
     table.attrs = {
         "observation": program.observation.line,
         "particles": particles,
-        "dims": int(np.prod(program.shape)),
+        "dims": math.prod(program.scored_shape),
         "bits_offset": program.observation.bits_offset,
         "estimator": estimator,
     }
     return table
+
+
+def checksums(x: Any) -> np.ndarray:
+    """CRC-32 of each stored datum (n,), its arrays one after another: whether two tables hold the same data."""
+    arrays = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(x)]
+    found = np.zeros(rows(x), np.int64)
+    for i in range(len(found)):
+        for array in arrays:
+            found[i] = zlib.crc32(array[i].tobytes(), int(found[i]))
+    return found
 
 
 def bits_per_dim(table: pd.DataFrame) -> float:
@@ -157,24 +165,24 @@ def summarise(log_weight: np.ndarray) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _log_weights(fit: Any, x: np.ndarray, draws: int, key: jax.Array, pairs: int, progress: bool) -> np.ndarray:
+def _log_weights(fit: Any, x: Any, draws: int, key: jax.Array, pairs: int, progress: bool) -> np.ndarray:
     """Log weights (data, draws); for a program with ``log_prob``, its exact value in every draw."""
     program = fit.program
 
-    def one(params: Any, mutable: Any, key: jax.Array, x: jax.Array, datum: jax.Array, index: jax.Array) -> jax.Array:
+    def one(params: Any, mutable: Any, key: jax.Array, x: Any, datum: jax.Array, index: jax.Array) -> jax.Array:
         x = prepare_one(program, key, x, datum)
         if program.exact.log_prob is not None:
             return jnp.broadcast_to(program.exact.log_prob(params, jax.random.fold_in(key, datum), x)[0], index.shape)
         return jax.vmap(lambda i: draw_one(program, params, mutable, key, x, datum, i).log_weight[0])(index)
 
     kernel = compiled(jax.vmap(one, in_axes=(None, None, None, 0, 0, None)))
-    out = np.empty((len(x), draws), np.float32)
+    out = np.empty((rows(x), draws), np.float32)
     blocks = sweep(
-        lambda datum, index: kernel(fit.params, fit.mutable, key, x[datum], datum, index),
-        len(x), draws, pairs, what="evidence", progress=progress,
+        lambda datum, index: kernel(fit.params, fit.mutable, key, take(x, datum), datum, index),
+        rows(x), draws, pairs, what="evidence", progress=progress,
     )  # fmt: skip
-    for rows, columns, values in blocks:
-        out[rows, columns] = values
+    for index, columns, values in blocks:
+        out[index, columns] = values
     return out
 
 

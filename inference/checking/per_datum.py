@@ -18,7 +18,7 @@ import numpy as np
 from inference.fitting.checkpoint import is_key
 from inference.fitting.objectives import Draw, joint_draw
 from inference.fitting.progress import Progress
-from ppl_models.program import Program
+from ppl_models.program import Program, numbers, take
 
 _PREPARE, _DRAW, GENERATE = range(3)
 _NUMBERS_AT_ONCE = 2**20
@@ -51,7 +51,7 @@ def pairs_at_once(program: Program, chunk: int | None) -> int:
     if chunk is not None:
         check_count("chunk", chunk, 1)
         return int(chunk)
-    return min(8192, max(16, _NUMBERS_AT_ONCE // max(1, math.prod(program.shape))))
+    return min(8192, max(16, _NUMBERS_AT_ONCE // max(1, numbers(program.shape))))
 
 
 def pair_key(key: jax.Array, purpose: int, datum: jax.Array, draw: jax.Array) -> jax.Array:
@@ -59,9 +59,10 @@ def pair_key(key: jax.Array, purpose: int, datum: jax.Array, draw: jax.Array) ->
     return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, purpose), datum), draw)
 
 
-def prepare_one(program: Program, key: jax.Array, x: jax.Array, datum: jax.Array) -> jax.Array:
+def prepare_one(program: Program, key: jax.Array, x: Any, datum: jax.Array) -> Any:
     """Scored form (1, *shape) of one stored datum; the same for all its draws."""
-    return program.observation.prepare(x[None], jax.random.fold_in(jax.random.fold_in(key, _PREPARE), datum), False)
+    noise = jax.random.fold_in(jax.random.fold_in(key, _PREPARE), datum)
+    return program.observation.prepare(take(x, None), noise, False)
 
 
 def draw_one(
@@ -69,7 +70,7 @@ def draw_one(
     params: Mapping[str, Any],
     mutable: Mapping[str, Any] | None,
     key: jax.Array,
-    x: jax.Array,
+    x: Any,
     datum: jax.Array,
     draw: jax.Array,
 ) -> Draw:

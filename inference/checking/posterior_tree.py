@@ -31,6 +31,7 @@ from inference.checking.per_datum import (
     sweep,
 )
 from inference.fitting.sources import stored
+from ppl_models.program import named_leaves, rows, take
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -67,7 +68,8 @@ def posterior(
     ``prior``                 latent and deterministic sites under the prior,   chain, draw, datum, unit_<site>
                               ``predictive_draws`` draws of n fresh data
     ``prior_predictive``      ``x`` sampled from those                          chain, draw, datum, x_dim_0, ...
-    ``observed_data``         ``x`` as the model scores it                      datum, x_dim_0, ...
+    ``observed_data``         ``x`` as the model scores it (the arrays of a     datum, x_dim_0, ...
+                              datum by name, inputs and masks too)
     ``constant_data``         ``factors``: known labels, one value a datum      datum
     ========================  ================================================  ======================================
 
@@ -92,21 +94,23 @@ def posterior(
         raise ValueError(f"predictive_draws {predictive_draws} exceeds draws {draws}; each uses one posterior draw")
     check_key(key)
     pairs, x = pairs_at_once(fit.program, chunk), stored(fit.program, x)
-    constants = _factors(factors or {}, len(x))
+    n = rows(x)
+    constants = _factors(factors or {}, n)
     prepared, drawn = _posterior_pass(fit, x, draws, key, pairs, progress)
     sites = {**drawn["latents"], **drawn["deterministic"]}
+    seen = {name or "x": leaf for name, leaf in named_leaves(prepared).items()}
     groups = {
         "posterior": _dataset(sites, _unit),
         "sample_stats": _dataset({name: drawn[name] for name in ("log_joint", "log_q", "log_weight")}, _unit),
         "log_likelihood": _dataset(drawn["log_lik"], _unit),
         "reconstruction": _dataset(drawn["mean"], _dim, ("datum",)),
-        "observed_data": _dataset({"x": prepared}, _dim, ("datum",)),
+        "observed_data": _dataset(seen, _dim, ("datum",)),
         "constant_data": _dataset(constants, _dim, ("datum",)),
     }
     if predictive_draws:
         latents = {name: value[0, :predictive_draws] for name, value in drawn["latents"].items()}
-        replicated = _generate_pass(fit, latents, len(x), predictive_draws, key, pairs, progress)
-        fresh = _generate_pass(fit, {}, len(x), predictive_draws, key, pairs, progress) if latents else replicated
+        replicated = _generate_pass(fit, latents, prepared, predictive_draws, key, pairs, progress)
+        fresh = _generate_pass(fit, {}, prepared, predictive_draws, key, pairs, progress) if latents else replicated
         groups["posterior_predictive"] = _dataset(replicated["observed"], _dim)
         groups["prior_predictive"] = _dataset(fresh["observed"], _dim)
         groups["prior"] = _dataset({**fresh["latents"], **fresh["deterministic"]}, _unit)
@@ -192,12 +196,12 @@ class _Store:
 
 
 def _posterior_pass(
-    fit: Any, x: np.ndarray, draws: int, key: jax.Array, pairs: int, progress: bool
-) -> tuple[np.ndarray, dict[str, Any]]:
+    fit: Any, x: Any, draws: int, key: jax.Array, pairs: int, progress: bool
+) -> tuple[Any, dict[str, Any]]:
     """Prepared data, and densities and sites of all draws; the mean of x is averaged over draws on the way."""
     program = fit.program
 
-    def one(params: Any, mutable: Any, key: jax.Array, x: jax.Array, datum: jax.Array, index: jax.Array) -> Any:
+    def one(params: Any, mutable: Any, key: jax.Array, x: Any, datum: jax.Array, index: jax.Array) -> Any:
         x = prepare_one(program, key, x, datum)
 
         def draw(i: jax.Array) -> Any:
@@ -218,22 +222,24 @@ def _posterior_pass(
         asked = index < draws  # the last block may hold surplus draws
         total = jax.tree.map(lambda m: jnp.tensordot(asked.astype(m.dtype), m, axes=1), mean)
         # One entry per block on the draw axis, where sweep() looks for it.
-        return kept, jax.tree.map(lambda m: m[None], {"x": x[0], "mean": total})
+        return kept, jax.tree.map(lambda m: m[None], {"x": take(x, 0), "mean": total})
 
     kernel = compiled(jax.vmap(one, in_axes=(None, None, None, 0, 0, None)))
-    store, prepared, means = _Store(draws, len(x)), np.zeros(0), dict[str, np.ndarray]()
+    n = rows(x)
+    store, prepared, means = _Store(draws, n), None, dict[str, np.ndarray]()
     blocks = sweep(
-        lambda datum, index: kernel(fit.params, fit.mutable, key, x[datum], datum, index),
-        len(x), draws, pairs, what="posterior", progress=progress,
+        lambda datum, index: kernel(fit.params, fit.mutable, key, take(x, datum), datum, index),
+        n, draws, pairs, what="posterior", progress=progress,
     )  # fmt: skip
-    for rows, columns, (kept, data) in blocks:
-        store.put(rows, columns, kept)
-        if not prepared.size:
-            prepared = np.zeros((len(x), *data["x"].shape[2:]), data["x"].dtype)
-            means = {name: np.zeros((len(x), *m.shape[2:]), m.dtype) for name, m in data["mean"].items()}
-        prepared[rows] = data["x"][:, 0]
+    for found, columns, (kept, data) in blocks:
+        store.put(found, columns, kept)
+        if prepared is None:
+            prepared = jax.tree.map(lambda leaf: np.zeros((n, *leaf.shape[2:]), leaf.dtype), data["x"])
+            means = {name: np.zeros((n, *m.shape[2:]), m.dtype) for name, m in data["mean"].items()}
+        for whole, block in zip(jax.tree.leaves(prepared), jax.tree.leaves(data["x"]), strict=True):
+            whole[found] = block[:, 0]
         for name, mean in data["mean"].items():
-            means[name][rows] += mean[:, 0] / draws
+            means[name][found] += mean[:, 0] / draws
     return prepared, {**store.arrays, "mean": means}
 
 
@@ -243,17 +249,21 @@ def _single(value: jax.Array) -> jax.Array:
 
 
 def _generate_pass(
-    fit: Any, latents: Mapping[str, np.ndarray], n: int, draws: int, key: jax.Array, pairs: int, progress: bool
+    fit: Any, latents: Mapping[str, np.ndarray], x: Any, draws: int, key: jax.Array, pairs: int, progress: bool
 ) -> dict[str, Any]:
-    """Run the generative program for every (datum, draw) pair, with ``latents`` (draw, datum, ...) held where given."""
-    program = fit.program
+    """Run the generative program for every (datum, draw) pair, with ``latents`` (draw, datum, ...) held where given.
 
-    def one(params: Any, mutable: Any, key: jax.Array, held: Any, datum: jax.Array, draw: jax.Array) -> Any:
+    A conditional program is run given the inputs of the prepared data ``x``.
+    """
+    program, n = fit.program, rows(x)
+    inputs = {name: x[name] for name in program.observation.given}
+
+    def one(params: Any, mutable: Any, key: jax.Array, given: Any, held: Any, datum: jax.Array, draw: jax.Array) -> Any:
         data = {**params, **{k: dict(v) for k, v in (mutable or {}).items()}, **{k: v[None] for k, v in held.items()}}
         # Different noise for prior and posterior draws, which would otherwise share the noise of x.
         noise = jax.random.fold_in(pair_key(key, GENERATE, datum, draw), len(held))
         with trace() as sites, seed(rng_seed=noise), substitute(data=data):
-            program.model(size=1)
+            program.model(take(given, None)) if given else program.model(size=1)
         found: dict[str, dict[str, jax.Array]] = {"latents": {}, "deterministic": {}, "observed": {}}
         for name, site in sites.items():
             if site["type"] == "deterministic":
@@ -262,16 +272,17 @@ def _generate_pass(
                 found["observed" if name in program.observed else "latents"][name] = _single(site["value"])
         return {"observed": found["observed"]} if held else found
 
-    pair = jax.vmap(jax.vmap(one, in_axes=(None, None, None, 0, None, 0)), in_axes=(None, None, None, 0, 0, None))
+    over_draws = jax.vmap(one, in_axes=(None, None, None, None, 0, None, 0))
+    pair = jax.vmap(over_draws, in_axes=(None, None, None, 0, 0, 0, None))
     kernel = compiled(pair)
 
     def block(datum: np.ndarray, index: np.ndarray) -> Any:
         at = np.ix_(np.minimum(index, draws - 1), datum)
         held = {name: np.swapaxes(value[at], 0, 1) for name, value in latents.items()}
-        return kernel(fit.params, fit.mutable, key, held, datum, index)
+        return kernel(fit.params, fit.mutable, key, take(inputs, datum), held, datum, index)
 
     store = _Store(draws, n)
     what = "replicated data" if latents else "prior draws"
-    for rows, columns, found in sweep(block, n, draws, pairs, what=what, progress=progress):
-        store.put(rows, columns, found)
+    for index, columns, found in sweep(block, n, draws, pairs, what=what, progress=progress):
+        store.put(index, columns, found)
     return store.arrays

@@ -119,15 +119,16 @@ def clusters_data(program: Any) -> bool:
     from numpyro.handlers import seed, trace
 
     from inference.clustering import PREFIX
+    from ppl_models.program import zeros
 
     sites: list[str] = []
 
-    def model() -> None:
+    def model(x: Any) -> None:
         with trace() as found, seed(rng_seed=0):
-            program.model(size=1)
+            program.model(program.observation.prepare(x, jax.random.key(0), False))
         sites.extend(found)
 
-    jax.eval_shape(model)
+    jax.eval_shape(model, zeros(program.shape))
     return any(site.startswith(PREFIX) for site in sites)
 
 
@@ -174,15 +175,18 @@ def with_baselines(table: pd.DataFrame, entry: Entry, x: np.ndarray, factors: Ma
     import jax
     import pandas as pd
 
-    from inference.clustering import clustering_baselines
+    from inference.clustering import clustering_baselines, plain_numbers
+    from ppl_models.program import rows as row_count
 
     assert entry.card is not None
     data = runs.load_data(entry.card, entry.fit.program.observation.sampler)
     train = runs.own_draws(data.train, entry.card, "baselines", OWN_N) if callable(data.train) else data.train
     ks = sorted({int(k) for k in table["K"] if k > 1})
-    say(f"baselines: {', '.join(map(str, ks))} clusters, fitted to the {len(train):,} training data of {entry.folder}")
+    n = row_count(train)
+    say(f"baselines: {', '.join(map(str, ks))} clusters, fitted to the {n:,} training data of {entry.folder}")
     key = jax.random.fold_in(runs.keys()["report"], 3)  # as in the report
     try:
+        train, x = (plain_numbers(entry.fit.program, data) for data in (train, x))
         rows = clustering_baselines(train, x, ks, factors, key=key)
     except ValueError as error:
         say(f"no baselines: {error}")

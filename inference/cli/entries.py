@@ -77,14 +77,17 @@ def held_out(entries: Sequence[Entry], test_n: int | None) -> np.ndarray | None:
 
 def check_same_draws(entries: Sequence[Entry], x: np.ndarray | None) -> None:
     """Raise :class:`UsageError` where runs were fitted to their programs' own draws and these are not all ``x``."""
+    import jax
     import numpy as np
+
+    from ppl_models.program import rows
 
     own = [e for e in entries if e.card is not None and e.card["name"] == runs.OWN]
     if x is None or not own:
         return
     for e in own[1:]:
-        draws = held_out([e], len(x))
-        if draws is None or not np.array_equal(draws, x):
+        draws = held_out([e], rows(x))
+        if draws is None or not jax.tree.all(jax.tree.map(np.array_equal, draws, x)):
             raise UsageError(
                 f"{own[0].folder} and {e.folder} were each fitted to draws of its own program, and these programs draw "
                 "different data; only models of the same data can be compared"
@@ -96,7 +99,9 @@ def evidence_of(entries: Sequence[Entry], x: np.ndarray | None, particles: int |
     own = [table for e in entries if e.fit is not None and (table := tables.own_table(e.folder)) is not None]
     asked = [table.attrs["particles"] for table in own if table.attrs["estimator"] != "exact"]
     wanted = particles or max(asked, default=tables.PARTICLES)
-    n = len(x) if x is not None else min(len(e.table) for e in entries if e.table is not None)
+    from ppl_models.program import rows
+
+    n = rows(x) if x is not None else min(len(e.table) for e in entries if e.table is not None)
     return {
         e.name: tables.table_of(e.fit, x, particles=wanted) if e.table is None and x is not None
         else e.table.iloc[:n].__finalize__(e.table)  # type: ignore[union-attr]

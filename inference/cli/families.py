@@ -50,7 +50,7 @@ def families(command: Families) -> None:
                 "parameters": built.parameter_count,
                 "latents": list(built.latents),
                 "observed": list(built.observed),
-                "shape": list(built.shape),
+                "shape": built.shape,
                 "knobs": dict(built.training.knobs),
                 "observation": built.observation.line,
             }
@@ -63,7 +63,7 @@ def families(command: Families) -> None:
             [
                 f"  {name}:{preset}",
                 facts["parameters"],
-                shape_text(facts["shape"]),
+                shape_text(facts["shape"]) if isinstance(facts["shape"], tuple) else ", ".join(facts["shape"]),
                 ", ".join(facts["latents"]) or "none",
             ]
             for preset, facts in family["presets"].items()

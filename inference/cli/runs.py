@@ -45,8 +45,8 @@ class Data:
     """The stored data of a run: what it is fitted to (an array, or a :data:`Sampler`), validated on, evaluated on."""
 
     train: Any
-    validation: np.ndarray | None
-    test: np.ndarray
+    validation: Any
+    test: Any
     factors: Mapping[str, np.ndarray]
 
 
@@ -89,19 +89,19 @@ def own_card(
         )
     return {
         "name": OWN, "label": "its own draws", "split": None, "fresh": True, "n": None, "seed": DATA_SEED,
-        "validation": validation, "held_out": "test", "test_n": test_n, "shape": list(program.shape),
+        "validation": validation, "held_out": "test", "test_n": test_n, "shape": program.shape,
         "levels": getattr(program.spec, "levels", None), "licence": "none: drawn by the program",
         "plugins": list(plugins),
     }  # fmt: skip
 
 
-def own_draws(sampler: Sampler, card: Mapping[str, Any], which: str, n: int) -> np.ndarray:
+def own_draws(sampler: Sampler, card: Mapping[str, Any], which: str, n: int) -> Any:
     """Return the first ``n`` own draws of a fixed set, a key of ``OWN_KEYS``; a larger n only adds to them."""
     import jax
 
     key = jax.random.fold_in(jax.random.key(card["seed"]), OWN_KEYS[which])
-    blocks = [np.asarray(sampler(jax.random.fold_in(key, b), OWN_BLOCK)) for b in range(-(-n // OWN_BLOCK))]
-    return np.concatenate(blocks)[:n]
+    blocks = [sampler(jax.random.fold_in(key, b), OWN_BLOCK) for b in range(-(-n // OWN_BLOCK))]
+    return jax.tree.map(lambda *leaf: np.concatenate([np.asarray(part) for part in leaf])[:n], *blocks)
 
 
 def load_data(card: Mapping[str, Any], sampler: Sampler | None, *, test_n: int | None = None) -> Data:
@@ -201,10 +201,11 @@ def evaluate(fitted: Any, data: Data, *, particles: int, draws: int, progress: b
     from inference.checking.diagnostics import diagnose
     from inference.checking.log_evidence import evidence, save_evidence
     from inference.reporting.run_page import report
+    from ppl_models.program import rows
 
     noise, folder = keys(), fitted.folder
     if progress:
-        say(f"evaluating on {len(data.test):,} held-out data")
+        say(f"evaluating on {rows(data.test):,} held-out data")
     table = evidence(fitted, data.test, particles=particles, key=noise["evidence"], progress=progress)
     save_evidence(table, folder)
     tree = draw_posterior(fitted, data.test, draws=draws, factors=data.factors, progress=progress)

@@ -67,7 +67,7 @@ def sample(command: Sample) -> None:
     site = program.observed[0]
     from inference.reporting import pictures
 
-    if site in arrays and pictures.is_image(program.shape):
+    if site in arrays and pictures.is_image(program.scored_shape):
         folder = fitted.folder / "figures"
         folder.mkdir(exist_ok=True)
         pictures.prior_samples(arrays[site], n=min(command.n, 64)).savefig(folder / "samples.png", dpi=120)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from inference.cli import runs
 from inference.cli.common import say
+from inference.fitting.sources import stored
+from ppl_models.program import rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 PARTICLES, DRAWS = 512, 100
 
 
-def table_of(fitted: Any, x: np.ndarray, *, particles: int | None) -> pd.DataFrame:
+def table_of(fitted: Any, x: Any, *, particles: int | None) -> pd.DataFrame:
     """Return the run's evidence on ``x``: its own evidence.csv where that scored these data, else computed.
 
     ``particles`` asks for that number of draws a datum; ``None`` takes the table's own, or 512.  A new table is
@@ -26,14 +25,15 @@ def table_of(fitted: Any, x: np.ndarray, *, particles: int | None) -> pd.DataFra
     """
     from inference.checking.log_evidence import evidence, save_evidence
 
+    x = stored(fitted.program, x)
     own = own_table(fitted.folder)
     if own is not None and _scored(own, x) and _enough(own, particles):
         # A datum's numbers do not depend on the data beside it, so a table's first rows are a table.
-        return own.iloc[: len(x)].__finalize__(own)
+        return own.iloc[: rows(x)].__finalize__(own)
     wanted = particles or (own.attrs["particles"] if own is not None else PARTICLES)
-    say(f"{fitted.folder}: evidence of {len(x):,} held-out data with {wanted} particles")
+    say(f"{fitted.folder}: evidence of {rows(x):,} held-out data with {wanted} particles")
     table = evidence(fitted, x, particles=wanted, key=runs.keys()["evidence"])
-    if own is None or len(own) <= len(x):
+    if own is None or len(own) <= rows(x):
         save_evidence(table, fitted.folder)
     return table
 
@@ -57,13 +57,14 @@ def _enough(table: pd.DataFrame, particles: int | None) -> bool:
     return table.attrs["estimator"] == "exact" or particles in (None, table.attrs["particles"])
 
 
-def _scored(table: pd.DataFrame, x: np.ndarray) -> bool:
+def _scored(table: pd.DataFrame, x: Any) -> bool:
     """Whether a table's first rows are these data, by their checksums."""
-    sums = [zlib.crc32(np.ascontiguousarray(row).tobytes()) for row in x]
-    return len(table) >= len(x) and table["x_crc"].tolist()[: len(x)] == sums
+    from inference.checking.log_evidence import checksums
+
+    return len(table) >= rows(x) and table["x_crc"].tolist()[: rows(x)] == checksums(x).tolist()
 
 
-def tree_of(fitted: Any, x: np.ndarray, factors: Any) -> Any:
+def tree_of(fitted: Any, x: Any, factors: Any) -> Any:
     """Return posterior.nc where it holds these data, else compute and write it."""
     import xarray as xr
 
@@ -72,7 +73,7 @@ def tree_of(fitted: Any, x: np.ndarray, factors: Any) -> Any:
         try:
             tree = xr.open_datatree(path)
             observed = next(iter(tree["observed_data"].data_vars.values()))
-            if len(observed) == len(x) and newer(path, fitted.folder):
+            if len(observed) == rows(x) and newer(path, fitted.folder):
                 return tree.load()
         except (OSError, KeyError, StopIteration, ValueError) as error:
             say(f"warning: {path} cannot be used ({error}); computing it again")

@@ -11,7 +11,10 @@ to the cluster of its largest responsibility, averaged over the draws of q(z | x
 
 from inference.clustering.agreement import Stability as Stability, stability as stability
 from inference.clustering.choice import RULE as RULE, Choice as Choice, Run as Run, choose as choose
-from inference.clustering.classical import clustering_baselines as clustering_baselines
+from inference.clustering.classical import (
+    clustering_baselines as clustering_baselines,
+    plain_numbers as plain_numbers,
+)
 from inference.clustering.metrics import (
     accuracy as accuracy,
     adjusted_rand as adjusted_rand,

@@ -12,6 +12,7 @@ import numpy as np
 
 from inference.checking.per_datum import check_count, check_key
 from inference.clustering.scoring import NO_FACET, scores
+from inference.fitting.sources import stored
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,6 +84,15 @@ def clustering_baselines(
     if not found:
         raise ValueError("ks is empty; give the numbers of clusters of the facets to stand beside")
     return pd.concat(found, ignore_index=True)
+
+
+def plain_numbers(program: Any, x: Any) -> np.ndarray:
+    """Stored data as plain numbers (n, ...) for classical methods: what is scored, or the program's own features."""
+    x = stored(program, x)
+    if program.observation.features is None:
+        return np.asarray(program.scored(x))
+    ready = program.observation.prepare(jax.tree.map(jax.numpy.asarray, x), jax.random.key(0), False)
+    return np.asarray(program.observation.features(ready), np.float64)
 
 
 def _inputs(x_train: np.ndarray, x_test: np.ndarray, seed: int) -> list[tuple[str, np.ndarray, np.ndarray]]:

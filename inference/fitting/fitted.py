@@ -17,7 +17,7 @@ from inference.fitting import checkpoint
 from inference.fitting.folder import History, RunFolder
 from inference.fitting.objectives import init_params
 from inference.fitting.sources import stored
-from ppl_models.program import Program
+from ppl_models.program import Program, zeros
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Fit:
         """The derived NumPyro guide with the fitted parameters."""
         return substitute(self.program.guide, data=self.params)
 
-    def prepare(self, x: Any, key: Array) -> Array:
+    def prepare(self, x: Any, key: Array) -> Any:
         """Validate stored data and return what the model scores in evaluation."""
-        return self.program.observation.prepare(jnp.asarray(stored(self.program, x)), key, False)
+        return self.program.observation.prepare(jax.tree.map(jnp.asarray, stored(self.program, x)), key, False)
 
 
 def load(folder: str | Path) -> Fit:
@@ -60,7 +60,7 @@ def load(folder: str | Path) -> Fit:
     run = RunFolder(folder)
     record, spec = run.read_run(), run.read_spec()
     program = spec.build(jax.random.key(0))
-    like = jnp.zeros((1, *program.shape), jnp.uint8)
+    like = jax.tree.map(jnp.asarray, zeros(program.shape))
     found: dict[str, Any] = {}
 
     def shapes() -> tuple[Any, Any]:

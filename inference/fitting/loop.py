@@ -23,7 +23,7 @@ from inference.fitting.folder import History, RunFolder, versions
 from inference.fitting.objectives import per_datum_elbo
 from inference.fitting.progress import Progress
 from inference.fitting.trainer import State, Trainer
-from ppl_models.program import Event, Program
+from ppl_models.program import Event, Program, rows, take
 
 MAX_STREAK = 50
 """Updates skipped in a row after which a fit stops: the numbers will not come back by themselves."""
@@ -55,7 +55,7 @@ class Loop:
         self,
         trainer: Trainer,
         folder: RunFolder | None,
-        held_out: np.ndarray | None,
+        held_out: Any,
         validation_key: Array,
         arguments: dict[str, Any],
         card: dict[str, Any],
@@ -242,25 +242,23 @@ _LATE = 2**30
 _REMEDY = "lower learning_rate, set clip=, or look for extreme values in the data"
 
 
-def _validator(
-    trainer: Trainer, held_out: np.ndarray, key: Array, chunk: int = 512
-) -> Callable[[dict[str, Any]], float]:
+def _validator(trainer: Trainer, held_out: Any, key: Array, chunk: int = 512) -> Callable[[dict[str, Any]], float]:
     """Mean ELBO on held-out data in nats per datum; the same noise each time, so that differences are the model's."""
-    program, n = trainer.program, len(held_out)
+    program, n = trainer.program, rows(held_out)
     chunk = min(chunk, n)
     starts = range(0, n, chunk)
     # The last chunk is filled up with the first rows, whose values are dropped: one shape, one compilation.
-    rows = [np.arange(start, start + chunk) % n for start in starts]
-    store = jnp.asarray(held_out)
+    blocks = [np.arange(start, start + chunk) % n for start in starts]
+    store = jax.tree.map(jnp.asarray, held_out)
 
     @jax.jit
-    def values(use: dict[str, Any], store: Array, index: Array, key: Array) -> Array:
+    def values(use: dict[str, Any], store: Any, index: Array, key: Array) -> Array:
         prepare_key, noise_key = jax.random.split(key)
-        x = program.observation.prepare(store[index], prepare_key, False)
+        x = program.observation.prepare(take(store, index), prepare_key, False)
         return per_datum_elbo(program, trainer.constrain(use["params"]), noise_key, x, mutable=use["mutable"])
 
     def evaluate(use: dict[str, Any]) -> float:
-        parts = [values(use, store, index, jax.random.fold_in(key, i)) for i, index in enumerate(rows)]
+        parts = [values(use, store, index, jax.random.fold_in(key, i)) for i, index in enumerate(blocks)]
         return float(np.concatenate([np.asarray(p) for p in parts])[:n].mean())
 
     return evaluate

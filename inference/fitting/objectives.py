@@ -17,7 +17,7 @@ from numpyro.distributions.kl import kl_divergence
 from numpyro.distributions.util import scale_and_mask
 from numpyro.handlers import seed, substitute, trace
 
-from ppl_models.program import Program, amortise, knobs
+from ppl_models.program import Program, amortise, knobs, part, rows
 
 Weights = Mapping[str, Any]
 KL = "kl"
@@ -60,15 +60,15 @@ def trace_posterior(
     program: Program,
     params: Mapping[str, Any],
     key: Key[Array, ""],
-    x: Array,
+    x: Any,
     *,
     weights: Weights | None = None,
     mutable: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Trace ``program.model(x)`` once with every latent drawn from the posterior.
 
-    ``x`` is prepared data (batch, *shape).  Each latent site holds q in ``fn`` and the prior in
-    ``infer["prior"]``.  ``weights`` are the values of the program's knobs.
+    ``x`` is prepared data (batch, *shape), a pytree where a datum is one.  Each latent site holds q in ``fn`` and the
+    prior in ``infer["prior"]``.  ``weights`` are the values of the program's knobs.
     """
     # Mutable sites are written in place by the program: hand it its own copies.
     data = {**params, **{name: dict(state) for name, state in (mutable or {}).items()}}
@@ -112,7 +112,7 @@ def fused_elbo(
     program: Program,
     params: Mapping[str, Any],
     key: Key[Array, ""],
-    x: Array,
+    x: Any,
     *,
     weights: Weights | None = None,
     mutable: Mapping[str, Any] | None = None,
@@ -124,7 +124,7 @@ def fused_elbo(
     """
     weights = weights or {}
     sites = trace_posterior(program, params, key, x, weights=weights, mutable=mutable)
-    batch = x.shape[0]
+    batch = rows(x)
     log_lik = {name: jnp.sum(_log_prob(s["fn"], s)) / batch for name, s in sites.items() if _observed(s)}
     kl = {name: jnp.sum(_kl(s)) / batch for name, s in sites.items() if _latent(name, s)}
     beta = weights.get(KL, 1.0)
@@ -146,17 +146,18 @@ def per_datum_elbo(
     program: Program,
     params: Mapping[str, Any],
     key: Key[Array, ""],
-    x: Array,
+    x: Any,
     *,
     mutable: Mapping[str, Any] | None = None,
 ) -> Float[Array, " batch"]:
     """ELBO of each datum of prepared ``x`` in nats, one draw of z, closed-form KL where there is one."""
-    total = jnp.zeros(x.shape[:1])
+    batch = (rows(x),)
+    total = jnp.zeros(batch)
     for name, site in trace_posterior(program, params, key, x, mutable=mutable).items():
         if _observed(site):
-            total += _per_datum(name, _log_prob(site["fn"], site), x.shape[:1])
+            total += _per_datum(name, _log_prob(site["fn"], site), batch)
         elif _latent(name, site):
-            total -= _per_datum(name, _kl(site), x.shape[:1])
+            total -= _per_datum(name, _kl(site), batch)
     return total
 
 
@@ -164,7 +165,7 @@ def joint_draw(
     program: Program,
     params: Mapping[str, Any],
     key: Key[Array, ""],
-    x: Array,
+    x: Any,
     *,
     mutable: Mapping[str, Any] | None = None,
 ) -> Draw:
@@ -174,15 +175,16 @@ def joint_draw(
     has no density per datum (a latent outside the plate over the batch): evidence per datum is then undefined.
     """
     sites = trace_posterior(program, params, key, x, mutable=mutable)
-    batch = x.shape[:1]
+    batch = (rows(x),)
     latent = {name: s for name, s in sites.items() if _latent(name, s)}
     observed = {name: s for name, s in sites.items() if _observed(s)}
     mean = {}
     for name, s in observed.items():
-        with_mean = getattr(type(s["fn"]), "mean", None) is not None and s["fn"].event_shape == x.shape[1:]
-        if with_mean:
+        target = part(x, name)
+        target = s["value"] if target is None else target
+        if getattr(type(s["fn"]), "mean", None) is not None and s["fn"].event_shape == target.shape[1:]:
             try:
-                mean[name] = jnp.broadcast_to(s["fn"].mean, x.shape)
+                mean[name] = jnp.broadcast_to(s["fn"].mean, target.shape)
             except NotImplementedError:
                 continue
     return Draw(
@@ -195,9 +197,7 @@ def joint_draw(
     )
 
 
-def init_params(
-    program: Program, key: Key[Array, ""], x: Array
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def init_params(program: Program, key: Key[Array, ""], x: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return (unconstrained parameters, constraining transforms, mutable state) of a program; jit-able values.
 
     Parameters keep the initial values of the program's modules and ``numpyro.param`` statements.

@@ -1,4 +1,4 @@
-"""Where minibatches come from: an array, a sampler ``(key, n) -> batch``, or a grain dataset.
+"""Where minibatches come from: arrays, a sampler ``(key, n) -> batch``, or a grain dataset.
 
 Each source splits its work: ``example()`` is one item, for shapes; ``feed(step, count)`` on the host returns what the
 next ``count`` updates need (indices, step numbers, or whole batches, stacked on a leading axis); ``batch(store, item)``
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_models.program import Program
+from ppl_models.program import Program, leaves, named_leaves, rows, take
 
 
 @runtime_checkable
@@ -29,25 +29,47 @@ class Source(Protocol):
     def per_epoch(self) -> int | None: ...
     def example(self) -> Any: ...
     def feed(self, step: int, count: int) -> Any: ...
-    def batch(self, store: Any, item: Any) -> jax.Array: ...
+    def batch(self, store: Any, item: Any) -> Any: ...
     def state(self) -> Any: ...
     def restore(self, state: Any) -> None: ...
 
 
-def stored(program: Program, x: Any, what: str = "data") -> np.ndarray:
-    """Validate stored data (n, *shape) for a program and return them as one NumPy array.
+def stored(program: Program, x: Any, what: str = "data") -> Any:
+    """Validate stored data of a program and return them as NumPy arrays: one, or a pytree as its ``shape`` says.
 
-    Raises ``ValueError`` for a wrong shape, an empty array, a dtype that is neither integer, bool nor float, NaN
-    or infinite values, and whatever the program's own ``check_data`` refuses.
+    Whatever the program can ``read`` (a DataFrame, where it is a model of a table) is read first.  Raises
+    ``ValueError`` for other leaves than those of a datum, a wrong shape, leaves of different lengths, no data, a dtype
+    that is neither integer, bool nor float, NaN or infinite values, and whatever the program's own ``check`` refuses.
     """
+    x = program.observation.read(x)
+    wanted = leaves(program.shape)
+    if list(wanted) == [""]:
+        found = _array(x, wanted[""], what)
+    else:
+        given = named_leaves(x)
+        if list(given) != list(wanted):
+            expected = ", ".join(f"{name!r} ({', '.join(map(str, ('n', *shape)))})" for name, shape in wanted.items())
+            got = f"leaves {list(given)}" if list(given) != [""] else f"one {type(x).__name__}"
+            raise ValueError(f"{what} must hold the arrays {expected}, got {got}; pass them as one dict")
+        arrays = [_array(leaf, wanted[name], f"{name!r} of {what}") for name, leaf in given.items()]
+        lengths = {name: len(leaf) for name, leaf in zip(wanted, arrays, strict=True)}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"the arrays of {what} differ in length: {lengths}; row i of each is datum i")
+        found = jax.tree.unflatten(jax.tree.structure(x), arrays)
+    program.observation.check(found)
+    return found
+
+
+def _array(x: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
+    """One array (n, *shape) of finite numbers."""
     array = np.asarray(x)
     if array.dtype == object or not (array.dtype == bool or np.issubdtype(array.dtype, np.number)):
         raise ValueError(f"{what} must be an array of numbers, got dtype {array.dtype}; convert it first")
     if np.issubdtype(array.dtype, np.complexfloating):
         raise ValueError(f"{what} must be real, got dtype {array.dtype}; split real and imaginary parts")
-    if array.ndim == 0 or array.shape[1:] != program.shape:
+    if array.ndim == 0 or array.shape[1:] != shape:
         raise ValueError(
-            f"{what} has shape {array.shape}, this program expects (n, {', '.join(map(str, program.shape))}): "
+            f"{what} has shape {array.shape}, this program expects ({', '.join(map(str, ('n', *shape)))}): "
             "one datum a row; reshape it, or set the spec's shape to that of one datum"
         )
     if array.shape[0] == 0:
@@ -58,26 +80,23 @@ def stored(program: Program, x: Any, what: str = "data") -> np.ndarray:
             f"{what} has NaN or infinite values in {bad.size} of {len(array)} data, first at row {bad[0]}; "
             "drop or impute those rows"
         )
-    if array.dtype == np.float64:
-        array = array.astype(np.float32)
-    program.observation.check(array)
-    return array
+    return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
 class ArraySource:
-    """Rows of an array, shuffled anew each epoch; the array stays as stored (uint8) on the device.
+    """Rows of an array or a pytree of arrays, shuffled anew each epoch; they stay as stored (uint8) on the device.
 
     An epoch is one permutation from ``fold_in(key, epoch)`` cut into full batches; the rows left over by the last
     cut are others in the next epoch.
     """
 
-    def __init__(self, array: np.ndarray, batch_size: int, key: jax.Array) -> None:
-        self.size = len(array)
+    def __init__(self, data: Any, batch_size: int, key: jax.Array) -> None:
+        self.size = rows(data)
         if batch_size > self.size:
             raise ValueError(
                 f"batch_size {batch_size} is larger than the data, {self.size} rows; use batch_size={self.size} or less"
             )
-        self.store = jnp.asarray(array)
+        self.store = jax.tree.map(jnp.asarray, data)
         self.batch_size, self.key = batch_size, key
         self.per_epoch = self.size // batch_size
         self._epoch, self._order = -1, np.zeros(0, np.int32)
@@ -96,8 +115,8 @@ class ArraySource:
     def feed(self, step: int, count: int) -> np.ndarray:
         return np.stack([self._indices(step + i) for i in range(count)])
 
-    def batch(self, store: jax.Array, item: jax.Array) -> jax.Array:
-        return store[item]
+    def batch(self, store: Any, item: jax.Array) -> Any:
+        return take(store, item)
 
     def state(self) -> None:
         return None
@@ -114,30 +133,24 @@ class SamplerSource:
         self.sampler, self.batch_size, self.key = sampler, batch_size, key
         self.store: tuple[()] = ()
         try:
-            like = jax.eval_shape(lambda k: jnp.asarray(sampler(k, batch_size)), key)
+            like = jax.eval_shape(lambda k: _device(sampler(k, batch_size)), key)
             self.traced = True
         except (jax.errors.JAXTypeError, TypeError):
-            like, self.traced = np.asarray(sampler(key, batch_size)), False
-        if tuple(like.shape) != (batch_size, *program.shape):
-            raise ValueError(
-                f"sampler(key, {batch_size}) returned shape {tuple(like.shape)}, expected "
-                f"({batch_size}, {', '.join(map(str, program.shape))}): n data of the program's shape"
-            )
+            like, self.traced = _host(sampler(key, batch_size)), False
+        _check_batch(like, program, batch_size, f"sampler(key, {batch_size}) returned", "n data of the program's shape")
 
     def example(self) -> Any:
-        return self.feed(0, 1)[0]
+        return take(self.feed(0, 1), 0)
 
-    def feed(self, step: int, count: int) -> np.ndarray:
+    def feed(self, step: int, count: int) -> Any:
         steps = np.arange(step, step + count, dtype=np.int32)
         if self.traced:
             return steps
-        return np.stack(
-            [np.asarray(self.sampler(jax.random.fold_in(self.key, int(s)), self.batch_size)) for s in steps]
-        )
+        return _stacked([self.sampler(jax.random.fold_in(self.key, int(s)), self.batch_size) for s in steps])
 
-    def batch(self, store: Any, item: jax.Array) -> jax.Array:
+    def batch(self, store: Any, item: Any) -> Any:
         if self.traced:
-            return jnp.asarray(self.sampler(jax.random.fold_in(self.key, item), self.batch_size))
+            return _device(self.sampler(jax.random.fold_in(self.key, item), self.batch_size))
         return item
 
     def state(self) -> None:
@@ -152,30 +165,27 @@ class GrainSource:
     per_epoch = None
 
     def __init__(self, dataset: Any, batch_size: int, program: Program) -> None:
-        self.batch_size, self.shape = batch_size, program.shape
+        self.batch_size, self.program = batch_size, program
         iterable = dataset.to_iter_dataset() if hasattr(dataset, "to_iter_dataset") else dataset
         self.batches = iterable.batch(batch_size, drop_remainder=True)
         self.iterator = iter(self.batches)
         self.store: tuple[()] = ()
 
-    def example(self) -> np.ndarray:
-        return np.asarray(next(iter(self.batches)))
+    def example(self) -> Any:
+        return _host(next(iter(self.batches)))
 
-    def feed(self, step: int, count: int) -> np.ndarray:
+    def feed(self, step: int, count: int) -> Any:
         try:
-            batches = np.stack([np.asarray(next(self.iterator)) for _ in range(count)])
+            batches = [_host(next(self.iterator)) for _ in range(count)]
         except StopIteration:
             raise ValueError(
                 f"the grain dataset ended at step {step}; add .repeat() before passing it, or ask for fewer steps"
             ) from None
-        if batches.shape[1:] != (self.batch_size, *self.shape):
-            raise ValueError(
-                f"the grain dataset gives batches of shape {batches.shape[1:]}, expected "
-                f"{(self.batch_size, *self.shape)}; map its records to arrays of the program's shape, unbatched"
-            )
-        return batches
+        remedy = "map its records to data of the program's shape, unbatched"
+        _check_batch(batches[0], self.program, self.batch_size, "the grain dataset gives batches of", remedy)
+        return _stacked(batches)
 
-    def batch(self, store: Any, item: jax.Array) -> jax.Array:
+    def batch(self, store: Any, item: Any) -> Any:
         return item
 
     def state(self) -> Any:
@@ -186,8 +196,29 @@ class GrainSource:
             self.iterator.set_state(state)
 
 
+def _host(x: Any) -> Any:
+    return jax.tree.map(np.asarray, x)
+
+
+def _device(x: Any) -> Any:
+    return jax.tree.map(jnp.asarray, x)
+
+
+def _stacked(batches: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaf: np.stack([np.asarray(one) for one in leaf]), *batches)
+
+
+def _check_batch(batch: Any, program: Program, n: int, gives: str, remedy: str) -> None:
+    """Raise ``ValueError`` unless ``batch`` holds n data of the program's shape."""
+    wanted = {name: (n, *shape) for name, shape in leaves(program.shape).items()}
+    got = {name: tuple(leaf.shape) for name, leaf in named_leaves(batch).items()}
+    if got != wanted:
+        plain = lambda shapes: shapes.get("", shapes)  # noqa: E731 - one array has no name
+        raise ValueError(f"{gives} shape {plain(got)}, expected {plain(wanted)}: {remedy}")
+
+
 def as_source(data: Any, program: Program, batch_size: int, key: jax.Array) -> Source:
-    """Turn an array, a sampler or a grain dataset into a :class:`Source`."""
+    """Turn an array, a pytree of arrays, a sampler or a grain dataset into a :class:`Source`."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if type(data).__module__.partition(".")[0] == "grain":

@@ -97,7 +97,7 @@ class Trainer:
         self._init = jax.jit(self._start)
 
     # ------------------------------------------------------------------------------------------ start
-    def _prepared(self, key: Array, item: Any, store: Any) -> Array:
+    def _prepared(self, key: Array, item: Any, store: Any) -> Any:
         return self.program.observation.prepare(self.source.batch(store, item), key, True)
 
     def _start(self, key: Array, store: Any, item: Any) -> State:
@@ -219,7 +219,7 @@ class Trainer:
         average = {**state.average, **jax.tree.map(jnp.copy, changed)} if self.average else state.average
         return state._replace(params={**state.params, **changed}, average=average)
 
-    def _some(self, step: int, size: int, key: Array) -> Array:
+    def _some(self, step: int, size: int, key: Array) -> Any:
         """About ``size`` prepared data, from the batches that the next updates will see."""
         source = self.source
         count = min(-(-size // source.batch_size), source.per_epoch or size)  # no datum twice
@@ -229,7 +229,7 @@ class Trainer:
             for items in [source.feed(step, count)]
             for i in range(count)
         ]
-        return jnp.concatenate(parts)[:size]
+        return jax.tree.map(lambda *leaf: jnp.concatenate(leaf)[:size], *parts)
 
     def update(self, state: State, items: Any) -> State:
         """Take as many steps as ``items`` has entries; the old state's buffers are reused and must not be read."""

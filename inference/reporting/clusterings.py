@@ -8,13 +8,21 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from jaxtyping import Key
 
 from inference.checking.criticism import group
-from inference.clustering import PREFIX, clustering_baselines, cross_facets, labelled, scores, side_by_side
+from inference.clustering import (
+    PREFIX,
+    clustering_baselines,
+    cross_facets,
+    labelled,
+    plain_numbers,
+    scores,
+    side_by_side,
+)
 from inference.fitting.folder import write_text
 from inference.reporting import markup
+from ppl_models.program import rows
 
 if TYPE_CHECKING:
     import jax
@@ -30,16 +38,16 @@ COLUMNS = {
 
 
 def clusterings(
-    tree: Any, x: np.ndarray, factors: Mapping[str, Any], train: Any, folder: Path, *, key: Key[jax.Array, ""]
+    fit: Any, tree: Any, x: Any, factors: Mapping[str, Any], train: Any, folder: Path, *, key: Key[jax.Array, ""]
 ) -> str:
     """HTML of the section, and ``clustering.csv`` in ``folder``; empty without clusterings or without labels."""
     import pandas as pd
 
-    known = labelled(factors, len(x))
+    known = labelled(factors, rows(x))
     if not known or not any(name.startswith(PREFIX) for name in group(tree, "posterior")):
         return ""
     own = scores(tree, known)
-    source = np.asarray(x if train is None else train)
+    source, x = (plain_numbers(fit.program, data) for data in (x if train is None else train, x))
     most = max(1, min(MOST, NUMBERS // max(1, math.prod(x.shape[1:]))))
     said = f"fitted to {min(most, len(source)):,} {'of these' if train is None else 'training'} data"
     tables = [own]

@@ -28,7 +28,7 @@ from inference.reporting import markup
 from inference.reporting.clusterings import clusterings
 from inference.reporting.drawn import Drawn
 from inference.reporting.sections import sections
-from ppl_models.program import Panel, spec_to_json
+from ppl_models.program import Panel, rows, spec_to_json, take
 
 if TYPE_CHECKING:
     import jax
@@ -89,7 +89,7 @@ def report(
     if out is None and fit.folder is None:
         raise ValueError("this fit has no run folder; pass out= with the folder to write the report to")
     x = stored(fit.program, x, "x")
-    factors = _factors(factors, len(x))
+    factors = _factors(factors, rows(x))
     folder = Path(out if out is not None else fit.folder)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     tree_key, table_key, rate_key = jax.random.split(key, 3)
@@ -113,7 +113,7 @@ def report(
 
     drawn = Drawn(folder / "figures")
     parts = [drawn.section(section) for section in sections(fit, x, factors, tree, table, rates)]
-    parts.append(drawn.text("clusterings", lambda: clusterings(tree, x, factors, train, folder, key=baseline_key)))
+    parts.append(drawn.text("clusterings", lambda: clusterings(fit, tree, x, factors, train, folder, key=baseline_key)))
     declared, training = _declared(fit, x, drawn), _training(fit, drawn)
     title = _title(fit)
     body = "\n".join(
@@ -159,7 +159,7 @@ def _title(fit: Any) -> str:
     return f"{name} fitted to {data}" if data else f"{name}: report on a fit"
 
 
-def _head(title: str, fit: Any, x: np.ndarray) -> str:
+def _head(title: str, fit: Any, x: Any) -> str:
     latents = fit.program.latents
     what = f"{len(latents)} latent variable{'s' * (len(latents) != 1)}" if latents else "no latent variables"
     links = {
@@ -169,7 +169,7 @@ def _head(title: str, fit: Any, x: np.ndarray) -> str:
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return (
         f"<h1>{escape(title)}</h1><p>A probabilistic model with {what}, fitted by variational inference and checked on "
-        f"{len(x):,} data: whether the fit can be trusted, what was declared, how training went, and what the model "
+        f"{rows(x):,} data: whether the fit can be trusted, what was declared, how training went, and what the model "
         f'learnt.</p><p class="small muted">Written {made}. Log densities are natural logarithms (nats), per datum.</p>'
         f"<nav>{nav}</nav>"
     )
@@ -240,7 +240,7 @@ def _flat(spec: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _declared(fit: Any, x: np.ndarray, drawn: Drawn) -> str:
+def _declared(fit: Any, x: Any, drawn: Drawn) -> str:
     from inference.reporting.graph import model_graph
 
     program = fit.program
@@ -254,7 +254,7 @@ def _declared(fit: Any, x: np.ndarray, drawn: Drawn) -> str:
             "observed, dashed ones are computed from their parents. Orange dots are trained parameters. A box repeats "
             "what is inside it, once a datum. An arrow points to what depends on its tail. Good: it is the model that "
             "you meant.",
-            lambda: model_graph(program.model, fit.prepare(x[:2], jax.random.key(0))),
+            lambda: model_graph(program.model, fit.prepare(take(x, slice(2)), jax.random.key(0))),
         )
     )
     return (

@@ -31,7 +31,7 @@ class Section:
 
 
 def sections(
-    fit: Any, x: np.ndarray, factors: Mapping[str, np.ndarray], tree: Any, table: pd.DataFrame,
+    fit: Any, x: Any, factors: Mapping[str, np.ndarray], tree: Any, table: pd.DataFrame,
     rates: Mapping[str, np.ndarray],
 ) -> list[Section]:  # fmt: skip
     """The sections after the diagnosis; those of the model's family come last."""
@@ -50,7 +50,7 @@ def sections(
         Section(
             "data", "What the model sees and imagines",
             "Data next to what the fitted model makes of them, and data that it makes up.",
-            lambda: data_panels(x, tree, table),
+            lambda: data_panels(tree, table),
         ),
         Section(
             "family", "What this family of models shows",
@@ -135,14 +135,15 @@ def latent_panels(
     return panels
 
 
-def data_panels(x: np.ndarray, tree: Any, table: pd.DataFrame) -> list[Panel]:
+def data_panels(tree: Any, table: pd.DataFrame) -> list[Panel]:
     """Reconstructions, prior samples, worst data and posterior predictive checks of each observed site."""
     panels: list[Panel] = []
     real, replicated = criticism.group(tree, "observed_data"), criticism.group(tree, "posterior_predictive")
     prior, expected = criticism.group(tree, "prior_predictive"), criticism.group(tree, "reconstruction")
-    for site in real:
+    shown = [site for site in real if site in replicated or site in prior]  # the others are inputs and masks
+    for site in shown:
         observed = np.asarray(real[site])
-        label = "" if len(real) == 1 else f" of {site}"
+        label = "" if len(shown) == 1 else f" of {site}"
         span = pictures.limits(observed)
         if site in replicated:
             draws = criticism.draws_first(replicated[site])
@@ -175,14 +176,16 @@ def data_panels(x: np.ndarray, tree: Any, table: pd.DataFrame) -> list[Panel]:
             "k-hat above 0.7. Good: odd data, the ones a person would also call odd; ordinary data here show what "
             "the model misses.",
             lambda: pictures.lowest_evidence(
-                np.asarray(next(iter(real.values()), x)), table["log_px"].to_numpy(), table["khat"].to_numpy()
+                np.asarray(real[shown[0] if shown else next(iter(real))]),
+                table["log_px"].to_numpy(),
+                table["khat"].to_numpy(),
             ),
         )
     )
     for site, checks in criticism.predictive_by_site(tree).items():
         panels.append(
             Panel(
-                f"predictive checks{'' if len(real) == 1 else f' of {site}'}",
+                f"predictive checks{'' if len(shown) == 1 else f' of {site}'}",
                 "Posterior predictive checks. A simple statistic of the real data (line) among those of data sets "
                 "simulated by the fitted model (bars). Good: the line falls within the bars; far outside (tail "
                 "probability below 0.05), the model does not reproduce this property of the data.",

@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
-from jax.typing import ArrayLike
 from numpyro import handlers
 
 from ppl_models.mfcvae.mixture import mixture
-from ppl_models.mfcvae.program import arrange, there
+from ppl_models.mfcvae.program import arrange, where
 from ppl_models.program import Program, bind, knob
 
 
@@ -33,8 +32,8 @@ def explicit(program: Program) -> Any:
     sites = handlers.trace(handlers.seed(program.model, jax.random.key(0))).get_trace(size=1)
     starts = {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
 
-    def model(x: ArrayLike | None = None, *, size: int | None = None) -> Any:
-        batch, pixels, labels = arrange(spec, x, size)
+    def model(x: Any = None, *, size: int | None = None) -> Any:
+        batch, pixels, there, labels = arrange(x, size)
         decode = bind("decoder", program.views.modules["decoder"])
         parameters = numpyro.param("likelihood", starts["likelihood"]) if "likelihood" in starts else {}
         zs = []
@@ -56,7 +55,6 @@ def explicit(program: Program) -> Any:
                 zs.append(numpyro.sample(f"z_{name}", component, infer={"ctx": None}))
             fades = [knob(f"fade_{facet.name}", 1.0) for facet in spec.facets]
             law = spec.likelihood.distribution(decode(zs, fades), parameters)
-            law, pixels = there(spec, law, pixels)
-            return numpyro.sample("x", law, obs=pixels)
+            return numpyro.sample("x", where(law, there), obs=pixels)
 
     return model

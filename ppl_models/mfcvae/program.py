@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 from flax import nnx
-from jax.typing import ArrayLike
 from jaxtyping import Array, Key
 
 from ppl_models.distributions import MeanFieldMixture, MixtureOfGaussians, SampledMixture
@@ -32,7 +31,7 @@ from ppl_models.mfcvae import checks, observed, panels
 from ppl_models.mfcvae.mixture import initial, mixture
 from ppl_models.mfcvae.refit import events
 from ppl_models.mfcvae.views import VIEWS
-from ppl_models.program import Observation, Posterior, Program, Training, Views, bind, commit, knob
+from ppl_models.program import Observation, Posterior, Program, Training, Views, bind, commit, knob, rows
 
 if TYPE_CHECKING:
     from ppl_models.mfcvae.spec import MFCVAE
@@ -71,11 +70,12 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
         posterior=posterior,
         latents=tuple(f"z_{name}" for name in names),
         observed=("x", *(f"c_{name}" for name in known)),
-        shape=observed.stored_shape(spec),
+        shape=observed.datum_shape(spec),
         observation=Observation(
             observation(spec),
             prepare=lambda x, key, training: observed.prepare(spec, x, key, training),
             check=lambda x: observed.check(spec, x),
+            drawn=lambda values: observed.drawn(spec, values),
             bits_offset=None if known or spec.missing else spec.likelihood.bits_offset(spec.levels),
         ),
         training=Training(
@@ -91,7 +91,7 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
             density(spec),
             modules,
             checks=lambda tree: checks.checks(tree, names),
-            panels=lambda fit, x, factors, tree: panels.panels(spec, fit, observed.unpack(spec, x)[0], factors, tree),
+            panels=lambda fit, x, factors, tree: panels.panels(spec, fit, observed.unpack(x)[0], factors, tree),
         ),
     )
 
@@ -130,8 +130,8 @@ def generative(spec: MFCVAE, decoder: nnx.Module, mixtures: Mapping[str, Mapping
     """``p(x, z)`` for any decoder ``(zs, fades) -> (batch, *shape)``, facets in the order of ``mixtures``."""
     likelihood, labelled = spec.likelihood, observed.labelled(spec)
 
-    def model(x: ArrayLike | None = None, *, size: int | None = None) -> Any:
-        batch, pixels, labels = arrange(spec, x, size)
+    def model(x: Any = None, *, size: int | None = None) -> Any:
+        batch, pixels, there, labels = arrange(x, size)
         decode = bind("decoder", decoder)
         learnt = {name: numpyro.param(f"mixture_{name}", dict(start)) for name, start in mixtures.items()}
         start = likelihood.parameters()
@@ -159,29 +159,27 @@ def generative(spec: MFCVAE, decoder: nnx.Module, mixtures: Mapping[str, Mapping
                 numpyro.factor("dirichlet", jnp.full(batch, strength * excess * log_prior))
             with running(decode):
                 law = likelihood.distribution(decode(zs, fades), parameters)
-            law, pixels = there(spec, law, pixels)
-            return numpyro.sample("x", law, obs=pixels)
+            return numpyro.sample("x", where(law, there), obs=pixels)
 
     return model
 
 
-def arrange(spec: MFCVAE, x: ArrayLike | None, size: int | None) -> tuple[int, Array | None, dict[str, Array]]:
-    """What a model is called with: the number of data, their pixels and their labels by facet, where there are any."""
+def arrange(x: Any, size: int | None) -> tuple[int, Array | None, Array | None, dict[str, Array]]:
+    """What a model is called with: the number of data, their pixels, which of them are there, and labels by facet."""
     if x is None and size is None:
         raise ValueError("the model needs data x or a size: model(x) scores x, model(size=n) draws n fresh data")
     if x is None:
-        return int(size or 0), None, {}
-    pixels, labels = observed.unpack(spec, jnp.asarray(x))
-    return pixels.shape[0], pixels, labels
+        return int(size or 0), None, None, {}
+    x = jax.tree.map(jnp.asarray, x)
+    return rows(x), *observed.unpack(x)
 
 
-def there(spec: MFCVAE, law: dist.Distribution, pixels: Array | None) -> tuple[dist.Distribution, Array | None]:
-    """The law of the pixels that are not missing, and their values."""
-    if not spec.missing or pixels is None:
-        return law, pixels
-    known = pixels >= 0
+def where(law: dist.Distribution, there: Array | None) -> dist.Distribution:
+    """The law of the pixels that are there: the others are summed out, their values do not matter."""
+    if there is None:
+        return law
     assert isinstance(law, dist.Independent)
-    return law.base_dist.mask(known).to_event(law.event_dim), jnp.where(known, pixels, 0.0)
+    return law.base_dist.mask(there).to_event(law.event_dim)
 
 
 def prior_of(spec: MFCVAE, parameters: Mapping[str, Array], batch: int) -> MixtureOfGaussians:
@@ -204,7 +202,7 @@ def observation(spec: MFCVAE) -> str:
     """What is scored, in one line."""
     line = spec.likelihood.observation(spec.shape, spec.levels)
     if spec.missing:
-        line += "; missing pixels (-1) are summed out"
+        line += "; missing pixels are summed out"
     if known := observed.labelled(spec):
         line += f"; with the known clusters of {', '.join(known)}"
     return line
@@ -214,11 +212,11 @@ def amortised(spec: MFCVAE, encoder: nnx.Module) -> Any:
     """``q(z | x) = prod_j N(m_j(x), diag s_j(x)^2)`` for any encoder ``x -> ((loc, log_scale), ...)``."""
     names = [facet.name for facet in spec.facets]
 
-    def posterior(x: ArrayLike | None = None, *, size: int | None = None) -> Posterior:
+    def posterior(x: Any = None, *, size: int | None = None) -> Posterior:
         del size
         if x is None:
             raise ValueError("the posterior q(z | x) needs data x; for draws from the prior run the model alone")
-        pixels = observed.encoder_input(spec, observed.unpack(spec, jnp.asarray(x))[0])
+        pixels = observed.encoder_input(spec, jax.tree.map(jnp.asarray, x))
         with running(bind("encoder", encoder)) as encode:
             heads = encode(pixels)
         found = {f"z_{name}": head for name, head in zip(names, heads, strict=True)}

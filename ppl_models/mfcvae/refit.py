@@ -41,9 +41,9 @@ def events(spec: MFCVAE, posterior: Any, modules: Mapping[str, nnx.Module]) -> t
     if isinstance(spec.network, Layers):
         network = spec.network
 
-        def start(params: Mapping[str, Any], x: Array, key: Array) -> dict[str, Any]:
+        def start(params: Mapping[str, Any], x: Any, key: Array) -> dict[str, Any]:
             del key
-            return {"decoder$params": network.begin(params["decoder$params"], x, spec.likelihood.decoded)}
+            return {"decoder$params": network.begin(params["decoder$params"], unpack(x)[0], spec.likelihood.decoded)}
 
         begin = (Event(0, "setting the colours of the layers", start, 500),)
     if spec.published_start:
@@ -58,10 +58,10 @@ def events(spec: MFCVAE, posterior: Any, modules: Mapping[str, nnx.Module]) -> t
 
 
 def _scaled(modules: Mapping[str, nnx.Module]) -> Any:
-    def apply(params: Mapping[str, Any], x: Array, key: Array) -> dict[str, Any]:
+    def apply(params: Mapping[str, Any], x: Any, key: Array) -> dict[str, Any]:
         with seed(rng_seed=0), substitute(data=params):
             live = {name: bind(name, module) for name, module in modules.items()}
-        data_init(live["encoder"], live["decoder"], x, key)
+        data_init(live["encoder"], live["decoder"], unpack(x)[0], key)
         return {f"{name}$params": nnx.to_pure_dict(nnx.state(module, nnx.Param)) for name, module in live.items()}
 
     return apply
@@ -71,7 +71,7 @@ def _means(facet: Facet, posterior: Any) -> Any:
     """The published start: means alone, of a diagonal mixture on the posterior means of the untrained encoder."""
     name, site = f"mixture_{facet.name}", f"z_{facet.name}"
 
-    def apply(params: Mapping[str, Any], x: Array, key: Array) -> dict[str, Any]:
+    def apply(params: Mapping[str, Any], x: Any, key: Array) -> dict[str, Any]:
         mean = jax.jit(lambda params: substitute(posterior, data=params)(x)(site, None).mean)(params)
         seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
         return {name: {**params[name], "means": em(np.asarray(mean, float), facet.clusters, "diag", seed)[1]}}
@@ -82,7 +82,7 @@ def _means(facet: Facet, posterior: Any) -> Any:
 def _refit(spec: MFCVAE, facet: Facet, posterior: Any) -> Any:
     site = f"z_{facet.name}"
 
-    def apply(params: Mapping[str, Any], x: Array, key: Array) -> dict[str, Any]:
+    def apply(params: Mapping[str, Any], x: Any, key: Array) -> dict[str, Any]:
         draw_key, seed_key = jax.random.split(key)
 
         def draw(params: Mapping[str, Any]) -> Array:
@@ -92,7 +92,7 @@ def _refit(spec: MFCVAE, facet: Facet, posterior: Any) -> Any:
         seed = int(jax.random.randint(seed_key, (), 0, 2**31 - 1))
         weights, means, covariances = em(z, facet.clusters, facet.covariance, seed)
         if facet.labelled:
-            order = _named(z, np.asarray(unpack(spec, x)[1][facet.name]), weights, means, covariances)
+            order = _named(z, np.asarray(unpack(x)[2][facet.name]), weights, means, covariances)
             weights, means, covariances = weights[order], means[order], covariances[order]
         name = f"mixture_{facet.name}"
         return {name: from_moments(params[name], weights, means, covariances)}

@@ -124,7 +124,7 @@ class MFCVAE:
     ``square``         store a full covariance as d x d entries, as the paper's code, not as its lower triangle.
     ``published_start``  before the first update the means of every mixture become those of a diagonal mixture fitted to
                        the untrained encoder's posterior means, as in the paper's code (``refit`` works better).
-    ``missing``        pixels may be missing: -1 in the stored data (of a signed or floating type).
+    ``missing``        pixels may be missing: a datum is a dict with a mask, see ``pack``.
 
     >>> spec = MFCVAE(facets=(Facet("style", 2, 5), Facet("digit", 5, 10)), shape=(8, 8), levels=17)
     >>> [facet.name for facet in spec.facets]
