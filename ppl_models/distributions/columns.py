@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key
 
 from ppl_models._column import MOST, Column
+from ppl_models.distributions.correlated_row_law import CorrelatedRowLaw, unit_lower
 from ppl_models.distributions.row_law import RowLaw, groups
 
 _SMALLEST = 1e-6
@@ -39,6 +40,8 @@ class Columns:
     ``robust``   Student-t in place of Normal, degrees of freedom learnt a column.
     ``scales``   ``"column"``: one learnt s_d a column; ``"decoded"``: times a function of z, one more number of the
                  decoder for each real and positive column.
+    ``correlated``  the noise of the real and positive columns is jointly Gaussian, with a learnt correlation, the same
+                 for all rows: a Gaussian is then the model whose decoder ignores z.
     ``floor``    least s_d, in standardised units; a column with a ``resolution`` has its own where that is higher.
 
     The decoder returns ``outputs`` numbers a row (:meth:`slices`): first one for each column that is not categorical,
@@ -50,6 +53,7 @@ class Columns:
     columns: tuple[Column, ...]
     robust: bool = False
     scales: Literal["column", "decoded"] = "column"
+    correlated: bool = False
     floor: float = 1e-3
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
@@ -63,6 +67,8 @@ class Columns:
             raise ValueError(f"columns must have different names, got {twice} more than once; rename them in the file")
         if self.scales not in ("column", "decoded"):
             raise ValueError(f"scales must be 'column' or 'decoded', got {self.scales!r}")
+        if self.robust and self.correlated:
+            raise ValueError("correlated columns are Gaussian, robust ones Student-t; choose one of the two")
         if not 0 < self.floor < 0.5:
             raise ValueError(f"floor is a standard deviation in standardised units, expected 0 to .5, got {self.floor}")
 
@@ -116,10 +122,13 @@ class Columns:
 
     def parameters(self) -> dict[str, Array]:
         """Learnt arrays, where the likelihood has such columns: ``log_scale`` (G,), s = floor + exp(log_scale), at the
-        start 1; ``log_df`` (G,), nu = 2 + exp(log_df), at the start 10; ``log_concentration`` (C,), r."""
+        start 1; ``whitening``, the entries of :class:`CorrelatedRowLaw`'s A below its diagonal; ``log_df`` (G,),
+        nu = 2 + exp(log_df), at the start 10; ``log_concentration`` (C,), r."""
         at, found = groups(self.columns), {}
         if at.gaussian.size:
             found["log_scale"] = jnp.asarray(np.log(1 - self.floors()), "float32")
+            if self.correlated and at.gaussian.size > 1:
+                found["whitening"] = jnp.zeros(at.gaussian.size * (at.gaussian.size - 1) // 2)
             if self.robust:
                 found["log_df"] = jnp.full(at.gaussian.shape, math.log(8.0), "float32")
         if at.count.size:
@@ -168,9 +177,12 @@ class Columns:
         log_scale = parameters.get("log_scale", jnp.zeros(0))
         if self.scales == "decoded" and at.gaussian.size:
             log_scale = jnp.clip(log_scale + decoded[..., -len(at.gaussian) :], -12.0, 12.0)
+        kind, more = RowLaw, dict[str, Any]()
+        if "whitening" in parameters:
+            kind, more = CorrelatedRowLaw, {"whitening": unit_lower(parameters["whitening"], at.gaussian.size)}
         base, slope = self._count_line()
         log_mean = base + slope * decoded[..., place(at.count)]
-        return RowLaw(
+        return kind(
             self.columns,
             loc=decoded[..., place(at.gaussian)],
             scale=jnp.asarray(self.floors(), "float32") + jnp.exp(log_scale),
@@ -180,6 +192,7 @@ class Columns:
             logits=decoded[..., place(at.binary)],
             class_logits=tuple(decoded[..., place(which)[:, None] + np.arange(k)] for k, which in at.classes.items()),
             there=there,
+            **more,
         )
 
     def _count_line(self) -> tuple[np.ndarray, np.ndarray]:

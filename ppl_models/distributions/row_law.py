@@ -163,6 +163,10 @@ class RowLaw(dist.Distribution):
             parts.append(jax.random.categorical(k, logits, shape=sample_shape + logits.shape[:-1]).astype("float32"))
         return jnp.concatenate(parts, -1)[..., at.inverse]
 
+    def sample_missing(self, key: Key[Array, ""], value: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        """``value`` with the entries that are missing drawn from their law given the others."""
+        return value if self.there is None else jnp.where(self.there, value, self.sample(key))
+
     def mean_of(self) -> dict[str, Array]:
         """Expectation of each column by its name, for reports: (...) the location of the stored number of a real or
         positive column (of a positive one, the log of its median), the mean of a count, the probability of code 1 of a
