@@ -102,7 +102,10 @@ class Column:
         return np.where(there, (v - self.loc) / self.scale, 0.0).astype("float32"), there
 
     def decode(self, stored: Any) -> Any:
-        """Cells of the file for stored numbers (of any shape): floats, whole numbers, classes or dates, NumPy."""
+        """Cells of the file for stored numbers (of any shape): floats, whole numbers, classes or dates, NumPy.
+
+        Numbers come to a millionth of ``scale`` (of a positive column, of their logs): what float32 keeps of them.
+        """
         stored = np.asarray(stored, "float64")
         if self.values:
             values = np.empty(len(self.values), object)
@@ -113,9 +116,10 @@ class Column:
         if self.kind == "count":
             return np.rint(stored).astype("int64")
         v = self.loc + self.scale * stored
+        v = self._tidy(np.exp(v) if self.kind == "positive" else v)
         if self.date:
             return _EPOCH + (v * 86_400e6).astype("int64") * np.timedelta64(1, "us")
-        return np.exp(v) if self.kind == "positive" else v
+        return v
 
     def log_jacobian(self, stored: Any) -> np.ndarray:
         """``log |d stored / d v|`` (nats) at stored numbers: added to the log density of the stored number, it gives
@@ -126,6 +130,22 @@ class Column:
         if self.kind == "positive":
             return -math.log(self.scale) - (self.loc + self.scale * stored)
         return np.zeros(stored.shape)
+
+    def _tidy(self, v: np.ndarray) -> np.ndarray:
+        """``v`` without the last digits that float32 made up: those of the file where it is within .001 of its step."""
+        digits = 6 - math.ceil(math.log10(self.scale))
+        if self.kind == "real":
+            v = np.round(v, digits)
+        else:
+            step = 10.0 ** (np.floor(np.log10(v, where=v > 0, out=np.zeros_like(v))) + 1 - digits)
+            v = np.where(np.isfinite(v), np.rint(v / step) * step, v)
+        places = next(
+            (p for p in range(7) if abs(self.resolution * 10**p - round(self.resolution * 10**p)) < 1e-6), None
+        )
+        if self.resolution and places is not None:
+            near = np.round(v, places)
+            v = np.where(np.abs(v - near) < 1e-3 * 10.0**-places, near, v)
+        return v + 0.0  # no -0
 
     def _codes(self, series: Any) -> np.ndarray:
         """Position of every cell in ``values``, -1 where missing."""

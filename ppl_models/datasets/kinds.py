@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import gammaln
 
 from ppl_models._column import MOST, Column, as_text, days, distinct, is_time, missing, numbers, parsed
 
@@ -141,6 +141,8 @@ class _Cells:
                 np.datetime64("1970-01-01") + np.timedelta64(int(d), "D") for d in (self.v.min(), self.v.max())
             )
             return f"{low} to {high}"
+        if self.bool:
+            return ", ".join(str(bool(u)) for u in sorted(self.unique))
         if self.v is not None:
             return f"{self.v.min():g} to {self.v.max():g}"
         listed = [as_text(cell) for cell in self.cells[:4]]
@@ -167,6 +169,8 @@ def _remedy(cells: _Cells, kind: str) -> str:
 def _inferred(cells: _Cells) -> tuple[Column, str]:
     d, m, name = cells.different, cells.m, cells.name
     if is_time(cells.series) and cells.v is None:
+        if cells.series.dtype.kind == "m" or isinstance(cells.series.dtype, pd.PeriodDtype):
+            raise LeftOut(f"{cells.series.dtype}; make it numbers, such as spans / pandas.Timedelta('1D')")
         raise LeftOut(f"{cells.series.dtype}; {_remedy(cells, 'real')} takes dates as days since 1970-01-01")
     if d == 1:
         raise LeftOut("constant")
@@ -203,7 +207,7 @@ def _inferred_text(cells: _Cells) -> tuple[Column, str]:
             f" ({_remedy(cells, 'categorical')} takes them as classes, 'drop' leaves the column out)"
         )
     if cells.like(_DATE) > 0.5:
-        raise LeftOut(f"dates or times as text; {_remedy(cells, 'real')} takes dates as days since 1970-01-01")
+        raise LeftOut(f"dates or times as text; {_remedy(cells, 'real')} takes dates such as 2024-05-31 as days")
     few = d <= FEW and 2 * d <= m
     if cells.share >= 0.5 and not few:
         numbers(cells.series, name)  # raises, naming the first entry that is no number
@@ -279,7 +283,9 @@ def _best_of_whole(v: np.ndarray) -> tuple[str, str]:
     if var <= mean or mean == 0:
         return "real", "whole numbers that vary less than counts do"
     r = mean**2 / (var - mean)
-    score = {"count": float(stats.nbinom.logpmf(sample, r, r / (r + mean)).mean()), "real": _normal(sample)}
+    choose = gammaln(sample + r) - gammaln(sample + 1) - gammaln(r)
+    binomial = choose + r * math.log(r / (r + mean)) + sample * math.log(mean / (r + mean))
+    score = {"count": float(binomial.mean()), "real": _normal(sample)}
     if sample.min() > 0 and v.min() > 0:
         u = np.log(sample)
         score["positive"] = _normal(u) - float(u.mean())
