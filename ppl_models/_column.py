@@ -133,7 +133,7 @@ class Column:
 
     def _tidy(self, v: np.ndarray) -> np.ndarray:
         """``v`` without the last digits that float32 made up: those of the file where it is within .001 of its step."""
-        digits = 6 - math.ceil(math.log10(self.scale))
+        digits = 6 - math.floor(math.log10(self.scale))
         if self.kind == "real":
             v = np.round(v, digits)
         else:
