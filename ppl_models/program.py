@@ -48,3 +48,4 @@ from ppl_models._registry import (
     spec_from_json as spec_from_json,
     spec_to_json as spec_to_json,
 )
+from ppl_models._rows import decode_frame as decode_frame, encode_frame as encode_frame

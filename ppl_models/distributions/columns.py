@@ -161,6 +161,14 @@ class Columns:
             parts.append(jnp.where(there[..., i, None], jax.nn.one_hot(value[..., i], k), 0.0))
         return jnp.concatenate([*parts, there.astype("float32")], -1)
 
+    def numbers(self, x: Mapping[str, Array]) -> Float[Array, "*batch P"]:
+        """Prepared rows as plain numbers for classical methods: :meth:`encode` without the mask, one-hot classes scaled
+        to weigh about as much as a number; 0, the mean, where an entry is missing."""
+        found = self.encode(x)[..., : -len(self.columns)]
+        weight = np.ones(found.shape[-1], "float32")
+        weight[len(self._single) :] = math.sqrt(2.0)
+        return found * weight
+
     def distribution(
         self,
         decoded: Float[Array, "*#batch outputs"],
