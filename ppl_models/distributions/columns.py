@@ -158,7 +158,7 @@ class Columns:
         number = jnp.where(binary, 2 * number - 1, number)
         parts = [jnp.where(there[..., single], number, 0.0)]
         for i, k in self._classes.items():
-            parts.append(jnp.where(there[..., i, None], jax.nn.one_hot(value[..., i], k), 0.0))
+            parts.append(jnp.where(there[..., i, None], jax.nn.one_hot(value[..., i].astype("int32"), k), 0.0))
         return jnp.concatenate([*parts, there.astype("float32")], -1)
 
     def numbers(self, x: Mapping[str, Array]) -> Float[Array, "*batch P"]:

@@ -131,7 +131,7 @@ class RowLaw(dist.Distribution):
             sign = 2 * value[..., at.binary] - 1
             parts.append(jax.nn.log_sigmoid(sign * self.logits))
         for position, logits in zip(at.classes.values(), self.class_logits, strict=True):
-            chosen = jax.nn.one_hot(value[..., position], logits.shape[-1])
+            chosen = jax.nn.one_hot(value[..., position].astype("int32"), logits.shape[-1])
             parts.append((chosen * jax.nn.log_softmax(logits)).sum(-1))
         shape = jnp.broadcast_shapes(*(part.shape[:-1] for part in parts))
         joined = jnp.concatenate([jnp.broadcast_to(part, (*shape, part.shape[-1])) for part in parts], -1)
