@@ -128,7 +128,7 @@ class Column:
         if self.kind == "real":
             return np.full(stored.shape, -math.log(self.scale))
         if self.kind == "positive":
-            return -math.log(self.scale) - (self.loc + self.scale * stored)
+            return np.asarray(-math.log(self.scale) - (self.loc + self.scale * stored))
         return np.zeros(stored.shape)
 
     def _tidy(self, v: np.ndarray) -> np.ndarray:
@@ -137,7 +137,7 @@ class Column:
         if self.kind == "real":
             v = np.round(v, digits)
         else:
-            step = 10.0 ** (np.floor(np.log10(v, where=v > 0, out=np.zeros_like(v))) + 1 - digits)
+            step = 10.0 ** (np.floor(np.log10(v, where=v > 0, out=np.zeros_like(v))) - digits)
             v = np.where(np.isfinite(v), np.rint(v / step) * step, v)
         places = next(
             (p for p in range(7) if abs(self.resolution * 10**p - round(self.resolution * 10**p)) < 1e-6), None
@@ -274,8 +274,11 @@ def wrong(series: Any, bad: np.ndarray, name: str, expected: str, remedy: str) -
     """Raise the ``ValueError`` of a column whose cells are wrong where ``bad`` (n,)."""
     first = int(np.argmax(bad))
     more = int(bad.sum()) - 1
+    row, cell = (
+        value.item() if isinstance(value, np.generic) else value for value in (series.index[first], series.iloc[first])
+    )
     raise ValueError(
-        f"column {name!r}, row {series.index[first]!r}: {expected}, got {series.iloc[first]!r}"
+        f"column {name!r}, row {row!r}: {expected}, got {cell!r}"
         + (f" (and {more} more)" if more else "")
         + f"; try {remedy}"
     )
