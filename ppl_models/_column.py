@@ -154,10 +154,11 @@ class Column:
         entry, cells = distinct(series, self.name)
         lost = missing(cells)
         if any(isinstance(value, str) for value in self.values):
-            known, found = [as_text(value) for value in self.values], [as_text(cell) for cell in cells]
+            known = pd.Index([as_text(value) for value in self.values], dtype=object)
+            code = known.get_indexer(pd.Index([as_text(cell) for cell in cells], dtype=object))
         else:
-            known, found = [float(value) for value in self.values], [_as_number(cell) for cell in cells]
-        code = pd.Index(known).get_indexer(pd.Index(found, dtype="object" if isinstance(known[0], str) else "float64"))
+            known = pd.Index([float(value) for value in self.values], dtype="float64")
+            code = known.get_indexer(pd.Index([_as_number(cell) for cell in cells], dtype="float64"))
         unknown = np.append((code < 0) & ~lost, False)[entry]
         if unknown.any():
             listed = ", ".join(map(repr, self.values[:8])) + (", ..." if len(self.values) > 8 else "")

@@ -185,7 +185,8 @@ class Columns:
         log_scale = parameters.get("log_scale", jnp.zeros(0))
         if self.scales == "decoded" and at.gaussian.size:
             log_scale = jnp.clip(log_scale + decoded[..., -len(at.gaussian) :], -12.0, 12.0)
-        kind, more = RowLaw, dict[str, Any]()
+        kind: type[RowLaw] = RowLaw
+        more: dict[str, Any] = {}
         if "whitening" in parameters:
             kind, more = CorrelatedRowLaw, {"whitening": unit_lower(parameters["whitening"], at.gaussian.size)}
         base, slope = self._count_line()

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from ppl_models.distributions.row_law import RowLaw, groups
 
@@ -49,6 +49,7 @@ class CorrelatedRowLaw(RowLaw):
         """``log p`` of the entries that are there, nats, in the units of the file."""
         del intermediates
         at = groups(self.columns)
+        value = jnp.broadcast_to(value, jnp.broadcast_shapes(value.shape, (*self.loc.shape[:-1], value.shape[-1])))
         there = jnp.ones(value.shape, bool) if self.there is None else jnp.broadcast_to(self.there, value.shape)
         each = jnp.where(there, super().column_log_prob(value), 0.0)
         known = there[..., at.gaussian]
@@ -84,7 +85,7 @@ class CorrelatedRowLaw(RowLaw):
         )  # fmt: skip
         return marginal.column_log_prob(value)
 
-    def sample(self, key: Key[Array, ""] | None, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*out D"]:
+    def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*out D"]:
         """Draw stored numbers of every entry, also of those that are missing."""
         assert key is not None
         x, at = super().sample(key, sample_shape), groups(self.columns)
@@ -93,7 +94,7 @@ class CorrelatedRowLaw(RowLaw):
         mixed = e @ self._mixing().T
         return x.at[..., at.gaussian].set(self.loc + self.scale * mixed)
 
-    def sample_missing(self, key: Key[Array, ""], value: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+    def sample_missing(self, key: Array, value: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """``value`` with the missing entries drawn given those that are there (Matheron's rule)."""
         drawn, at = self.sample(key), groups(self.columns)
         if self.there is None:

@@ -6,7 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 MOST = 2.0**24
 """Above it whole numbers are not exact in float32."""
@@ -38,7 +38,7 @@ def negative_binomial_log_prob(
 
 
 def negative_binomial_sample(
-    key: Key[Array, ""], mean: Float[Array, "*batch"], concentration: Float[Array, "*batch"]
+    key: Array, mean: Float[Array, "*batch"], concentration: Float[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
     """Draw counts as floats: Poisson at a Gamma rate, kept below 2^24."""
     key_rate, key_count = jax.random.split(key)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float
 
 from ppl_models._column import Column
 from ppl_models.distributions.counts import negative_binomial_log_prob, negative_binomial_sample
@@ -78,8 +78,17 @@ class RowLaw(dist.Distribution):
     arg_constraints: dict[str, Any] = {}
     support = dist.constraints.real_vector
     reparametrized_params: list[str] = []
-    pytree_data_fields = ("loc", "scale", "df", "mean_count", "concentration", "logits", "class_logits", "there")
-    pytree_aux_fields = ("columns",)
+    pytree_data_fields: tuple[str, ...] = (
+        "loc",
+        "scale",
+        "df",
+        "mean_count",
+        "concentration",
+        "logits",
+        "class_logits",
+        "there",
+    )
+    pytree_aux_fields: tuple[str, ...] = ("columns",)
 
     def __init__(
         self,
@@ -143,7 +152,7 @@ class RowLaw(dist.Distribution):
         each = self.column_log_prob(value)
         return (each if self.there is None else jnp.where(self.there, each, 0.0)).sum(-1)
 
-    def sample(self, key: Key[Array, ""] | None, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*out D"]:
+    def sample(self, key: Array | None, sample_shape: tuple[int, ...] = ()) -> Float[Array, "*out D"]:
         """Draw stored numbers of every entry, also of those that are missing."""
         assert key is not None
         at, keys = groups(self.columns), jax.random.split(key, 4 + len(self.class_logits))
@@ -163,7 +172,7 @@ class RowLaw(dist.Distribution):
             parts.append(jax.random.categorical(k, logits, shape=sample_shape + logits.shape[:-1]).astype("float32"))
         return jnp.concatenate(parts, -1)[..., at.inverse]
 
-    def sample_missing(self, key: Key[Array, ""], value: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+    def sample_missing(self, key: Array, value: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """``value`` with the entries that are missing drawn from their law given the others."""
         return value if self.there is None else jnp.where(self.there, value, self.sample(key))
 

@@ -6,12 +6,14 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import pandas as pd
 import pytest
 from pydantic import TypeAdapter, ValidationError
 from scipy import integrate, stats
 
 from ppl_models.distributions import Columns
+from ppl_models.distributions.correlated_row_law import from_covariance
 from ppl_models.distributions.counts import negative_binomial_log_prob, negative_binomial_sample
 from ppl_models.program import Column
 
@@ -164,6 +166,37 @@ def test_missing_entries_of_a_linear_gaussian_model_are_those_of_its_closed_form
         np.testing.assert_allclose(got, want, atol=1e-4)
 
 
+def test_correlated_columns_are_one_gaussian_and_its_marginals():
+    """Any missing entries: log p is that of the block of the covariance that is there, in the units of the file."""
+    columns = (COLUMNS[0], COLUMNS[4], COLUMNS[2], COLUMNS[6])
+    rng = np.random.default_rng(2)
+    root = rng.normal(size=(3, 3))
+    cov = root @ root.T + 0.3 * np.eye(3)
+    scale, whitening = from_covariance(cov)
+    likelihood = Columns(columns=columns, correlated=True)
+    parameters = {
+        "log_scale": jnp.asarray(np.log(scale - likelihood.floors()), "float32"),
+        "whitening": jnp.asarray(whitening, "float32"),
+    }
+    x, b = rng.normal(size=4).astype("float32"), rng.normal(size=4)
+    x[1] = 1.0
+    masks = np.array([[1, 1, 1, 1], [0, 1, 1, 1], [1, 0, 0, 1], [0, 1, 0, 0], [1, 1, 0, 0]], bool)
+    law = likelihood.distribution(jnp.asarray(b, "float32"), parameters, jnp.asarray(masks))
+    got, gaussian = np.asarray(law.log_prob(jnp.asarray(x))), np.array([0, 2, 3])
+    for there, log_p in zip(masks, got, strict=True):
+        known = there[gaussian]
+        want = stats.bernoulli.logpmf(1, 1 / (1 + np.exp(-b[1]))) * there[1]
+        if known.any():
+            block = cov[np.ix_(known, known)]
+            want += stats.multivariate_normal(b[gaussian][known], block).logpdf(x[gaussian][known])
+        want += sum(columns[i].log_jacobian(x[i]) for i in np.flatnonzero(there))
+        np.testing.assert_allclose(log_p, want, atol=1e-4)
+    full = likelihood.distribution(jnp.asarray(b, "float32"), parameters)
+    np.testing.assert_allclose(full.log_prob(jnp.asarray(x)), got[0], rtol=1e-5)
+    draws = np.asarray(full.sample(KEY, (4000,)))[:, gaussian]
+    np.testing.assert_allclose(np.cov(draws.T), cov, atol=0.12 * np.abs(cov).max())
+
+
 def test_every_number_of_the_decoder_moves_its_own_column_only(likelihood, decoded, parameters, rows):
     slices = likelihood.slices()
     assert sorted(i for s in slices.values() for i in range(s.start, s.stop)) == list(
@@ -206,7 +239,9 @@ def test_draws_have_the_moments_of_the_law(likelihood, decoded, parameters):
             assert abs(x.mean() - mean) < 5 * x.std() / np.sqrt(4000), name
 
 
-def test_the_law_is_a_pytree_that_is_mapped_and_compiled(likelihood, decoded, parameters, rows):
+def test_the_law_is_a_pytree_that_is_mapped_and_compiled(rows):
+    likelihood = Columns(columns=COLUMNS, robust=True, scales="decoded")
+    decoded, parameters = jnp.linspace(-1, 1, likelihood.outputs), likelihood.parameters()
     there, x = jnp.asarray(rows["there"]), jnp.asarray(rows["x"])
     law = likelihood.distribution(jnp.tile(decoded, (40, 1)), parameters, there)
     want = law.log_prob(x)
@@ -215,6 +250,22 @@ def test_the_law_is_a_pytree_that_is_mapped_and_compiled(likelihood, decoded, pa
     several = likelihood.distribution(jnp.tile(decoded, (3, 40, 1)), parameters, there)
     assert several.batch_shape == (3, 40) and several.log_prob(x).shape == (3, 40)
     np.testing.assert_allclose(several.log_prob(x)[1], want, rtol=1e-5)
+
+
+def test_rows_are_sites_of_a_stock_model(rows):
+    """Under stock handlers, with the raw keys that they pass on."""
+    likelihood, there, x = Columns(columns=COLUMNS), jnp.asarray(rows["there"]), jnp.asarray(rows["x"])
+    decoded = jnp.zeros((40, likelihood.outputs))
+
+    def model(x=None, there=None):
+        with numpyro.plate("rows", 40):
+            numpyro.sample("x", likelihood.distribution(decoded, likelihood.parameters(), there), obs=x)
+
+    trace = numpyro.handlers.trace(numpyro.handlers.seed(model, jax.random.PRNGKey(0)))
+    assert trace.get_trace()["x"]["value"].shape == (40, D)
+    site = trace.get_trace(x, there)["x"]
+    want = likelihood.distribution(decoded, likelihood.parameters(), there).log_prob(x)
+    np.testing.assert_allclose(site["fn"].log_prob(site["value"]), want, rtol=1e-5)
 
 
 def test_an_encoder_sees_standardised_numbers_classes_and_the_mask():
