@@ -194,6 +194,10 @@ def numbers(series: Any, name: str) -> np.ndarray:
     """Cells as float64 (n,), NaN where missing; ``ValueError`` for text that is no number, for dates and infinity."""
     import pandas as pd
 
+    if series.dtype.kind == "c":
+        raise ValueError(
+            f"column {name!r} holds complex numbers; make two columns of it, or kinds={{{name!r}: 'drop'}}"
+        )
     if pd.api.types.is_bool_dtype(series.dtype) or pd.api.types.is_numeric_dtype(series.dtype):
         v = series.to_numpy("float64", na_value=np.nan)
     elif is_time(series):

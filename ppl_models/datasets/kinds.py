@@ -30,6 +30,7 @@ from ppl_models._column import MOST, Column, as_text, days, distinct, is_time, m
 
 CHOICES = ("real", "positive", "count", "binary", "categorical", "drop")
 FEW, CLASSES, MOST_CLASSES, SAMPLE = 12, 50, 1000, 10_000
+_EXACT = 2**53
 _ID = re.compile(r"(^|[\W_])(id|ids|uuid|guid)$|[a-z]I[dD]$", re.IGNORECASE)
 _DATE = re.compile(r"^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?$|^\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?$")
 _COMMA = re.compile(r"^[+-]?\d+([.,]\d+)*,\d+([.,]\d+)*$")
@@ -155,7 +156,7 @@ class _Cells:
         if self.v is not None:
             if self.bool:
                 return tuple(bool(u) for u in sorted(self.unique))
-            return tuple(int(u) if u == np.floor(u) else float(u) for u in sorted(self.unique))
+            return tuple(int(u) if u == np.floor(u) and abs(u) < _EXACT else float(u) for u in sorted(self.unique))
         if self.declared and all(isinstance(cell, int | float | np.number | np.bool_) for cell in self.cells):
             return tuple(cell.item() if isinstance(cell, np.generic) else cell for cell in self.cells)
         words = dict.fromkeys(as_text(cell) for cell in self.cells)
@@ -172,6 +173,8 @@ def _inferred(cells: _Cells) -> tuple[Column, str]:
         if cells.series.dtype.kind == "m" or isinstance(cells.series.dtype, pd.PeriodDtype):
             raise LeftOut(f"{cells.series.dtype}; make it numbers, such as spans / pandas.Timedelta('1D')")
         raise LeftOut(f"{cells.series.dtype}; {_remedy(cells, 'real')} takes dates as days since 1970-01-01")
+    if cells.v is not None and pd.api.types.is_integer_dtype(cells.series.dtype) and np.abs(cells.v).max() > _EXACT:
+        raise LeftOut("an id: whole numbers beyond 2^53, which no float tells apart; make them text, or smaller")
     if d == 1:
         raise LeftOut("constant")
     if cells.v is None:

@@ -1,5 +1,6 @@
 """Tables as they come: what each column is taken for, stored numbers and the way back, what is refused by name."""
 
+import decimal
 import sys
 
 import numpy as np
@@ -201,6 +202,7 @@ REFUSED = {
     "infinite": (frame([1.0, np.inf, 2.5, 3.5]), {}, "column 'a', row 1: must be finite, got inf"),
     "infinite text": (frame(["1.5", "inf", "2.5", "3"]), {}, "row 1: must be finite"),
     "lists": (frame([[1], [2], [3]]), {}, "'a' holds entries that are no single numbers"),
+    "complex": (frame([1j, 2j, 3j]), {}, "'a' holds complex numbers; make two columns"),
     "not positive": (frame([1.0, 0.0, 2.5]), {"a": "positive"}, "'a', row 1: must be above 0, got .*0.0"),
     "no count": (frame([1.0, 2.5, 3.0]), {"a": "count"}, r"'a', row 1: must be whole, 0\.\.16777215, got .*2.5"),
     "negative count": (frame([1, -2, 3]), {"a": "count"}, "row 1: must be whole"),
@@ -243,6 +245,28 @@ def test_cells_that_a_column_does_not_know():
     np.testing.assert_array_equal(number.encode(pd.Series(["1", " 2 ", "NA"]))[0], [0, 1, 0])
     np.testing.assert_array_equal(Column("t", "binary", values=("1", "x")).encode(pd.Series([1.0, 1.0]))[0], [0, 0])
     np.testing.assert_array_equal(Column("t", "binary", values=(False, True)).encode(pd.Series(["True"]))[0], [1])
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind", "values"),
+    [
+        ([2**60 + 3 * i for i in range(30)], "left out", ()),
+        ([1, "x"] * 15, "binary", ("1", "x")),
+        ([" 1 ", "2", "3 "] * 10, "categorical", (1, 2, 3)),
+        (["12%", "13%", None] * 10, "binary", ("12%", "13%")),
+        ([date.date() for date in DATES[:30]], "left out", ()),
+        ([decimal.Decimal(i) / 7 for i in range(30)], "real", ()),
+        (pd.Categorical([3, 1, None] * 10, categories=[3, 2, 1]), "categorical", (3, 2, 1)),
+        (pd.array(["x", None, "y"] * 10, dtype="string"), "binary", ("x", "y")),
+        (pd.period_range("2020", periods=30, freq="M"), "left out", ()),
+        (np.linspace(0, 1e-30, 30), "real", ()),
+    ],
+    ids=range(10),
+)
+def test_odd_cells(cells, kind, values):
+    got = table(frame(cells))
+    assert got.describe()["kind"][0] == kind
+    assert [column.values for column in got.columns if column.name == "a"] == [values] * (kind != "left out")
 
 
 def write(folder, text, name="a.csv", encoding="utf-8"):
