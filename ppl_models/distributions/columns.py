@@ -111,13 +111,7 @@ class Columns:
 
     def floors(self) -> np.ndarray:
         """Least scale (G,) of the real and positive columns, standardised."""
-        own = []
-        for i in groups(self.columns).gaussian:
-            column = self.columns[i]
-            step = column.resolution / column.scale
-            if column.kind == "positive":
-                step = step * math.exp(-min(max(column.loc, -80.0), 80.0))
-            own.append(min(max(self.floor, step / math.sqrt(2 * math.pi)), 0.5))
+        own = [self.columns[i].least_scale(self.floor) for i in groups(self.columns).gaussian]
         return np.asarray(own, "float64")
 
     def parameters(self) -> dict[str, Array]:
