@@ -1,8 +1,8 @@
 """Rows of a table as blocks of columns of one kind, and laws of the discrete ones under weights of components.
 
-    real, positive        standardised by the training data's mean and standard deviation; with their log Jacobian
-    binary, categorical   one-hot, all zeros where missing: log p = one-hot . log shares
-    count                 negative binomial of mean m and concentration r, variance m + m^2 / r
+real, positive        standardised by the training data's mean and standard deviation; with their log Jacobian
+binary, categorical   one-hot, all zeros where missing: log p = one-hot . log shares
+count                 negative binomial of mean m and concentration r, variance m + m^2 / r
 """
 
 from __future__ import annotations
@@ -121,8 +121,10 @@ def count_laws(blocks: Blocks, weight: Float[np.ndarray, "n K"], pseudo: float) 
         overall = max((everything @ values + 0.5) / (everything.sum() + 1), 1e-6)
         mean[:, c] = (w @ values + pseudo * overall) / (total + pseudo)
         m = mean[:, [c]]
-        gain = w @ gamma + total[:, None] * (r * np.log(r / (r + m)) - gammaln(r)) - (w @ values)[:, None] * np.log(
-            (r + m) / m
+        gain = (
+            w @ gamma
+            + total[:, None] * (r * np.log(r / (r + m)) - gammaln(r))
+            - (w @ values)[:, None] * np.log((r + m) / m)
         )
         concentration[:, c] = r[gain.argmax(1)]
     return mean, concentration
