@@ -192,7 +192,7 @@ def _masses(n: int, symbols: int, seed: int, quick: bool) -> list[Candidates]:
     if not 2 <= symbols <= SYMBOLS:
         return []
     name, counts = ("bernoulli-mixture", (40, 80, 120)) if symbols == 2 else ("categorical-mixture", (10, 20, 40))
-    components = sorted({min(k, max(1, n // 5)) for k in (counts[:1] if quick else counts)})
+    components = sorted({min(k, max(1, n // 5)) for k in (counts[: 2 if symbols == 2 else 1] if quick else counts)})
     common: dict[str, Any] = {"symbols": [symbols], "seed": [seed]}
     found = [Candidates(name, categorical_mixture,
                         grid(components=components, pseudo=(0.1,) if quick else (0.1, 0.5), **common))]  # fmt: skip

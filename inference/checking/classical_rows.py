@@ -67,7 +67,7 @@ def candidates(columns: Any, n: int, missing: bool, *, seed: int, quick: bool) -
     if G > 1:
         found.append(Candidates("gaussian", mixture, grid(components=[1], ridge=ridges, **pseudo)))
     if G > 2:
-        wanted = (1, 2, 5) if quick else (1, 2, 3, 4, 6, 9, 14, 20, 30)
+        wanted = (1, 3, 8, 16) if quick else (1, 2, 3, 4, 6, 9, 14, 20, 30)
         ranks = [q for q in wanted if q < G]
         found.append(Candidates("factor-analysis", factors, grid(rank=ranks, **pseudo)))
         found.append(Candidates("ppca", factors, grid(rank=ranks, isotropic=[True], **pseudo)))

@@ -1,9 +1,9 @@
 """Posterior predictive checks of a table, column by column: entries that are there against replicates of the same.
 
 Three lines, each of the worst column: the mean, the spread (standard deviation) and the share of each class.  Tail
-probabilities are those of :func:`inference.checking.criticism.student_tail`, for ranks among a hundred replicates could
-not survive the adjustment, and adjusted for the number of statistics compared (Holm 1979, "A simple sequentially rejective multiple
-test procedure"), so that a line of many columns is as rarely wrong as that of one.
+probabilities are those of Student's t, for ranks among a hundred replicates could not survive what follows: they are
+adjusted for the number of statistics compared (Holm 1979, "A simple sequentially rejective multiple test procedure"),
+so that a line of many columns is as rarely wrong as that of one.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _line(label: str, several: Sequence[Statistic]) -> Check:
         f"predictive check: {label} (worst: {one.name})", tail,
         f">= {TAIL:g} after Holm, or {wanted} <= {EFFECT[0]:g}",
         "ok" if not misfit else "fail" if shift > EFFECT[1] else "warn",
-        f"Real entries: {one.observed:.4g}; the same entries simulated by the fitted model: {one.replicated:.4g} ({how})"
+        f"Real entries: {one.observed:.4g}; the same simulated by the fitted model: {one.replicated:.4g} ({how})"
         + (f". The model does not reproduce this property; {many} of {len(several)} are off." if misfit else
            ". The difference is real but small." if tail < TAIL else "."),
         "" if not misfit else

@@ -64,9 +64,9 @@ class Blocks:
         self.layout, self.n = layout, len(x)
         z = x[:, layout.gaussian]
         self.gaps = Gaps((z - layout.loc) / layout.scale)
-        jacobians = [layout.columns[i].log_jacobian(x[:, i]) - np.log(s) for i, s in
-                     zip(layout.gaussian, layout.scale, strict=True)]  # fmt: skip
-        self.jacobian = np.nan_to_num(np.stack(jacobians, 1)).sum(1) if jacobians else np.zeros(len(x))
+        each = [layout.columns[i].log_jacobian(x[:, i]) for i in layout.gaussian]
+        jacobian = np.stack(each, 1) - np.log(layout.scale) if each else np.zeros((len(x), 0))
+        self.jacobian = np.where(self.gaps.there, jacobian, 0.0).sum(1)  # of what is there
         self.counts = x[:, layout.count]
         tables = [(x[:, [i]] == np.arange(k)).astype(float) for i, k in zip(layout.classes, layout.sizes, strict=True)]
         self.one_hot = np.concatenate(tables, 1) if tables else np.zeros((len(x), 0))
@@ -126,8 +126,18 @@ def count_laws(blocks: Blocks, weight: Float[np.ndarray, "n K"], pseudo: float) 
             + total[:, None] * (r * np.log(r / (r + m)) - gammaln(r))
             - (w @ values)[:, None] * np.log((r + m) / m)
         )
-        concentration[:, c] = r[gain.argmax(1)]
+        concentration[:, c] = _top(gain)
     return mean, concentration
+
+
+def _top(gain: Float[np.ndarray, "K R"]) -> Float[np.ndarray, " K"]:
+    """The concentration of highest gain: the top of the parabola through the best on the grid and its neighbours."""
+    best = np.clip(gain.argmax(1), 1, gain.shape[1] - 2)
+    left, middle, right = (np.take_along_axis(gain, best[:, None] + i, 1)[:, 0] for i in (-1, 0, 1))
+    bend = left - 2 * middle + right
+    moved = np.where(bend < -1e-12, 0.5 * (left - right) / np.minimum(bend, -1e-12), 0.0)
+    step = np.log(CONCENTRATIONS[1] / CONCENTRATIONS[0])
+    return CONCENTRATIONS[best] * np.exp(step * np.clip(moved, -1.0, 1.0))
 
 
 def log_counts(

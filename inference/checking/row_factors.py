@@ -2,7 +2,7 @@
 
     x = m + W z + e,   z ~ N(0, I_q),   e ~ N(0, diag psi):   p(x) = N(x; m, W W' + diag psi)
 
-Maximum likelihood: scikit-learn's where nothing is missing, else EM (Rubin & Thayer 1982, "EM algorithms for ML factor
+Maximum likelihood: scikit-learn's where nothing is missing, and EM (Rubin & Thayer 1982, "EM algorithms for ML factor
 analysis", with the rows of each column's regression being those where it is there).  With one ``psi`` for all columns
 it is PPCA (Tipping & Bishop 1999).  Log densities in the units of the file, nats.
 """
@@ -50,11 +50,21 @@ def factors(
     """``m`` (G,), ``W`` (G, q), ``psi`` (G,); ``whole`` is the Gaussian that fills missing entries at the start."""
     filled = fill(gaps, whole)
     mean = filled.mean(0)
-    W, psi = _isotropic(filled, rank) if isotropic else _sklearn(filled, rank)
-    least = np.full_like(psi, floor.max() ** 2) if isotropic else floor**2
-    if gaps.complete and (psi >= least).all():
-        return mean, W, psi
-    return expectation_maximisation(gaps, mean, W, np.maximum(psi, least), least, isotropic)
+    starts = [_isotropic(filled, rank)] if isotropic else [_sklearn(filled, rank), _isotropic(filled, rank)]
+    least = np.full_like(mean, floor.max() ** 2) if isotropic else floor**2
+    found = []
+    for i, (W, psi) in enumerate(starts):
+        closed = isotropic or i == 0  # at its maximum already, where nothing is missing and no floor binds
+        if not (closed and gaps.complete and (psi >= least).all()):
+            found.append(expectation_maximisation(gaps, mean, W, np.maximum(psi, least), least, isotropic))
+        else:
+            found.append((mean, W, psi))
+    # The likelihood has several maxima; one may be at a floor.
+    return max(found, key=lambda one: _mean_log_p(gaps, *one))
+
+
+def _mean_log_p(gaps: Gaps, mean: np.ndarray, W: np.ndarray, psi: np.ndarray) -> float:
+    return float(log_normal(gaps, mean[None], (W @ W.T + np.diag(psi))[None]).mean())
 
 
 def _sklearn(x: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +116,7 @@ def expectation_maximisation(
         psi = np.full_like(psi, rest.sum() / count.sum()) if isotropic else rest / count
         psi = np.maximum(psi, least)
         W, mean = line[:, :q], line[:, q]
-        value = float(log_normal(gaps, mean[None], (W @ W.T + np.diag(psi))[None]).mean())
+        value = _mean_log_p(gaps, mean, W, psi)
         if value - last < TOLERANCE:
             break
         last = value

@@ -156,12 +156,16 @@ class Columns:
         return jnp.concatenate([*parts, there.astype("float32")], -1)
 
     def numbers(self, x: Mapping[str, Array]) -> Float[Array, "*batch P"]:
-        """Prepared rows as plain numbers for classical methods: :meth:`encode` without the mask, one-hot classes scaled
-        to weigh about as much as a number; 0, the mean, where an entry is missing."""
+        """Prepared rows as plain numbers for classical methods: :meth:`encode` without the mask, classes centred and
+        scaled so that two different ones are as far apart as the codes of a binary column; where an entry is missing
+        0, which is the mean of a number and equally far from all classes."""
         found = self.encode(x)[..., : -len(self.columns)]
-        weight = np.ones(found.shape[-1], "float32")
-        weight[len(self._single) :] = math.sqrt(2.0)
-        return found * weight
+        there, slices = x["there"], self.slices()
+        for i, k in self._classes.items():
+            at = slices[self.columns[i].name]
+            centred = jnp.where(there[..., i, None], found[..., at] - 1 / k, 0.0)
+            found = found.at[..., at].set(math.sqrt(2.0) * centred)
+        return found
 
     def distribution(
         self,
