@@ -42,8 +42,9 @@ QUICK, QUICK_ROWS, QUICK_TEST = 2**20, 2000, 4000
 """Of ``quick`` baselines: numbers and rows of training data at most; test data that they score, the first ones."""
 SYMBOLS = 32
 """Most values of a number for which the categorical mixture is offered."""
-WIDE = 256
-"""Numbers a datum above which factor analysis is approximate and mixtures have diagonal covariances."""
+WIDE, WIDEST = 256, 1024
+"""Numbers a datum above which factor analysis is approximate and mixtures have diagonal covariances; above which
+``quick`` baselines have no covariances at all."""
 COPIES = 4
 """Training copies with noise anew, where the program adds noise to its training data."""
 
@@ -54,6 +55,13 @@ def gaussian(x: Float[np.ndarray, "n d"], *, ridge: float) -> Score:
     mean = x.mean(0)
     covariance = np.cov(x.T, bias=True).reshape(x.shape[1], -1)
     return _normal(mean, covariance + ridge * covariance.trace() / x.shape[1] * np.eye(x.shape[1]))
+
+
+def independent(x: Float[np.ndarray, "n d"], *, ridge: float) -> Score:
+    """Every number a Gaussian by itself; ``ridge`` is a share of the mean variance."""
+    mean, variance = x.mean(0), x.var(0) + ridge * x.var(0).mean()
+    constant = 0.5 * np.log(2 * math.pi * variance).sum()
+    return lambda fresh: -0.5 * ((fresh - mean) ** 2 / variance).sum(1) - constant
 
 
 def ppca(x: Float[np.ndarray, "n d"], *, rank: int) -> Score:
@@ -173,6 +181,8 @@ def linear_regression(x: Float[np.ndarray, "n d"], *, inputs: int, ridge: float)
 
 # ---------------------------------------------------------------------------------------------- candidates
 def _densities(n: int, d: int, seed: int, quick: bool) -> list[Candidates]:
+    if quick and d > WIDEST:
+        return [Candidates("independent", independent, grid(ridge=(1e-4, 1e-2, 0.1)))]
     ranks = sorted({d * share // 16 for share in ((2, 5, 9) if quick else range(1, 15))})
     components = sorted({min(k, max(1, n // 10)) for k in ((10,) if quick else (5, 10, 15))})
     mixtures = grid(components=components, ridge=(1e-2,) if quick else (3e-3, 1e-2), seed=[seed])
@@ -225,9 +235,9 @@ def baselines(
                     What :func:`inference.diagnose` takes.
 
     Where whole numbers are scored (``bits_offset`` 0: binarised pixels, counts) there is the categorical mixture,
-    named ``bernoulli-mixture`` for two symbols; ``quick`` adds ``independent``, every number by itself.  Where
-    densities are scored there are ``gaussian``, ``ppca``, ``factor-analysis`` (not ``quick``) and
-    ``gaussian-mixture``; for dequantised data also the categorical mixture, as a density that is constant within each
+    named ``bernoulli-mixture`` for two symbols; ``quick`` adds ``independent``, every number by itself (of densities,
+    above 1,024 numbers only).  Where densities are scored there are ``gaussian``, ``ppca``, ``factor-analysis`` (not
+    ``quick``) and ``gaussian-mixture``; for dequantised data also the categorical mixture, constant within each
     level: log p(x) = log P(stored) + D bits_offset log 2.  It takes at most 32 symbols.  Rows of a table
     (``observation.columns``) get ``independent``, ``gaussian``, ``factor-analysis``, ``ppca`` and
     ``gaussian-mixture`` or ``latent-class`` (:mod:`inference.checking.classical_rows`); conditional programs
@@ -303,7 +313,7 @@ def _views(program: Any, x: Any, held_out: Any, x_test: Any, key: jax.Array, qui
         settings = grid(ridge=(1e-6, 1e-3, 1e-2, 0.1, 1.0))
         alone = _densities(n, d, seed, quick)[:1]
         return [View(train, held, both, test, alone),
-                View(*pairs, [Candidates("linear-regression", regression, settings)])]  # fmt: skip
+                View(pairs[0], pairs[1], pairs[2], pairs[3], [Candidates("linear-regression", regression, settings)])]  # fmt: skip
     views = [View(train, held, both, test, _densities(n, d, seed, quick))]
     if scored.bits_offset and integers:
         symbols, constant = round(2**scored.bits_offset), d * scored.bits_offset * math.log(2)
