@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Key, Shaped
 
+from inference.checking.per_datum import compiled, draw_one, locals_of, prepare_one, sweep
 from inference.fitting.objectives import joint_draw
 from inference.fitting.sources import stored
 from ppl_models.program import rows as rows_of, take
@@ -45,6 +46,8 @@ def site_rates(
         return {name: draw.log_q[name] - draw.log_prior[name] for name in draw.log_q}
 
     x = stored(fit.program, x)
+    if (local := locals_of(fit, x)) is not None:
+        return _refined_rates(fit, x, local, key, draws, chunk)
     n = rows_of(x)
     chunk = min(chunk, n)
     parts: list[dict[str, np.ndarray]] = []
@@ -59,6 +62,30 @@ def site_rates(
             total = rates if not total else {name: total[name] + rates[name] for name in total}
         parts.append({name: np.asarray(value, np.float64)[: n - start] / draws for name, value in total.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in fit.program.latents if name in parts[0]}
+
+
+def _refined_rates(fit: Any, x: Any, local: Any, key: Any, draws: int, chunk: int) -> dict[str, np.ndarray]:
+    """:func:`site_rates` of posteriors that were refined for the data, each drawn from by itself."""
+
+    def one(params: Any, mutable: Any, key: Any, x: Any, datum: Any, local: Any, index: Any) -> dict[str, jax.Array]:
+        x = prepare_one(fit.program, key, x, datum, local)
+
+        def rates(i: jax.Array) -> dict[str, jax.Array]:
+            draw = draw_one(fit.program, params, mutable, key, x, datum, i, local)
+            return {name: (draw.log_q[name] - draw.log_prior[name])[0] for name in draw.log_q}
+
+        return jax.vmap(rates)(index)
+
+    kernel = compiled(jax.vmap(one, in_axes=(None, None, None, 0, 0, 0, None)))
+    total = {name: np.zeros(rows_of(x)) for name in fit.program.latents}
+    blocks = sweep(
+        lambda datum, index: kernel(fit.params, fit.mutable, key, take(x, datum), datum, take(local, datum), index),
+        rows_of(x), draws, chunk * draws, what="rates", progress=False,
+    )  # fmt: skip
+    for found, _, values in blocks:
+        for name, rate in values.items():
+            total[name][found] += rate.sum(axis=1, dtype=np.float64) / draws
+    return total
 
 
 def unit_variance(draws: Shaped[np.ndarray, "S N ..."]) -> Float[np.ndarray, " units"]:

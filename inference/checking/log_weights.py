@@ -15,9 +15,14 @@ from ppl_models.program import rows, take
 
 
 class Weigher:
-    """Log weights of a fit, chunk by chunk; calls with as many data and draws as before compile nothing."""
+    """Log weights of a fit, chunk by chunk; calls with as many data and draws as before compile nothing.
 
-    def __init__(self, fit: Any, pairs: int, *, progress: bool = True, what: str = "evidence") -> None:
+    ``kernel`` is that of another weigher of the same program, where there is one.
+    """
+
+    def __init__(
+        self, fit: Any, pairs: int, *, progress: bool = True, what: str = "evidence", kernel: Any = None
+    ) -> None:
         self.fit, self.pairs, self.progress, self.what = fit, pairs, progress, what
         program = fit.program
 
@@ -31,7 +36,7 @@ class Weigher:
 
             return jax.vmap(draw)(index)
 
-        self._kernel = compiled(jax.vmap(one, in_axes=(None, None, None, None, 0, 0, 0, None)))
+        self.kernel = kernel or compiled(jax.vmap(one, in_axes=(None, None, None, None, 0, 0, 0, None)))
 
     def __call__(
         self,
@@ -51,7 +56,7 @@ class Weigher:
         index = np.arange(rows(x)) if index is None else np.asarray(index)
         out = np.empty((rows(x), draws), np.float32)
         blocks = sweep(
-            lambda datum, draw: self._kernel(
+            lambda datum, draw: self.kernel(
                 self.fit.params, self.fit.mutable, key, np.uint32(purpose), take(x, datum),
                 index[datum].astype(np.uint32), take(local, datum), draw,
             ),

@@ -213,4 +213,3 @@ def _scalar(value: Array) -> Array:
     if value.shape != (1,):
         raise ValueError(f"expected the density of one datum, shape (1,), got {value.shape}")
     return value[0]
-

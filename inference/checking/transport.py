@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.special import digamma, ndtr, ndtri, polygamma
+from jax.typing import ArrayLike
 from jaxtyping import Array
 from numpyro.distributions import transforms
 
@@ -119,7 +120,7 @@ def _through(d: dist.TransformedDistribution) -> Transport | None:
     return Transport(inner.shape, to, back)
 
 
-def _affine(loc: Array, tril: Array, shape: tuple[int, ...]) -> Transport:
+def _affine(loc: ArrayLike, tril: ArrayLike, shape: tuple[int, ...]) -> Transport:
     def back(z: Array) -> Array:
         e = jnp.broadcast_to(z - loc, shape)
         root = jnp.broadcast_to(tril, (*shape, shape[-1]))
