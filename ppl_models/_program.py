@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from ppl_models._amortise import Posterior, as_guide
+from ppl_models._column import Column
 from ppl_models._datum import Shape, leaves, part, zeros
 from ppl_models._predictor import Predictor
 
@@ -85,6 +86,7 @@ class Observation:
                      returns as it is.
     ``given``        names of the leaves of a datum that are inputs: the program is p(the rest | these).  To draw, its
                      model is called with them alone.
+    ``columns``      where a datum is a row of a table: what each of its numbers is, as stored.
     ``features``     ``(x) -> (n, F)``: prepared data as plain numbers for classical methods (k-means, say), nothing
                      missing; by default what is scored, flattened.
     ``drawn``        ``(values) -> x``: prepared data from the values of observed sites and inputs by name; by default
@@ -102,6 +104,7 @@ class Observation:
     given: tuple[str, ...] = ()
     features: Callable[[Any], Array] | None = None
     drawn: Callable[[Mapping[str, Array]], Any] | None = None
+    columns: tuple[Column, ...] = ()
     bits_offset: float | None = None
     sampler: Callable[[Key[Array, ""], int], Any] | None = None
 

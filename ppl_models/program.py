@@ -13,6 +13,7 @@ Notation: ``x`` data (batch, *shape), an array or a pytree of arrays; ``z`` late
 
 from ppl_models._amortise import Posterior as Posterior, amortise as amortise, as_guide as as_guide
 from ppl_models._bind import bind as bind, commit as commit, knob as knob, knobs as knobs
+from ppl_models._column import Column as Column
 from ppl_models._datum import (
     Shape as Shape,
     leaves as leaves,
@@ -47,3 +48,4 @@ from ppl_models._registry import (
     spec_from_json as spec_from_json,
     spec_to_json as spec_to_json,
 )
+from ppl_models._rows import decode_frame as decode_frame, encode_frame as encode_frame

@@ -83,12 +83,15 @@ def allowed_of_ours(name, families):
     if room in ("networks", "function_spaces"):
         return ("ppl_models.networks", "ppl_models.function_spaces")
     if room == "distributions":
-        return ("ppl_models.distributions", "ppl_models.networks", "ppl_models.function_spaces")
+        return ("ppl_models.distributions", "ppl_models.networks", "ppl_models.function_spaces", "ppl_models._column")
     if room == "datasets":
-        return ("ppl_models.datasets", "ppl_models.function_spaces", "ppl_models.program")
+        return tuple(f"ppl_models.{part}" for part in ("datasets", "function_spaces", "program", "_column", "_rows"))
     return (
         "ppl_models.program",
-        *(f"ppl_models._{part}" for part in ("amortise", "bind", "clash", "datum", "predictor", "program", "registry")),
+        *(
+            f"ppl_models._{part}"
+            for part in ("amortise", "bind", "clash", "column", "datum", "predictor", "program", "registry", "rows")
+        ),
     )
 
 
@@ -253,6 +256,8 @@ def test_every_family_has_its_files():
         ("ppl_models/networks/mlp.py", "from ppl_models.program import bind", "imports ppl_models.program.bind"),
         ("ppl_models/distributions/mixture.py", "import numpyro\nfrom ppl_models.networks.mlp import MLP", None),
         ("ppl_models/distributions/mixture.py", "import ppl_models.b", "imports ppl_models.b"),
+        ("ppl_models/distributions/columns.py", "from ppl_models._column import Column", None),
+        ("ppl_models/distributions/columns.py", "from ppl_models.program import Column", "imports ppl_models.program"),
         ("ppl_models/datasets/digits.py", "import inference.fit", "imports inference.fit"),
         ("ppl_models/program.py", "import ppl_models.a", "ppl_models.program imports ppl_models.a"),
     ],

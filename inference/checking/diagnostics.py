@@ -175,7 +175,7 @@ def training_checks(history: pd.DataFrame, info: Mapping[str, Any]) -> list[Chec
             "clearly more than its noise: training ended before it had settled, and every other line describes an "
             "unfinished fit."
         )
-    elif found.gain < -bound and best:
+    elif found.gain < -bound and best is not None:
         rest = f"so it got worse; the parameters of step {best}, the best by validation, are the ones in use."
     elif found.gain < -bound:
         verdict = "warn"

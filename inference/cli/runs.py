@@ -243,7 +243,7 @@ def fit_line(fitted: Any) -> str:
     """Return one line on a fit: parameters, steps, seconds, why it stopped."""
     info = fitted.info
     stopped = {"patience": ", stopped early", "interrupted": ", interrupted"}.get(info["stopped"], "")
-    best = f", step {info['best_step']:,} kept" if info.get("best_step") else ""
+    best = f", step {info['best_step']:,} kept" if info.get("best_step") is not None else ""
     parameters = info.get("parameters") or fitted.program.parameter_count
     skipped = f", {info['skipped']:,} updates skipped" if info.get("skipped") else ""
     return (

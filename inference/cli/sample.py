@@ -79,8 +79,18 @@ def prior_samples(command: Sample, fitted: Any) -> dict[str, np.ndarray]:
     import jax
     from numpyro.infer import Predictive
 
-    drawn = Predictive(fitted.model, num_samples=1)(jax.random.key(command.seed), size=command.n)
-    wanted = [name for name in (*fitted.program.latents, *fitted.program.observed) if name in drawn]
+    given = fitted.program.observation.given
+    if given:
+        # A conditional program draws for the inputs of its held-out data.
+        card = runs.run_card(command.folder, command.common.plugin)
+        x = runs.load_test(card, fitted.program.observation.sampler, test_n=command.n)[0]
+        ready = fitted.prepare(x, jax.random.key(command.seed))
+        inputs = {name: ready[name] for name in given}
+        drawn = Predictive(fitted.model, num_samples=1)(jax.random.key(command.seed), inputs)
+        drawn |= {name: value[None] for name, value in inputs.items()}
+    else:
+        drawn = Predictive(fitted.model, num_samples=1)(jax.random.key(command.seed), size=command.n)
+    wanted = [name for name in (*given, *fitted.program.latents, *fitted.program.observed) if name in drawn]
     return {name: np.asarray(drawn[name])[0] for name in wanted}
 
 

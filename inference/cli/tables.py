@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from inference.cli import runs
 from inference.cli.common import say
-from inference.fitting.sources import stored
-from ppl_models.program import rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +22,8 @@ def table_of(fitted: Any, x: Any, *, particles: int | None) -> pd.DataFrame:
     saved where the run had none for as many data.
     """
     from inference.checking.log_evidence import evidence, save_evidence
+    from inference.fitting.sources import stored
+    from ppl_models.program import rows
 
     x = stored(fitted.program, x)
     own = own_table(fitted.folder)
@@ -60,6 +60,7 @@ def _enough(table: pd.DataFrame, particles: int | None) -> bool:
 def _scored(table: pd.DataFrame, x: Any) -> bool:
     """Whether a table's first rows are these data, by their checksums."""
     from inference.checking.log_evidence import checksums
+    from ppl_models.program import rows
 
     return len(table) >= rows(x) and table["x_crc"].tolist()[: rows(x)] == checksums(x).tolist()
 
@@ -67,6 +68,8 @@ def _scored(table: pd.DataFrame, x: Any) -> bool:
 def tree_of(fitted: Any, x: Any, factors: Any) -> Any:
     """Return posterior.nc where it holds these data, else compute and write it."""
     import xarray as xr
+
+    from ppl_models.program import rows
 
     path = fitted.folder / "posterior.nc"
     if path.is_file():

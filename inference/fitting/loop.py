@@ -89,7 +89,7 @@ class Loop:
         fields = ["step", "seconds", "loss", "elbo", *terms, "grad_norm", "skipped", "validation_elbo"]
         self.history = History(None if self.folder is None else self.folder.path / "history.csv", fields)
         if resume:
-            self.history.restore(at)
+            self.history.restore(at or -1)  # what is before the first update happens again
         elif self.held_out is not None:
             self.best = {"value": -np.inf, "step": 0, **self._in_use(state)}
         if self.folder is not None and not resume:
@@ -101,6 +101,8 @@ class Loop:
                 for event in events.get(at, ()):
                     shown.update(at, {"now": event.name})
                     state = self.trainer.happen(event, state)
+                if at == 0 and 0 in events and self.held_out is not None:
+                    self._validate_start(state)
                 state = self.trainer.update(state, self.trainer.source.feed(at, size))
                 at += size
                 due = {name for name, count in every.items() if at % count == 0 or at == self.steps}
@@ -120,6 +122,16 @@ class Loop:
         if int(state.skipped) >= at:
             raise FloatingPointError(f"all {at} updates had a non-finite loss or gradient; {_REMEDY}")
         return self._finish(state, at, stopped)
+
+    def _validate_start(self, state: State) -> None:
+        """A start from the data (an event before the first update) is a candidate for the best parameters, too."""
+        value = self.evaluate(self._in_use(state))
+        self.best = {"value": value, "step": 0, **self._in_use(state)}
+        self.history.append({"step": 0, "seconds": round(self.seconds, 3), "skipped": 0, "validation_elbo": value})
+
+    def _found(self) -> dict[str, Any] | None:
+        """The best parameters by validation, once there was one."""
+        return self.best if self.best and self.best["value"] > -np.inf else None
 
     def _in_use(self, state: State) -> dict[str, Any]:
         """Copies of what evaluation would use now (the next update reuses the state's own buffers)."""
@@ -161,7 +173,7 @@ class Loop:
 
     def _save(self, state: State, at: int) -> None:
         assert self.folder is not None
-        use = "best" if self.best and self.best["step"] else "average" if self.average else "params"
+        use = "best" if self._found() else "average" if self.average else "params"
         meta = {
             "use": use, "seconds": self.seconds, "source": self.trainer.source.state(), "bad": self.bad_validations,
             "best": {"value": float(self.best["value"]), "step": self.best["step"]} if self.best else None,
@@ -183,7 +195,7 @@ class Loop:
         return State(**tree["state"])
 
     def _finish(self, state: State, at: int, stopped: str) -> Fit:
-        skipped, best = int(state.skipped), self.best if self.best and self.best["step"] else None
+        skipped, best = int(state.skipped), self._found()
         info = {
             "steps": at, "stopped": stopped, "seconds": round(self.seconds, 3), "skipped": skipped,
             "best_step": best["step"] if best else None, "best_validation": best["value"] if best else None,

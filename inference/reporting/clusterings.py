@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from jaxtyping import Key
 
 from inference.checking.criticism import group
@@ -16,13 +17,11 @@ from inference.clustering import (
     clustering_baselines,
     cross_facets,
     labelled,
-    plain_numbers,
     scores,
     side_by_side,
 )
 from inference.fitting.folder import write_text
 from inference.reporting import markup
-from ppl_models.program import rows
 
 if TYPE_CHECKING:
     import jax
@@ -38,16 +37,19 @@ COLUMNS = {
 
 
 def clusterings(
-    fit: Any, tree: Any, x: Any, factors: Mapping[str, Any], train: Any, folder: Path, *, key: Key[jax.Array, ""]
+    tree: Any, x: np.ndarray, factors: Mapping[str, Any], train: Any, folder: Path, *, key: Key[jax.Array, ""]
 ) -> str:
-    """HTML of the section, and ``clustering.csv`` in ``folder``; empty without clusterings or without labels."""
+    """HTML of the section, and ``clustering.csv`` in ``folder``; empty without clusterings or without labels.
+
+    ``x``, ``train``  data as plain numbers (n, ...), see :func:`inference.clustering.plain_numbers`.
+    """
     import pandas as pd
 
-    known = labelled(factors, rows(x))
+    known = labelled(factors, len(x))
     if not known or not any(name.startswith(PREFIX) for name in group(tree, "posterior")):
         return ""
     own = scores(tree, known)
-    source, x = (plain_numbers(fit.program, data) for data in (x if train is None else train, x))
+    source = np.asarray(x if train is None else train)
     most = max(1, min(MOST, NUMBERS // max(1, math.prod(x.shape[1:]))))
     said = f"fitted to {min(most, len(source)):,} {'of these' if train is None else 'training'} data"
     tables = [own]

@@ -55,7 +55,7 @@ def training(history: pd.DataFrame, best_step: int | None = None) -> Figure:
         if new.any():
             left.plot(step[new], np.full(new.sum(), 0.02), "x", color=INK, ms=5, label="updates skipped",
                       transform=left.get_xaxis_transform())  # fmt: skip
-    if best_step:
+    if best_step is not None:
         left.axvline(best_step, color=GREEN, ls="--", lw=1.2, label=f"step kept: {best_step}")
     left.set(title="Loss", xlabel="step", ylabel="nats per datum (lower is better)")
     if left.get_legend_handles_labels()[0]:

@@ -22,6 +22,7 @@ from jaxtyping import Key
 
 from inference.checking import criticism
 from inference.checking.log_evidence import bits_per_dim
+from inference.clustering import plain_numbers
 from inference.fitting.folder import RunFolder, versions, write_text
 from inference.fitting.sources import stored
 from inference.reporting import markup
@@ -113,7 +114,12 @@ def report(
 
     drawn = Drawn(folder / "figures")
     parts = [drawn.section(section) for section in sections(fit, x, factors, tree, table, rates)]
-    parts.append(drawn.text("clusterings", lambda: clusterings(fit, tree, x, factors, train, folder, key=baseline_key)))
+
+    def clustered() -> str:
+        source = None if train is None else plain_numbers(fit.program, train)
+        return clusterings(tree, plain_numbers(fit.program, x), factors, source, folder, key=baseline_key)
+
+    parts.append(drawn.text("clusterings", clustered))
     declared, training = _declared(fit, x, drawn), _training(fit, drawn)
     title = _title(fit)
     body = "\n".join(

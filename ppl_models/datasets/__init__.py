@@ -1,14 +1,42 @@
-"""Named data with provenance, factors and checksums; procedural facets. Nothing is read or downloaded on import.
+"""Named data with provenance, factors and checksums; tables; procedural facets. Nothing is read on import.
 
     from ppl_models import datasets
     x, factors = datasets.load("digits", "train", n=500)
     datasets.info("fashion_mnist").how_to_get
+    datasets.table(datasets.read_table("patients.csv"), labels="diagnosis").describe()
 
 The table of sets, the layout of your own files and the licences are in the README beside this file.
 """
 
-from ppl_models.datasets.catalogue import info as info, load as load, names as names, table as table
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ppl_models.datasets.catalogue import info as info, load as load, names as names
 from ppl_models.datasets.describe import Info as Info
 from ppl_models.datasets.download import HuggingFace as HuggingFace, OpenML as OpenML, fetch as fetch
 from ppl_models.datasets.facets import facet_factors as facet_factors, render_facets as render_facets
 from ppl_models.datasets.locate import DataMissingError as DataMissingError
+
+if TYPE_CHECKING:
+    from ppl_models.datasets.table_files import read_table as read_table
+    from ppl_models.datasets.tables import (
+        Table as Table,
+        decode_frame as decode_frame,
+        encode_frame as encode_frame,
+        table as table,
+    )
+
+_LATE = {"read_table": "table_files", **dict.fromkeys(("Table", "decode_frame", "encode_frame", "table"), "tables")}
+
+
+def __getattr__(name: str) -> Any:
+    """What works on tables is imported when it is first used: it needs pandas."""
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE})

@@ -1,11 +1,13 @@
 """NumPyro distributions that several families share, and the pixel likelihoods that make their tables comparable."""
 
+from ppl_models.distributions.columns import Columns
 from ppl_models.distributions.denoising_bound import DenoisingBound
 from ppl_models.distributions.diffusion_prior import DiffusionPrior, Moments
 from ppl_models.distributions.mixture import MeanFieldMixture, MixtureOfGaussians, SampledMixture
 from ppl_models.distributions.ode import RK4, Adaptive, Exact, Hutchinson
 from ppl_models.distributions.pixels import Bernoulli, Categorical, GreyBernoulli, GreyLevels, Normal
 from ppl_models.distributions.predictions import Denoiser, Noise, Score, Velocity
+from ppl_models.distributions.row_law import RowLaw
 from ppl_models.distributions.schedules import EDM, Trigonometric, VariancePreserving
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "RK4",
     "Adaptive",
     "Bernoulli",
+    "Columns",
     "Denoiser",
     "DenoisingBound",
     "DiffusionPrior",
@@ -27,6 +30,7 @@ __all__ = [
     "Moments",
     "Noise",
     "Normal",
+    "RowLaw",
     "Score",
     "Trigonometric",
     "VariancePreserving",

@@ -1,8 +1,8 @@
 """Multi-facet clustering VAE: several partitions of one data set at once, each with its own latent and mixture."""
 
-from ppl_models.distributions import Bernoulli, Categorical, GreyBernoulli, Normal
+from ppl_models.distributions import Bernoulli, Categorical, Columns, GreyBernoulli, Normal
 from ppl_models.mfcvae.explicit import explicit
-from ppl_models.mfcvae.networks import MLP, Concat, ConvLadder, GatedAdd, Layers, MLPLadder, NormAdd
+from ppl_models.mfcvae.networks import MLP, Additive, Concat, ConvLadder, GatedAdd, Layers, MLPLadder, NormAdd
 from ppl_models.mfcvae.observed import pack
 from ppl_models.mfcvae.program import program
 from ppl_models.mfcvae.progressive import Progressive
@@ -12,6 +12,8 @@ from ppl_models.program import register
 
 __all__ = [
     "explicit",
+    "Additive",
+    "Columns",
     "ConvLadder",
     "pack",
     "Progressive",

@@ -15,7 +15,7 @@ import numpyro.distributions as dist
 from numpyro import handlers
 
 from ppl_models.mfcvae.mixture import mixture
-from ppl_models.mfcvae.program import arrange, where
+from ppl_models.mfcvae.program import arrange, law_of
 from ppl_models.program import Program, bind, knob
 
 
@@ -54,7 +54,7 @@ def explicit(program: Program) -> Any:
                     component = dist.MultivariateNormal(prior.means[c], scale_tril=prior._tril[c])
                 zs.append(numpyro.sample(f"z_{name}", component, infer={"ctx": None}))
             fades = [knob(f"fade_{facet.name}", 1.0) for facet in spec.facets]
-            law = spec.likelihood.distribution(decode(zs, fades), parameters)
-            return numpyro.sample("x", where(law, there), obs=pixels)
+            law = law_of(spec.likelihood, decode(zs, fades), parameters, there)
+            return numpyro.sample("x", law, obs=pixels)
 
     return model

@@ -9,6 +9,7 @@ of 1e-6 here.
     low_rank    S_c = diag(v_c) + W_c W_c^T      ``variance`` (K, d), ``factor`` (K, d, rank)
     full        S_c = L_c L_c^T                  ``diagonal`` (K, d) of L through v, ``lower`` (K, d (d - 1) / 2) free;
                                                  or both in one ``square`` (K, d, d), whose upper triangle is not read
+    tied        S_c = L L^T, the same for all    ``diagonal`` (d,), ``lower`` (d (d - 1) / 2,)
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from jaxtyping import Array, Float, Key
 
 from ppl_models.distributions import MixtureOfGaussians
 
-Covariance = Literal["diag", "full", "spherical", "low_rank"]
+Covariance = Literal["diag", "full", "tied", "spherical", "low_rank"]
 SHARPNESS = 10.0
 FLOOR = 1e-6
 
@@ -66,6 +67,8 @@ def initial(
     if covariance == "full":
         start["diagonal"] = jnp.full((clusters, dim), unconstrained(scale))
         return {**start, "lower": jnp.zeros((clusters, dim * (dim - 1) // 2))}
+    if covariance == "tied":
+        return {**start, "diagonal": jnp.full(dim, unconstrained(scale)), "lower": jnp.zeros(dim * (dim - 1) // 2)}
     start["variance"] = jnp.full((clusters,) if covariance == "spherical" else (clusters, dim), unconstrained(scale**2))
     if covariance == "low_rank":
         start["factor"] = 0.01 * jax.random.normal(factor_key, (clusters, dim, rank))
@@ -93,7 +96,7 @@ def mixture(
         return kind(logits, means, scale_tril=tril, **more)
     diagonal, lower = positive(parameters["diagonal"]), parameters["lower"]
     rows, columns = np.tril_indices(dim, -1)
-    tril = jnp.zeros((clusters, dim, dim)).at[:, rows, columns].set(lower)
+    tril = jnp.zeros((clusters, dim, dim)).at[:, rows, columns].set(lower)  # one for all where they are tied
     tril = tril.at[:, np.arange(dim), np.arange(dim)].set(diagonal)
     return kind(logits, means, scale_tril=tril, **more)
 
@@ -106,13 +109,17 @@ def from_moments(
 ) -> dict[str, Array]:
     """Parameters of the same form as ``like`` for a mixture with these moments; the inverse of :func:`mixture`.
 
-    What the form cannot hold is projected: off-diagonal entries are dropped (diag), variances averaged (spherical), the
-    smaller eigenvalues of the correlations averaged into the diagonal (low_rank).  Variances are at least 1e-5.
+    What the form cannot hold is projected: covariances are averaged by weight (tied), off-diagonal entries dropped
+    (diag), variances averaged (spherical), the smaller eigenvalues of the correlations averaged into the diagonal
+    (low_rank).  Variances are at least 1e-5.
     """
     least = 10 * FLOOR
     found: dict[str, Any] = {"means": means}
     if "logits" in like:
         found["logits"] = np.log(np.maximum(weights, 1e-6))
+    if like.get("diagonal", means).ndim == 1:
+        pooled = np.einsum("k,kde->de", weights / np.sum(weights), covariances)
+        covariances = np.broadcast_to(pooled, covariances.shape)
     diagonal = np.maximum(np.diagonal(covariances, axis1=1, axis2=2), least)
     tril = np.linalg.cholesky(covariances + least * np.eye(means.shape[1]))
     if "square" in like:
@@ -122,6 +129,8 @@ def from_moments(
         rows, columns = np.tril_indices(means.shape[1], -1)
         found["diagonal"] = unconstrained(np.diagonal(tril, axis1=1, axis2=2))
         found["lower"] = tril[:, rows, columns]
+        if like["diagonal"].ndim == 1:
+            found |= {"diagonal": found["diagonal"][0], "lower": found["lower"][0]}
     elif "factor" in like:
         rank = like["factor"].shape[-1]
         values, vectors = np.linalg.eigh(covariances)

@@ -17,6 +17,7 @@ from jaxtyping import Array
 from pydantic import Field
 
 from ppl_models.networks import conv_ladder, mlp
+from ppl_models.networks.additive import AdditiveDecoder, AdditiveEncoder
 from ppl_models.networks.layers import LayersDecoder, start_colours
 
 ActivationName = Literal["relu", "elu", "silu"]
@@ -181,6 +182,38 @@ class Layers:
 
 
 @dataclass(frozen=True)
+class Additive:
+    """For tables: the effects of the facets add up, ``f(z) = b + sum_j (W_j z_j + g_j(z_j))``, hidden ``widths`` in g.
+
+    ``start``  ``"classical"``: before the first update the program is a mixture of common factor analysers fitted to
+               training data (:mod:`ppl_models.mfcvae.classical_start`), its hidden layers silent; ``"random"``: as any
+               other network.
+    """
+
+    widths: tuple[int, ...] = (64,)
+    kind: Literal["additive"] = field(default="additive", kw_only=True)
+    activation: ActivationName = "silu"
+    start: Literal["classical", "random"] = "classical"
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "widths", _widths(self.widths))
+        if self.start not in ("classical", "random"):
+            raise ValueError(f"start must be 'classical' or 'random', got {self.start!r}")
+
+    def check(self, facets: int) -> None:
+        """Any number of facets fits."""
+
+    def encoder(self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
+        """``q(z_j | x)``: a linear map and a head for each facet."""
+        return AdditiveEncoder(shape[0], self.widths, dims, _ACTIVATIONS[self.activation], rngs=rngs)
+
+    def decoder(self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
+        """``f(z)``."""
+        return AdditiveDecoder(shape[0], self.widths, dims, _ACTIVATIONS[self.activation], rngs=rngs)
+
+
+@dataclass(frozen=True)
 class ConvLadder:
     """For images: facet j branches off, and enters again, at 1 / 2^(j+1) of their size, in ``widths[j]`` channels.
 
@@ -241,7 +274,7 @@ def _at_once(make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> nnx.Modu
     return nnx.merge(graph, state)
 
 
-LayoutSpec = Annotated[MLPLadder | MLP | Layers | ConvLadder, Field(discriminator="kind")]
+LayoutSpec = Annotated[MLPLadder | MLP | Layers | ConvLadder | Additive, Field(discriminator="kind")]
 
 
 def _widths(widths: Any) -> tuple[int, ...]:

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from ppl_models.program import did_you_mean
+from ppl_models.distributions import Columns
+from ppl_models.program import did_you_mean, encode_frame
 
 if TYPE_CHECKING:
     from ppl_models.mfcvae.spec import MFCVAE
@@ -29,12 +30,17 @@ def labelled(spec: MFCVAE) -> tuple[str, ...]:
     return tuple(facet.name for facet in spec.facets if facet.labelled)
 
 
+def table(spec: MFCVAE) -> bool:
+    """Whether the data are rows of a table."""
+    return isinstance(spec.likelihood, Columns)
+
+
 def datum_shape(spec: MFCVAE) -> Any:
     """Shape of one datum: that of the image, or of each array of the dict."""
-    names = labelled(spec)
-    if not names and not spec.missing:
+    names, masked = labelled(spec), spec.missing or table(spec)
+    if not names and not masked:
         return spec.shape
-    there = {THERE: spec.shape} if spec.missing else {}
+    there = {THERE: spec.shape} if masked else {}
     return {"x": spec.shape, **there, **{f"c_{name}": () for name in names}}
 
 
@@ -84,7 +90,10 @@ def unpack(x: Any) -> tuple[Any, Any, dict[str, Any]]:
 def check(spec: MFCVAE, x: Any) -> None:
     """Raise ``ValueError`` for stored data that the spec does not describe."""
     pixels, there, labels = unpack(x)
-    spec.likelihood.check(pixels, spec.shape, spec.levels)
+    if isinstance(spec.likelihood, Columns):
+        spec.likelihood.check({"x": pixels, THERE: there})
+    else:
+        spec.likelihood.check(pixels, spec.shape, spec.levels)
     if there is not None and not np.asarray(there).any():
         raise ValueError("every pixel of the data is missing; 'there' is True where a pixel is known")
     clusters = {facet.name: facet.clusters for facet in spec.facets}
@@ -100,6 +109,9 @@ def check(spec: MFCVAE, x: Any) -> None:
 def prepare(spec: MFCVAE, x: Any, key: Key[Array, ""], training: bool) -> Any:
     """The likelihood's ``prepare`` on the pixels; 0 where one is missing; labels as whole numbers."""
     pixels, there, labels = unpack(x)
+    if isinstance(spec.likelihood, Columns):
+        known = {f"c_{name}": c.astype("int32") for name, c in labels.items()}
+        return {**spec.likelihood.prepare({"x": pixels, THERE: there}, key, training), **known}
     ready = spec.likelihood.prepare(pixels, key, training, spec.levels)
     if not isinstance(x, Mapping):
         return ready
@@ -116,8 +128,17 @@ def drawn(spec: MFCVAE, values: Mapping[str, Array]) -> Any:
     return {name: jnp.ones_like(values["x"], bool) if name == THERE else values[name] for name in shape}
 
 
+def read(spec: MFCVAE, x: Any) -> Any:
+    """Rows of a DataFrame as stored data, where the spec is that of a table; anything else as it is."""
+    if isinstance(spec.likelihood, Columns) and hasattr(x, "columns") and not isinstance(x, Mapping):
+        return encode_frame(spec.likelihood.columns, x)
+    return x
+
+
 def encoder_shape(spec: MFCVAE) -> tuple[int, ...]:
     """Shape of what the encoder sees of a datum."""
+    if isinstance(spec.likelihood, Columns):
+        return (spec.likelihood.features,)
     if not spec.missing:
         return spec.shape
     return (*spec.shape[:2], 2 * spec.shape[2]) if len(spec.shape) == 3 else (*spec.shape, 2)
@@ -128,5 +149,7 @@ def encoder_input(spec: MFCVAE, x: Any) -> Float[Array, "batch ..."]:
     pixels, there, _ = unpack(x)
     if there is None:
         return pixels
+    if isinstance(spec.likelihood, Columns):
+        return spec.likelihood.encode(x)
     parts = (pixels, there.astype(pixels.dtype))
     return jnp.concatenate(parts, -1) if len(spec.shape) == 3 else jnp.stack(parts, -1)

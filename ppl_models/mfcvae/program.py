@@ -26,8 +26,10 @@ import numpyro.distributions as dist
 from flax import nnx
 from jaxtyping import Array, Key
 
-from ppl_models.distributions import MeanFieldMixture, MixtureOfGaussians, SampledMixture
+from ppl_models.distributions import Columns, MeanFieldMixture, MixtureOfGaussians, SampledMixture
+from ppl_models.distributions.correlated_row_law import unit_lower
 from ppl_models.mfcvae import checks, observed, panels
+from ppl_models.mfcvae.classical_start import classical_start
 from ppl_models.mfcvae.mixture import initial, mixture
 from ppl_models.mfcvae.refit import events
 from ppl_models.mfcvae.views import VIEWS
@@ -44,9 +46,7 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
     views = [VIEWS[facet.view] for facet in spec.facets]
     viewed = {"views": views} if any(facet.view != "whole" for facet in spec.facets) else {}
     encoder = spec.network.encoder(observed.encoder_shape(spec), dims, nnx.Rngs(encoder_key), **viewed)
-    outputs = spec.likelihood.outputs(spec.levels)
-    decoded = spec.shape if outputs == 1 else (*spec.shape, outputs)
-    decoder = spec.network.decoder(decoded, dims, nnx.Rngs(decoder_key))
+    decoder = spec.network.decoder(decoded_shape(spec), dims, nnx.Rngs(decoder_key))
     mixtures = {
         facet.name: initial(
             facet_key,
@@ -75,8 +75,13 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
             observation(spec),
             prepare=lambda x, key, training: observed.prepare(spec, x, key, training),
             check=lambda x: observed.check(spec, x),
+            read=lambda x: observed.read(spec, x),
+            columns=spec.likelihood.columns if isinstance(spec.likelihood, Columns) else (),
+            features=spec.likelihood.numbers if isinstance(spec.likelihood, Columns) else None,
             drawn=lambda values: observed.drawn(spec, values),
-            bits_offset=None if known or spec.missing else spec.likelihood.bits_offset(spec.levels),
+            bits_offset=None
+            if known or spec.missing or isinstance(spec.likelihood, Columns)
+            else spec.likelihood.bits_offset(spec.levels),
         ),
         training=Training(
             knobs={
@@ -85,7 +90,7 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
                 **({"batch_statistics": 0.0} if _batch_norm(spec) else {}),
             },
             weights=schedules(spec),
-            events=events(spec, posterior, modules),
+            events=events(spec, posterior, modules, classical_start(spec)),
         ),
         views=Views(
             density(spec),
@@ -94,6 +99,14 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
             panels=lambda fit, x, factors, tree: panels.panels(spec, fit, observed.unpack(x)[0], factors, tree),
         ),
     )
+
+
+def decoded_shape(spec: MFCVAE) -> tuple[int, ...]:
+    """Shape of what the decoder returns: one number a pixel, or several in a last axis; for a row, all in one axis."""
+    if isinstance(spec.likelihood, Columns):
+        return (spec.likelihood.outputs,)
+    outputs = spec.likelihood.outputs(spec.levels)
+    return spec.shape if outputs == 1 else (*spec.shape, outputs)
 
 
 def schedules(spec: MFCVAE) -> dict[str, Any]:
@@ -158,8 +171,8 @@ def generative(spec: MFCVAE, decoder: nnx.Module, mixtures: Mapping[str, Mapping
                 excess = (spec.dirichlet.concentration - 1.0) / spec.dirichlet.train_size
                 numpyro.factor("dirichlet", jnp.full(batch, strength * excess * log_prior))
             with running(decode):
-                law = likelihood.distribution(decode(zs, fades), parameters)
-            return numpyro.sample("x", where(law, there), obs=pixels)
+                decoded = decode(zs, fades)
+            return numpyro.sample("x", law_of(likelihood, decoded, parameters, there), obs=pixels)
 
     return model
 
@@ -174,8 +187,11 @@ def arrange(x: Any, size: int | None) -> tuple[int, Array | None, Array | None, 
     return rows(x), *observed.unpack(x)
 
 
-def where(law: dist.Distribution, there: Array | None) -> dist.Distribution:
-    """The law of the pixels that are there: the others are summed out, their values do not matter."""
+def law_of(likelihood: Any, decoded: Array, parameters: Mapping[str, Array], there: Array | None) -> dist.Distribution:
+    """The law of what is there of a datum: the rest is summed out, its values do not matter."""
+    if isinstance(likelihood, Columns):
+        return likelihood.distribution(decoded, parameters, there)
+    law = likelihood.distribution(decoded, parameters)
     if there is None:
         return law
     assert isinstance(law, dist.Independent)
@@ -200,7 +216,10 @@ def _zero(strength: Any) -> bool:
 
 def observation(spec: MFCVAE) -> str:
     """What is scored, in one line."""
-    line = spec.likelihood.observation(spec.shape, spec.levels)
+    if isinstance(spec.likelihood, Columns):
+        line = spec.likelihood.observation()
+    else:
+        line = spec.likelihood.observation(spec.shape, spec.levels)
     if spec.missing:
         line += "; missing pixels are summed out"
     if known := observed.labelled(spec):
@@ -209,8 +228,8 @@ def observation(spec: MFCVAE) -> str:
 
 
 def amortised(spec: MFCVAE, encoder: nnx.Module) -> Any:
-    """``q(z | x) = prod_j N(m_j(x), diag s_j(x)^2)`` for any encoder ``x -> ((loc, log_scale), ...)``."""
-    names = [facet.name for facet in spec.facets]
+    """``q(z | x) = prod_j N(m_j(x), diag s_j(x)^2)`` for any encoder ``x -> ((loc, log_scale), ...)``, or full."""
+    names, dims, full = [f.name for f in spec.facets], [f.dim for f in spec.facets], spec.posterior == "full"
 
     def posterior(x: Any = None, *, size: int | None = None) -> Posterior:
         del size
@@ -219,11 +238,15 @@ def amortised(spec: MFCVAE, encoder: nnx.Module) -> Any:
         pixels = observed.encoder_input(spec, jax.tree.map(jnp.asarray, x))
         with running(bind("encoder", encoder)) as encode:
             heads = encode(pixels)
+            roots = [unit_lower(m[...], d) for m, d in zip(encode.mixing, dims, strict=True)] if full else ()
         found = {f"z_{name}": head for name, head in zip(names, heads, strict=True)}
 
         def q(site: str, ctx: Any) -> dist.Distribution:
             del ctx
             loc, log_scale = found[site]
+            if full:
+                root = roots[names.index(site.removeprefix("z_"))]
+                return dist.MultivariateNormal(loc, scale_tril=jnp.exp(log_scale)[..., None] * root)
             return dist.Normal(loc, jnp.exp(log_scale)).to_event(1)
 
         return q
@@ -244,11 +267,13 @@ def density(spec: MFCVAE) -> tuple[str, ...]:
         spread = {
             "diag": f"diag σ{j}c²",
             "full": f"Σ{j}c",
+            "tied": f"Σ{j}",
             "spherical": f"σ{j}c² I",
             "low_rank": f"diag v{j}c + W{j}c W{j}cᵀ",
         }[facet.covariance]
         lines.append(
             f"p(z{j}) = ∑c π{j}c N(z{j}; μ{j}c, {spread}), z{j} ∈ ℝ^{facet.dim}, c = 1…{facet.clusters}  [{facet.name}]"
         )
-    posteriors = " ".join(f"N(z{j}; m{j}(x), diag s{j}(x)²)" for j, _ in facets)
+    spread = "S{0}(x) T{0} T{0}ᵀ S{0}(x)" if spec.posterior == "full" else "diag s{0}(x)²"
+    posteriors = " ".join(f"N(z{j}; m{j}(x), {spread.format(j)})" for j, _ in facets)
     return (*lines, spec.likelihood.symbols(), f"q({zs} | x) = {posteriors}")

@@ -18,13 +18,16 @@ from jaxtyping import Array, Float
 from numpyro.handlers import seed, substitute
 
 from ppl_models.mfcvae.mixture import from_moments
-from ppl_models.mfcvae.networks import ConvLadder, Layers
+from ppl_models.mfcvae.networks import Additive, ConvLadder, Layers
 from ppl_models.mfcvae.observed import unpack
 from ppl_models.networks.conv_ladder import data_init
 from ppl_models.program import Event, bind
 
 if TYPE_CHECKING:
     from ppl_models.mfcvae.spec import MFCVAE, Facet
+
+START_SIZE = 20_000
+"""Rows that a classical start is fitted to at most."""
 
 RESTARTS = 4
 """Starts of EM by k-means++; the likeliest is kept."""
@@ -33,19 +36,23 @@ REGULAR = 1e-3
 """Added to the diagonal of every covariance in EM: a few per cent of the posterior's own variance."""
 
 
-def events(spec: MFCVAE, posterior: Any, modules: Mapping[str, nnx.Module]) -> tuple[Event, ...]:
-    """One event for each entry of each facet's ``refit``, after the layout's own start from the data, if it has one."""
+def events(spec: MFCVAE, posterior: Any, modules: Mapping[str, nnx.Module], start: Any = None) -> tuple[Event, ...]:
+    """One event for each entry of each facet's ``refit``, after the layout's own start from the data, if it has one:
+    of an additive layout, ``start``.
+    """
     begin: tuple[Event, ...] = ()
     if isinstance(spec.network, ConvLadder) and spec.network.data_init:
         begin = (Event(0, "scaling the layers to the data", _scaled(modules), 150),)
     if isinstance(spec.network, Layers):
         network = spec.network
 
-        def start(params: Mapping[str, Any], x: Any, key: Array) -> dict[str, Any]:
+        def colours(params: Mapping[str, Any], x: Any, key: Array) -> dict[str, Any]:
             del key
             return {"decoder$params": network.begin(params["decoder$params"], unpack(x)[0], spec.likelihood.decoded)}
 
-        begin = (Event(0, "setting the colours of the layers", start, 500),)
+        begin = (Event(0, "setting the colours of the layers", colours, 500),)
+    if isinstance(spec.network, Additive) and spec.network.start == "classical":
+        begin = (Event(0, "fitting a mixture of factor analysers", start, START_SIZE),)
     if spec.published_start:
         begin += tuple(
             Event(0, f"setting the means of {facet.name}", _means(facet, posterior)) for facet in spec.facets
@@ -129,7 +136,7 @@ def em(
 
     if len(z) < clusters:
         raise ValueError(f"a mixture of {clusters} clusters needs as many data, got {len(z)}; use fewer clusters")
-    form = {"diag": "diag", "spherical": "spherical"}.get(covariance, "full")
+    form = covariance if covariance in ("diag", "spherical", "tied") else "full"
     found = GaussianMixture(
         clusters, covariance_type=form, reg_covar=REGULAR, n_init=RESTARTS, max_iter=200, tol=1e-3, random_state=seed
     )
@@ -138,5 +145,8 @@ def em(
         found.fit(z)
     d, eye = z.shape[1], np.eye(z.shape[1])
     spread = found.covariances_
-    full = spread if form == "full" else spread[:, :, None] * eye if form == "diag" else spread[:, None, None] * eye
-    return found.weights_, found.means_, np.broadcast_to(full, (clusters, d, d))
+    if form == "diag":
+        spread = spread[:, :, None] * eye
+    elif form == "spherical":
+        spread = spread[:, None, None] * eye
+    return found.weights_, found.means_, np.broadcast_to(spread, (clusters, d, d))

@@ -15,14 +15,14 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from jaxtyping import Array, Key
 from pydantic import Field
 
-from ppl_models.distributions import Bernoulli, Categorical, GreyBernoulli, Normal
+from ppl_models.distributions import Bernoulli, Categorical, Columns, GreyBernoulli, Normal
 from ppl_models.mfcvae.mixture import Covariance
-from ppl_models.mfcvae.networks import MLP, ConvLadder, Layers, LayoutSpec, MLPLadder
+from ppl_models.mfcvae.networks import MLP, Additive, ConvLadder, Layers, LayoutSpec, MLPLadder
 from ppl_models.mfcvae.progressive import Progressive
 from ppl_models.mfcvae.views import VIEWS
 from ppl_models.program import Program, build
 
-Likelihood = Annotated[Bernoulli | GreyBernoulli | Normal | Categorical, Field(discriminator="kind")]
+Likelihood = Annotated[Bernoulli | GreyBernoulli | Normal | Categorical | Columns, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,12 @@ class MFCVAE:
                        the untrained encoder's posterior means, as in the paper's code (``refit`` works better).
     ``missing``        pixels may be missing: a datum is a dict with a mask, see ``pack``.
 
+    ``posterior``      ``"diag"``: q as above; ``"full"``: ``N(m_j(x), (diag s_j(x) T_j)(diag s_j(x) T_j)^T)`` with one
+                       learnt unit lower triangular T_j a facet, which holds the exact posterior of a linear decoder;
+                       needs ``Additive`` and the marginal bound.
+
+    A table: ``likelihood=Columns(...)`` as ``datasets.table`` makes it, ``shape`` (columns,), ``levels`` unused.
+
     >>> spec = MFCVAE(facets=(Facet("style", 2, 5), Facet("digit", 5, 10)), shape=(8, 8), levels=17)
     >>> [facet.name for facet in spec.facets]
     ['style', 'digit']
@@ -147,6 +153,7 @@ class MFCVAE:
     missing: bool = False
     square: bool = False
     published_start: bool = False
+    posterior: Literal["diag", "full"] = "diag"
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
@@ -199,8 +206,32 @@ class MFCVAE:
             raise ValueError(
                 f"facet {viewed[0]!r} has a view of its own, which needs an encoder of its own; use MLP(separate=True)"
             )
+        self._check_table()
         if viewed and (len(self.shape) != 3 or self.shape[0] % 4 or self.shape[1] % 4):
             raise ValueError(f"views need images (H, W, C) with H and W multiples of 4, got shape {self.shape}")
+
+    def _check_table(self) -> None:
+        additive, table = isinstance(self.network, Additive), isinstance(self.likelihood, Columns)
+        if self.posterior not in ("diag", "full"):
+            raise ValueError(f"posterior must be 'diag' or 'full', got {self.posterior!r}")
+        if self.posterior == "full" and not (additive and self.bound == "marginal"):
+            raise ValueError(
+                f"a full posterior needs network=Additive(...) and bound='marginal', got {type(self.network).__name__} "
+                f"and {self.bound!r}"
+            )
+        if additive and not table:
+            raise ValueError(f"Additive is for tables, got {type(self.likelihood).__name__}; use MLP or MLPLadder")
+        if not table:
+            return
+        columns = self.likelihood.columns
+        if self.shape != (len(columns),):
+            raise ValueError(f"a table of {len(columns)} columns has shape ({len(columns)},), got {self.shape}")
+        if not isinstance(self.network, Additive | MLP | MLPLadder):
+            raise ValueError(
+                f"a table needs network=Additive(), MLP() or MLPLadder(), got {type(self.network).__name__}"
+            )
+        if self.missing:
+            raise ValueError("missing entries of a table need no missing=True: a row says which of its entries it has")
 
     def build(self, key: Key[Array, ""] | None = None) -> Program:
         """Draw the starting weights from ``key`` (default: ``jax.random.key(0)``) and return the program."""
