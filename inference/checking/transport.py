@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax.scipy.special import digamma, ndtr, ndtri, polygamma
-from jax.typing import ArrayLike
 from jaxtyping import Array
 from numpyro.distributions import transforms
 
@@ -120,7 +119,7 @@ def _through(d: dist.TransformedDistribution) -> Transport | None:
     return Transport(inner.shape, to, back)
 
 
-def _affine(loc: ArrayLike, tril: ArrayLike, shape: tuple[int, ...]) -> Transport:
+def _affine(loc: Any, tril: Any, shape: tuple[int, ...]) -> Transport:
     def back(z: Array) -> Array:
         e = jnp.broadcast_to(z - loc, shape)
         root = jnp.broadcast_to(tril, (*shape, shape[-1]))
