@@ -104,7 +104,7 @@ def explicit(priors, likelihood, decode):
                 else:
                     fn = dist.MultivariateNormal(prior.means[label], scale_tril=prior.scale_tril[label])
                 zs.append(numpyro.sample(f"z_{name}", fn))
-            numpyro.sample("x", likelihood.distribution(decode(zs, [1.0] * len(zs)), {}), obs=x)
+            numpyro.sample("x", likelihood.distribution(decode(zs, [1.0] * len(zs)), {}, 17), obs=x)
 
     return model
 
@@ -261,7 +261,7 @@ def test_any_number_of_facets_and_likelihood_has_a_finite_elbo(J, likelihood, ne
     params = params_of(program, x)
     loss = jax.jit(lambda p: TraceMeanField_ELBO().loss(KEY, p, program.model, program.guide, x))
     assert np.isfinite(loss(params))
-    assert ("likelihood" in params) == bool(likelihood.parameters())
+    assert ("likelihood" in params) == bool(likelihood.parameters((8, 8)))
     assert "logits" not in params["mixture_f0"]
     assert program.observation.line == likelihood.observation((2, 3), 17)
     assert len(program.views.density) == J + 3
