@@ -281,6 +281,7 @@ DIGITS_ONE = MFCVAE(
     warmup=500,
     bound="meanfield",
 )
+DIGITS_GREY = dataclasses.replace(DIGITS, likelihood=LogisticMixture(components=3))
 _REFIT = (800, 1600, 2400)
 FACETS = MFCVAE(
     facets=(Facet("floor", dim=3, clusters=16, refit=_REFIT), Facet("shape", dim=5, clusters=25, refit=_REFIT)),
@@ -346,6 +347,7 @@ MNIST = dataclasses.replace(
 PRESETS = {
     "tiny": TINY,
     "digits": DIGITS,
+    "digits_grey": DIGITS_GREY,
     "digits_ladder": DIGITS_LADDER,
     "digits_one": DIGITS_ONE,
     "facets": FACETS,
