@@ -156,13 +156,14 @@ class DiscretisedLogistics(dist.Distribution):
         def of(m: Float[Array, "*batch K"], s: Float[Array, "*batch K"]) -> Float[Array, "*batch K"]:
             if self.levels > SUMMED:
                 return 0.5 * s * (jax.nn.softplus((m + 1.0) / s) - jax.nn.softplus((m - 1.0) / s))
-            edges = (2.0 * np.arange(1, self.levels) - 1.0) / (self.levels - 1) - 1.0
-            return sum(jax.nn.sigmoid((m - edge) / s) for edge in edges.tolist()) / (self.levels - 1)
+            edges = (2.0 * np.arange(1, self.levels, dtype="float32") - 1.0) / (self.levels - 1) - 1.0
+            return jax.nn.sigmoid((m[..., None] - edges) / s[..., None]).sum(-1) / (self.levels - 1)
 
         weights = jax.nn.softmax(self.logits)
         if self.coefficients is None:
             return (weights * of(self.means, scales)).sum(-1)
-        m, c, found = self.means, self.coefficients, []
+        m, c = self.means, self.coefficients
+        found: list[Array] = []
         for i in range(3):
             before = sum(c[..., j, :] * (2.0 * e - 1.0) for j, e in zip(((), (0,), (1, 2))[i], found, strict=True))
             found.append(of(m[..., i, :] + before, scales[..., i, :]))
