@@ -165,7 +165,7 @@ TINY = HVAE(
 DIGITS = HVAE(
     enc="1x2", dec="1x3", shape=(8, 8), levels=17, width=96, zdim=8, mid_ratio=0.5, likelihood=_DIGITS, dropout=0.1
 )
-DIGITS_GREY = replace(DIGITS, likelihood=LogisticMixture(components=3), dropout=0.2)
+DIGITS_GREY = replace(DIGITS, likelihood=LogisticMixture(components=5), dropout=0.2)
 DIGITS8 = HVAE(
     enc="8x2,8d2,4x2,4d4,1x1", dec="1x1,4m1,4x2,8m4,8x2", shape=(8, 8), levels=17, width=64, zdim=8, likelihood=_DIGITS
 )

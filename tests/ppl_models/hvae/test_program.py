@@ -70,6 +70,7 @@ DEEP28 = HVAE(
         (DEEP28, 754_273, 146_640),
         (tied(DEEP28), 254_657, 146_640),
         (PRESETS["digits"], 174_448, 24),
+        (PRESETS["digits_grey"], 261_360, 24),
         (PRESETS["small32"], 369_956, 64_528),
         (tied(PRESETS["small32"]), 282_404, 64_528),
     ],
