@@ -82,6 +82,7 @@ DEEP28 = HVAE(
         "deep28",
         "deep28 tied",
         "digits",
+        "digits_grey",
         "small32",
         "small32 tied",
     ],
