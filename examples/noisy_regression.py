@@ -42,11 +42,12 @@ def fork(inputs: int, key: jax.Array, n: int) -> dict[str, jax.Array]:
 
 @dataclass(frozen=True)
 class NoisyRegression:
-    """``inputs`` numbers in x, ``latent`` numbers k in z, ``hidden`` units in each network."""
+    """``inputs`` numbers in x, ``latent`` numbers k in z, ``hidden`` units a network, ``warmup`` updates of the KL."""
 
     inputs: int = 1
     latent: int = 1
     hidden: int = 32
+    warmup: int = 1000
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def build(self, key: jax.Array) -> Program:
@@ -70,9 +71,10 @@ class NoisyRegression:
         return Program(
             self, model, posterior, ("z",), {"x": (self.inputs,), "y": ()}, observed=("y",),
             observation=Observation("y given x; density, nats", given=("x",), sampler=partial(fork, self.inputs)),
-            training=Training(weights={"kl": lambda step: jnp.minimum(step / 1000, 1.0)}),  # z before the noise
+            training=Training(weights={"kl": lambda step: jnp.minimum((step + 1) / self.warmup, 1.0)}),  # z first
             views=Views(("p(y, z | x) = N(y; μ(x, z), exp(s(x))²) N(z; 0, I)",), modules))  # fmt: skip
 
 
-register("noisy_regression", NoisyRegression, presets={"tiny": NoisyRegression(hidden=8), "fork": NoisyRegression()},
+PRESETS = {"tiny": NoisyRegression(hidden=8, warmup=1), "fork": NoisyRegression()}
+register("noisy_regression", NoisyRegression, presets=PRESETS,
          paper="Bishop 1994, Mixture Density Networks; Kingma & Welling 2014, arXiv 1312.6114")  # fmt: skip
