@@ -2,7 +2,8 @@
 
 Three programs with a known log p(x): factor analysis (linear, Gaussian), a mixture prior under a linear Gaussian
 likelihood, and - conditional, log p(y | t) - Bayesian linear regression with coefficients of its own for every datum.
-Their posteriors are spoilt on purpose (means off, too wide), since an exact one has no error at all.  The 95% interval of a datum is log_px +- 1.96 se.  Each seed makes another model, other data and other noise.
+Their posteriors are spoilt on purpose (means off, too wide), since an exact one has no error at all.  The 95% interval
+of a datum is log_px +- 1.96 se.  Each seed makes another model, other data and other noise.
 """
 
 from __future__ import annotations
