@@ -3,7 +3,8 @@
 Scikit-learn's 297 held-out digits under four fits, each with its amortised posterior and with ``inference.refine`` at
 its defaults: the quickstart's two facets (black and white), ``mfcvae:digits`` (17 grey levels, a categorical
 likelihood), ``hvae:digits`` (three levels, 24 dimensions) and ``hvae:digits8`` (1,928 dimensions, low rank, 200
-steps, 60 of the digits).  Every number comes from 512 fresh draws a datum.  Seconds are wall time of refinement and evidence, compilation included.
+steps, 60 of the digits).  Every number comes from 512 fresh draws a datum.  Seconds are wall time of refinement and
+evidence, compilation included.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ PARTICLES = 512
 
 
 class Case(NamedTuple):
-    """A fit to refine: the words of its claims, its spec, steps, how it is trained, on how many data, and how refined."""
+    """A fit to refine: the words of its claims, its spec, steps and training, how many data, and how refined."""
 
     words: str
     spec: Callable[[bool], Any]
