@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 ACTIVE = 0.01
 """Variance over data of E_q[z] above which a unit is active (Burda, Grosse and Salakhutdinov 2016, section 5.2)."""
+EFFECT = (0.2, 0.8)
+"""Shift in standard deviations over data that counts as small, large (Cohen 1988, section 2.2)."""
+TAIL = 0.05
+"""Two-sided posterior predictive tail probability below which a statistic is called misfitted."""
 
 
 # ------------------------------------------------------------------------------------------ latent sites
@@ -173,6 +177,13 @@ def two_sided(observed: float, replicated: Float[np.ndarray, " S"]) -> float:
     if n >= 40:
         below, above = (replicated <= observed).sum() + 1, (replicated >= observed).sum() + 1
         return float(min(1.0, 2 * min(below, above) / (n + 1)))
+    return student_tail(observed, replicated)
+
+
+def student_tail(observed: float, replicated: Float[np.ndarray, " S"]) -> float:
+    """Return the two-sided tail probability of a further value of a normal sample (Student's t), of two or more."""
+    replicated = np.asarray(replicated)
+    n = len(replicated)
     if n < 2:
         return math.nan
     from scipy.stats import t

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from inference.cli.arguments import Evaluation
+from inference.cli.classical import classical
 from inference.cli.common import (
     Interrupted,
     UsageError,
@@ -36,6 +38,9 @@ OWN_KEYS = {"validation": 1_000_001, "test": 1_000_002, "baselines": 1_000_003}
 for ``split`` makes the keys of the small ones: no training batch shares a key with a set."""
 OWN_BLOCK = 256
 """Own draws made at once.  Whole blocks are drawn, so that the first N of a set are the same for every N."""
+
+QUICK_N = 1024
+"""Draws of a program's own data that the baselines of a diagnosis are fitted to."""
 
 Sampler = Callable[[Any, int], Any]
 
@@ -209,7 +214,9 @@ def evaluate(fitted: Any, data: Data, *, particles: int, draws: int, progress: b
     table = evidence(fitted, data.test, particles=particles, key=noise["evidence"], progress=progress)
     save_evidence(table, folder)
     tree = draw_posterior(fitted, data.test, draws=draws, factors=data.factors, progress=progress)
-    verdict = diagnose(fitted, data.test, key=noise["diagnose"], table=table, tree=tree)
+    verdict = diagnose(
+        fitted, data.test, key=noise["diagnose"], table=table, tree=tree, baselines=beside(fitted, data)
+    )  # fmt: skip
     write_table(verdict, folder / "diagnosis.csv")
     train = None if callable(data.train) else data.train
     page = report(
@@ -217,6 +224,16 @@ def evaluate(fitted: Any, data: Data, *, particles: int, draws: int, progress: b
         train=train,
     )  # fmt: skip
     return Evaluated(table, tree, verdict, page)
+
+
+def beside(fitted: Any, data: Data) -> dict[str, Any]:
+    """Classical densities of the run's held-out data: those in its folder, else fitted to its training data."""
+    train = data.train
+    if callable(data.train):
+        train = functools.partial(own_draws, data.train, fitted.card, "baselines", QUICK_N)
+    return classical(
+        fitted.folder, fitted.program, train, data.test, key=keys()["evidence"], validation=data.validation
+    )
 
 
 def draw_posterior(fitted: Any, x: np.ndarray, *, draws: int, factors: Any, progress: bool = True) -> Any:
