@@ -102,7 +102,7 @@ def data_of(data: str | None, fitted: Any, card: Any) -> np.ndarray:
     from ppl_models import datasets
 
     if data is None:
-        return runs.load_test(card, fitted.program.observation.sampler)[0]
+        return runs.test_of(fitted.program, card)[0]
     if not data.endswith(".npy"):
         info = data_info(data)
         return datasets.load(data, info.held_out)[0]

@@ -143,7 +143,7 @@ def data_of(entries: Sequence[Entry], test_n: int | None) -> tuple[np.ndarray, M
                 "of different things cannot be compared: choose among runs with the same likelihood"
             )
     n = test_n or min(entry.card["test_n"] for entry in entries if entry.card is not None)
-    x, factors = runs.load_test(first.card or {}, first.fit.program.observation.sampler, test_n=n)
+    x, factors = runs.test_of(first.fit.program, first.card or {}, test_n=n)
     check_same_draws(entries, x)
     return x, factors
 
@@ -179,7 +179,7 @@ def with_baselines(table: pd.DataFrame, entry: Entry, x: np.ndarray, factors: Ma
     from ppl_models.program import rows as row_count
 
     assert entry.card is not None
-    data = runs.load_data(entry.card, entry.fit.program.observation.sampler)
+    data = runs.data_of(entry.fit.program, entry.card)
     train = runs.own_draws(data.train, entry.card, "baselines", OWN_N) if callable(data.train) else data.train
     ks = sorted({int(k) for k in table["K"] if k > 1})
     n = row_count(train)

@@ -133,7 +133,7 @@ def baselines_of(members: Sequence[Entry], x: np.ndarray | None) -> dict[str, pd
     entry = next((e for e in members if e.fit is not None), None)
     if entry is None or entry.card is None or x is None:
         return {}
-    data = runs.load_data(entry.card, entry.fit.program.observation.sampler)
+    data = runs.data_of(entry.fit.program, entry.card)
     train = runs.own_draws(data.train, entry.card, "baselines", OWN_N) if callable(data.train) else data.train
     say(f"baselines: fitting to the training data of {entry.folder}")
     try:

@@ -44,7 +44,7 @@ def diagnose(command: Diagnose) -> None:
     check_at_least(1, test_n=command.test_n)
     check_at_least(2, particles=command.particles)
     fitted, card = runs.open_run(command.folder, command.common.plugin)
-    x, factors = runs.load_test(card, fitted.program.observation.sampler, test_n=command.test_n)
+    x, factors = runs.test_of(fitted.program, card, test_n=command.test_n)
     from inference.checking.diagnostics import diagnose as run_diagnose
 
     table = tables.table_of(fitted, x, particles=command.particles)

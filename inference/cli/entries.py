@@ -54,7 +54,8 @@ def check_same_data(entries: Sequence[Entry]) -> None:
     cards = [(entry.folder, entry.card) for entry in entries if entry.card is not None]
     for folder, card in cards:
         first, reference = cards[0]
-        if any(card[field] != reference[field] for field in ("name", "held_out", "shape", "levels", "seed")):
+        fields = ("name", "held_out", "shape", "levels", "seed", "sha256")
+        if any(card.get(field) != reference.get(field) for field in fields):
             raise UsageError(
                 f"{first} is a model of data {reference['name']!r}, {folder} of {card['name']!r}; densities of "
                 "different data cannot be compared: fit both to the same data"
@@ -71,7 +72,7 @@ def held_out(entries: Sequence[Entry], test_n: int | None) -> np.ndarray | None:
             raise UsageError(f"--test-n {test_n} is more than the {n} data of the evidence in {short.folder}")
     for e in entries:
         if e.card is not None:
-            return runs.load_test(e.card, e.fit.program.observation.sampler, test_n=test_n or least)[0]
+            return runs.test_of(e.fit.program, e.card, test_n=test_n or least)[0]
     return None
 
 

@@ -32,7 +32,7 @@ def report(command: Report) -> None:
     """Write report.html and its figures again and print the path."""
     check_at_least(1, test_n=command.test_n)
     fitted, card = runs.open_run(command.folder, command.common.plugin)
-    data = runs.load_data(card, fitted.program.observation.sampler, test_n=command.test_n)
+    data = runs.data_of(fitted.program, card, test_n=command.test_n)
     x, factors = data.test, data.factors
     from inference.checking.diagnostics import diagnose as run_diagnose
     from inference.reporting.run_page import report as write_report
