@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from inference.cli import facets, runs
+from inference.cli import facets, runs, table_file
 from inference.cli.arguments import Common, Run, check_at_least, opt
 from inference.cli.common import (
     UsageError,
@@ -17,6 +18,9 @@ from inference.cli.common import (
     table_text,
     usage,
 )
+
+
+_DATA = "(default: the held-out data of the run) (of a table: FILE.csv|.tsv|.parquet; default: all its rows)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,7 @@ class Assign:
 
     folder: Run
     """Run folder."""
-    data: Annotated[Positional[str | None], opt("NAME|FILE.npy", "the held-out data of the run")] = None
+    data: Annotated[Positional[str | None], arg(metavar="NAME|FILE.npy", help_behavior_hint=_DATA)] = None
     """What to assign: the held-out data of a data set by name, or stored data (n, *shape) in a file."""
     facet: Annotated[str | None, opt("NAME", "all")] = None
     """Only this facet."""
@@ -63,19 +67,30 @@ def assign(command: Assign) -> None:
     run, table = facets.use_of(fitted, "assign"), facets.use_of(fitted, "assignment_table")
     import jax
 
-    x = data_of(command.data, fitted, card)
+    from ppl_models.program import rows as row_count
+
+    rows = None
+    if table_file.is_table_card(card):
+        if command.examples is not None:
+            raise UsageError("--examples pictures images; the report shows the most typical rows of a table")
+        x, rows = table_file.rows_for(command.data, card, fitted.program.observation.columns)
+    else:
+        x = data_of(command.data, fitted, card)
     with usage():
         key = jax.random.key(command.seed)
         found = run(fitted, x, facet=command.facet, draws=command.draws, key=key, rule=command.rule)
     path = fitted.folder / "assignments.csv" if command.out is None else command.out
-    runs.write_table(table(found), path)
-    rows = []
+    if rows is None:
+        runs.write_table(table(found), path)
+    else:
+        runs.write_table(by_row(found, rows), path)
+    lines = []
     for name, result in found.items():
         K, p = result.probabilities.shape[1], result.probability
         used = f"{len(np.unique(result.labels))} of {K}"
-        rows.append([name, used, float(p.mean()), float((p < 0.5).mean()), float(result.entropy.mean())])
-    print(table_text(rows, ["facet", "clusters used", "mean probability", "share below 0.5", "mean entropy [nats]"]))
-    print(f"{path}: {len(x):,} data, rule {command.rule}")
+        lines.append([name, used, float(p.mean()), float((p < 0.5).mean()), float(result.entropy.mean())])
+    print(table_text(lines, ["facet", "clusters used", "mean probability", "share below 0.5", "mean entropy [nats]"]))
+    print(f"{path}: {row_count(x):,} data, rule {command.rule}")
     if command.examples is not None:
         images = np.asarray(fitted.prepare(x, key))
         for name, result in found.items():
@@ -84,6 +99,20 @@ def assign(command: Assign) -> None:
                     fitted, name, facets.use_of(fitted, "top_examples")(result.probabilities, command.examples), images
                 )
             )
+
+
+def by_row(found: Mapping[str, Any], frame: Any) -> Any:
+    """One row a row of the table, under its index: of each facet the cluster, its probability and the entropy [nats]."""
+    import pandas as pd
+
+    cells = {}
+    for name, result in found.items():
+        cells[f"cluster_{name}"] = result.labels
+        cells[f"probability_{name}"] = result.probability
+        cells[f"entropy_{name}"] = result.entropy
+    table = pd.DataFrame(cells)
+    table.insert(0, frame.index.name or "index", frame.index.to_numpy())
+    return table
 
 
 def examples(fitted: Any, facet: str, members: dict[int, Any], images: np.ndarray) -> Path:

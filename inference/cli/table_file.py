@@ -192,6 +192,19 @@ def all_rows(card: Mapping[str, Any], columns: Sequence[Column]) -> tuple[Any, p
         return encode_frame(columns, frame), frame
 
 
+def rows_for(
+    path: str | None, card: Mapping[str, Any], columns: Sequence[Column]
+) -> tuple[Any, pd.DataFrame]:
+    """Stored rows that a command names, by default all of the table of the run, and the rows as they stand there."""
+    if path is None:
+        x, frame = all_rows(card, columns)
+        say(f"all {len(frame):,} rows of {card['path']}, those that the run was fitted to among them")
+        return x, frame
+    if not is_table(path):
+        raise UsageError(f"{path!r} is no table: give a .csv, .tsv or .parquet file with the columns of the run")
+    return rows_of(path, card, columns)
+
+
 def load(card: Mapping[str, Any], columns: Sequence[Column] = (), *, test_n: int | None = None) -> Split:
     """Deal the rows of a card's table; ``test_n`` replaces its number of held-out rows.
 
