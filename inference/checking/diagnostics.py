@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from jaxtyping import Key
 
 from inference.checking import criticism
 from inference.fitting.sources import stored
-from ppl_models.program import Check, numbers, rows
+from ppl_models.program import Check, Column, numbers, rows
 
 if TYPE_CHECKING:
     import jax
@@ -106,7 +106,7 @@ def assemble(fit: Any, table: pd.DataFrame, tree: Any, rates: Mapping[str, np.nd
         *([] if getattr(fit, "card", {}).get("fresh") else held_out_check(fit.history, table)),
         *evidence_checks(table, rates),
         *site_checks(rates, criticism.group(tree, "posterior")),
-        *predictive_lines(tree),
+        *predictive_lines(tree, fit.program.observation.columns),
         *fit.program.views.checks(tree),
     ]
     return pd.DataFrame([dataclasses.asdict(check) for check in checks], columns=list(COLUMNS))
@@ -338,10 +338,10 @@ def site_checks(rates: Mapping[str, np.ndarray], draws: Mapping[str, Any]) -> li
 
 
 # --------------------------------------------------------------------------------------------- predictive
-def predictive_lines(tree: Any) -> list[Check]:
+def predictive_lines(tree: Any, columns: Sequence[Column] = ()) -> list[Check]:
     """Posterior predictive checks: do simple statistics of replicated data look like those of the real data?"""
     checks = []
-    found = criticism.predictive_by_site(tree)
+    found = criticism.predictive_by_site(tree, columns)
     for site, results in found.items():
         for result in results:
             misfit = result.tail < TAIL and abs(result.shift) > EFFECT[0]

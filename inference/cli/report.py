@@ -42,6 +42,6 @@ def report(command: Report) -> None:
     runs.write_table(verdict, fitted.folder / "diagnosis.csv")
     page = write_report(
         fitted, x, key=runs.keys()["report"], factors=factors, tree=tree, table=table, verdict=verdict,
-        train=None if callable(data.train) else data.train,
+        train=None if callable(data.train) else data.train, names=data.names,
     )  # fmt: skip
     print(page)

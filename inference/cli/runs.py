@@ -49,6 +49,7 @@ class Data:
     validation: Any
     test: Any
     factors: Mapping[str, np.ndarray]
+    names: Any = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def load_data(
 
     if table_file.is_table_card(card):
         found = table_file.load(card, columns, test_n=test_n)
-        return Data(found.train, found.validation, found.test, found.factors)
+        return Data(found.train, found.validation, found.test, found.factors, found.names)
     if card["name"] == OWN:
         test, factors = load_test(card, sampler, test_n=test_n)
         own = checked_sampler(sampler)
@@ -276,7 +277,7 @@ def evaluate(fitted: Any, data: Data, *, particles: int, draws: int, progress: b
     train = None if callable(data.train) else data.train
     page = report(
         fitted, data.test, key=noise["report"], factors=data.factors, tree=tree, table=table, verdict=verdict,
-        train=train,
+        train=train, names=data.names,
     )  # fmt: skip
     return Evaluated(table, tree, verdict, page)
 

@@ -32,12 +32,13 @@ HELD_OUT, VALIDATION = 5, 7
 
 @dataclass(frozen=True)
 class Split:
-    """Stored rows of a table, and the labels of those that are held out, by column."""
+    """Stored rows of a table, and of those that are held out the labels, by column, and the names."""
 
     train: Any
     validation: Any
     test: Any
     factors: Mapping[str, np.ndarray]
+    names: np.ndarray
 
 
 def is_table(name: str | None) -> bool:
@@ -212,16 +213,17 @@ def load(card: Mapping[str, Any], columns: Sequence[Column] = (), *, test_n: int
     """
     from ppl_models.program import take
 
-    table, _ = opened(card)
+    table, frame = opened(card)
     x, _ = all_rows(card, columns or table.columns)
     order = np.random.default_rng(card["seed"]).permutation(len(table))
     held_out = max(1, len(table) // HELD_OUT)
     test = order[: min(card["test_n"] if test_n is None else test_n, held_out)]
     rest = order[held_out:][: card["n"]]
     cut = len(rest) - card["validation"]
+    names = frame.index.to_numpy()[test]
     factors = {name: codes[test] for name, codes in table.factors.items()}
     validation = take(x, rest[cut:]) if card["validation"] else None
-    return Split(take(x, rest[:cut]), validation, take(x, test), factors)
+    return Split(take(x, rest[:cut]), validation, take(x, test), factors, names)
 
 
 def as_options(text: str) -> str:
@@ -238,6 +240,9 @@ def print_columns(table: Table, name: str) -> None:
         for r in found.itertuples()
     ]
     say(f"{name}: {len(table.columns)} of {len(found)} columns are modelled (--columns NAME=KIND,NAME=drop to change)")
+    for label, codes in table.factors.items():
+        if lost := int((codes < 0).sum()):
+            say(f"label {label!r} is missing in {lost:,} rows: they count as a class of their own, code -1")
     say(table_text(rows, ["column", "kind", "missing", "range", "why"]))
 
 
