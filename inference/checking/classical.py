@@ -193,11 +193,11 @@ def baselines(
     ``key``         noise of the preparation: the key given to :func:`inference.evidence` makes the noise of every test
                     datum the same as there.
 
-    Where whole numbers are scored (``bits_offset`` 0: binarised pixels, counts) there is the categorical mixture,
-    named ``bernoulli-mixture`` for two symbols.  Where densities are scored there are ``gaussian``, ``ppca`` and
-    ``gaussian-mixture``; for dequantised data also the categorical mixture, as a density that is constant within each
-    level: log p(x) = log P(stored) + D bits_offset log 2.  It takes at most 32 symbols.  The settings chosen stand in
-    ``table.attrs["baseline"]``.
+    Where whole numbers are scored (``bits_offset`` 0: binarised pixels, counts, grey levels as masses) there is the
+    categorical mixture, named ``bernoulli-mixture`` for two symbols.  Where densities are scored there are
+    ``gaussian``, ``ppca`` and ``gaussian-mixture``; for dequantised data also the categorical mixture, as a density
+    that is constant within each level: log p(x) = log P(stored) + D bits_offset log 2.  It takes at most 32 symbols.
+    The settings chosen stand in ``table.attrs["baseline"]``.
 
     Raises ``ValueError`` before any work for data that the program cannot score, and where its score is neither a
     mass nor a density that baselines share (grey levels neither binarised nor dequantised).
@@ -246,6 +246,9 @@ def _views(program: Any, x: Any, held_out: Any, x_test: Any, key: jax.Array) -> 
     joined = jax.tree.map(lambda *leaf: np.concatenate(leaf), x, held_out)
     train, both = (_training(program, a, train_key) for a in (x, joined))
     n, d = train.shape
+    if program.observation.bits_offset == 0 and integers:
+        unit = _unit(program.scored(x), train)
+        train, held, both, test = (_near_whole(a * unit) for a in (train, held, both, test))
     if program.observation.bits_offset == 0 and all((a == np.round(a)).all() for a in (train, test, held)):
         symbols = int(max(a.max() for a in (train, test, held))) + 1
         found = _masses(n, symbols, seed) if min(a.min() for a in (train, test, held)) >= 0 else []
@@ -260,6 +263,24 @@ def _views(program: Any, x: Any, held_out: Any, x_test: Any, key: jax.Array) -> 
         flat = [a.reshape(len(a), -1).astype(np.int64) for a in every]
         views.append(View(flat[0], flat[1], flat[2], flat[3], _masses(n, symbols, seed), constant))
     return views
+
+
+def _near_whole(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """Whole numbers where all are within float32's error of one."""
+    return np.round(x) if np.abs(x - np.round(x)).max(initial=0.0) < 1e-3 else x
+
+
+def _unit(stored: Any, prepared: Float[np.ndarray, "n d"]) -> float:
+    """What turns prepared data back into stored whole numbers, where they are these over a constant; else 1.
+
+    Grey levels k of L are scored on [0, 1] as k / (L - 1): the masses are those of k.
+    """
+    flat = np.asarray(stored, np.float64).reshape(len(stored), -1)
+    if flat.shape != prepared.shape or not prepared.any():
+        return 1.0
+    unit = flat.sum() / prepared.sum()
+    same = np.allclose(flat, unit * prepared, rtol=1e-5, atol=1e-5)
+    return float(unit) if same else 1.0
 
 
 def evaluated(program: Any, x: Any, key: jax.Array) -> Float[np.ndarray, "n d"]:

@@ -15,14 +15,17 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from jaxtyping import Array, Key
 from pydantic import Field
 
-from ppl_models.distributions import Bernoulli, Categorical, Columns, GreyBernoulli, Normal
+from ppl_models.distributions import Bernoulli, Categorical, Columns, GreyBernoulli, LogisticMixture, Normal
+from ppl_models.distributions.logistic_mixture import is_colour
 from ppl_models.mfcvae.mixture import Covariance
 from ppl_models.mfcvae.networks import MLP, Additive, ConvLadder, Layers, LayoutSpec, MLPLadder
 from ppl_models.mfcvae.progressive import Progressive
 from ppl_models.mfcvae.views import VIEWS
 from ppl_models.program import Column, Program, build
 
-Likelihood = Annotated[Bernoulli | GreyBernoulli | Normal | Categorical | Columns, Field(discriminator="kind")]
+Likelihood = Annotated[
+    Bernoulli | GreyBernoulli | Normal | Categorical | LogisticMixture | Columns, Field(discriminator="kind")
+]
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ class MFCVAE:
     ``facets``         shallow (near the data) to deep.
     ``shape``          of one datum, e.g. (28, 28) or (32, 32, 3).
     ``levels``         number of grey levels of the stored data: 256 for usual images, 17 for scikit-learn's digits.
-    ``likelihood``     :class:`Normal`, :class:`Bernoulli` or :class:`GreyBernoulli`.
+    ``likelihood``     :class:`Normal`, :class:`Bernoulli`, :class:`GreyBernoulli`, :class:`Categorical` or
+                       :class:`LogisticMixture`.
     ``network``        :class:`MLPLadder` (one width a facet) or :class:`MLP`.
     ``learn_weights``  train the mixture weights ``pi``, or keep them uniform.
     ``prior_scale``    starting standard deviation of every mixture component.
@@ -188,10 +192,15 @@ class MFCVAE:
                 f"progressive has {len(self.progressive.epochs)} stages for {len(self.facets)} facets; give one a facet"
             )
         flat = not isinstance(self.network, MLP | MLPLadder)
-        if flat and (self.missing or isinstance(self.likelihood, Categorical)):
+        if flat and (self.missing or isinstance(self.likelihood, Categorical | LogisticMixture)):
             raise ValueError(
-                "missing pixels and the categorical likelihood need MLP or MLPLadder, "
-                f"got {type(self.network).__name__}"
+                "missing pixels, and likelihoods with several outputs a pixel (Categorical, LogisticMixture), need MLP "
+                f"or MLPLadder, got {type(self.network).__name__}"
+            )
+        if self.missing and isinstance(self.likelihood, LogisticMixture) and is_colour(self.shape):
+            raise ValueError(
+                f"LogisticMixture ties the channels of a colour, shape {self.shape}, so none can be missing by itself; "
+                "use Categorical or Normal, or a shape without the colour axis"
             )
         if isinstance(self.network, Layers) and len(self.shape) not in (2, 3):
             raise ValueError(
@@ -272,6 +281,7 @@ DIGITS_ONE = MFCVAE(
     warmup=500,
     bound="meanfield",
 )
+DIGITS_GREY = dataclasses.replace(DIGITS, likelihood=LogisticMixture(components=3))
 _REFIT = (800, 1600, 2400)
 FACETS = MFCVAE(
     facets=(Facet("floor", dim=3, clusters=16, refit=_REFIT), Facet("shape", dim=5, clusters=25, refit=_REFIT)),
@@ -355,6 +365,7 @@ MNIST = dataclasses.replace(
 PRESETS = {
     "tiny": TINY,
     "digits": DIGITS,
+    "digits_grey": DIGITS_GREY,
     "digits_ladder": DIGITS_LADDER,
     "digits_one": DIGITS_ONE,
     "facets": FACETS,
