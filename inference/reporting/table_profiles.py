@@ -96,7 +96,7 @@ def interval(feature: Feature, rows: Bool[np.ndarray, " n"]) -> str:
     if feature.column.date:
         ends_text = [str(np.datetime64("1970-01-01") + np.timedelta64(round(e), "D")) for e in ends if abs(e) < 1e7]
     else:
-        decode = math.exp if feature.column.kind == "positive" else float
+        decode: Any = {"positive": math.exp, "count": lambda e: max(e, 0.0)}.get(feature.column.kind, float)
         ends_text = [f"{decode(e):.4g}" for e in ends if abs(e) < 700 or feature.column.kind != "positive"]
     return f"{ends_text[0]} ({ends_text[1]} to {ends_text[2]})" if n > 1 and len(ends_text) == 3 else ends_text[0]
 
@@ -142,16 +142,16 @@ def typical_table(
     names: Sequence[Any],
 ) -> str:
     """HTML: of each cluster the rows that are surest of it; of equally sure ones those of highest log p(x)."""
-    label = p.argmax(1)
+    label, missing = p.argmax(1), (~there).sum(1)
     chosen = []
     for c in clusters:
         members = np.flatnonzero(label == c)
-        order = np.lexsort((-log_px[members], -np.round(p[members, c], 2)))
+        order = np.lexsort((-log_px[members], missing[members], -np.round(p[members, c], 2)))
         chosen += [(c, int(i)) for i in members[order][:ROWS]]
     lead = [[str(c), f"{p[i, c]:.2f}"] for c, i in chosen]
     return (
         f"<h3>Facet {escape(facet)}: the most typical rows of each cluster</h3><p>The rows that belong to the cluster "
-        "most surely (p), of equally sure ones those that the model finds most likely. Good: you can say what the "
+        "most surely (p), of equally sure ones those with the fewest missing entries that the model finds most likely. Good: you can say what the "
         "rows of a cluster have in common." + _cut(columns) + "</p>"
         + rows_table(columns, x, there, [i for _, i in chosen], names, ["cluster", "p"], lead)
     )  # fmt: skip
@@ -171,7 +171,7 @@ def lowest_table(
     lead = [[f"{log_px[i]:.2f}" + (" (k-hat > 0.7)" if khat[i] > 0.7 else "")] for i in order]
     return (
         "<h3>Rows that the model finds least likely</h3><p>Log p(x) in nats, worst first. Good: odd rows, the ones a "
-        "person would also call odd or mistyped; ordinary rows here show what the model misses." + _cut(columns)
+        "person would also call odd or mistyped; ordinary rows here show what the model misses. A row with missing entries is scored for the others alone." + _cut(columns)
         + "</p>" + rows_table(columns, x, there, list(order), names, ["log p(x)"], lead)
     )  # fmt: skip
 

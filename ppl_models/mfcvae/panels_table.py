@@ -101,9 +101,13 @@ def _draw_shares(spec: MFCVAE, share: Float[np.ndarray, "J D"], spread: Float[np
             axes[0].barh(where, share[j], left=start, color=_COLOURS[j % len(_COLOURS)], label=facet.name)
             above, below = above + np.maximum(share[j], 0), below + np.minimum(share[j], 0)
         axes[0].set_title("share of each facet", fontsize=10, loc="left")
-        figure.legend(loc="outside lower center", ncols=len(share), fontsize=9)
-    axes[-1].barh(where, spread, color="#5b6675")
+        axes[0].legend(fontsize=8, frameon=False)
+    classes = np.asarray([bool(column.values) for column in spec.likelihood.columns[:SHOWN]])
+    for mine, colour, label in ((~classes, "#5b6675", "numbers"), (classes, "#b9c0ca", "classes (log odds)")):
+        if mine.any():
+            axes[-1].barh(where[mine], spread[mine], color=colour, label=label)
     axes[-1].axvline(1.0, color="black", lw=0.8, ls=":")
+    axes[-1].legend(fontsize=8, frameon=False)
     axes[-1].set_title("standard deviation over data", fontsize=10, loc="left")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
