@@ -20,7 +20,10 @@ from inference.cli.common import (
 )
 
 
-_DATA = "(default: the held-out data of the run) (of a table: FILE.csv|.tsv|.parquet; default: all its rows)"
+_OUT = (
+    "(default: assignments.csv in the run folder) (a table: one line a row, index, cluster_FACET, probability_FACET, "
+    "entropy_FACET; its data are all rows of the file, or FILE.csv|.tsv|.parquet)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,7 @@ class Assign:
 
     folder: Run
     """Run folder."""
-    data: Annotated[Positional[str | None], arg(metavar="NAME|FILE.npy", help_behavior_hint=_DATA)] = None
+    data: Annotated[Positional[str | None], opt("NAME|FILE.npy", "the held-out data of the run")] = None
     """What to assign: the held-out data of a data set by name, or stored data (n, *shape) in a file."""
     facet: Annotated[str | None, opt("NAME", "all")] = None
     """Only this facet."""
@@ -48,7 +51,7 @@ class Assign:
     """Draws of z a datum [draws]."""
     examples: Annotated[int | None, opt("N", "none")] = None
     """Also write figures/examples_FACET.png: the N most certain data of each cluster, one row a cluster."""
-    out: Annotated[Path | None, opt("FILE.csv", "assignments.csv in the run folder")] = None
+    out: Annotated[Path | None, arg(metavar="FILE.csv", help_behavior_hint=_OUT)] = None
     """Table to write."""
     seed: Annotated[int, opt("N")] = 0
     """Seed of the draws."""
