@@ -31,7 +31,7 @@ from inference.checking.per_datum import (
     sweep,
 )
 from inference.fitting.sources import stored
-from ppl_models.program import Column, Program, decode_frame, rows, take
+from ppl_models.program import Column, Program, decode_frame, take
 
 if TYPE_CHECKING:
     import pandas as pd

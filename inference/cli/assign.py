@@ -19,7 +19,6 @@ from inference.cli.common import (
     usage,
 )
 
-
 _OUT = (
     "(default: assignments.csv in the run folder) (a table: one line a row, index, cluster_FACET, probability_FACET, "
     "entropy_FACET; its data are all rows of the file, or FILE.csv|.tsv|.parquet)"
@@ -105,7 +104,7 @@ def assign(command: Assign) -> None:
 
 
 def by_row(found: Mapping[str, Any], frame: Any) -> Any:
-    """One row a row of the table, under its index: of each facet the cluster, its probability and the entropy [nats]."""
+    """One line a row of the table, under its index: of each facet the cluster, its probability, the entropy [nats]."""
     import pandas as pd
 
     cells = {}

@@ -132,7 +132,7 @@ def clusters_data(program: Any) -> bool:
     return any(site.startswith(PREFIX) for site in sites)
 
 
-def data_of(entries: Sequence[Entry], test_n: int | None) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
+def data_of(entries: Sequence[Entry], test_n: int | None) -> tuple[Any, Mapping[str, np.ndarray]]:
     """Load the held-out data that all runs share; a usage error where they do not, or score different things."""
     check_same_data(entries)
     first = entries[0]
@@ -149,7 +149,7 @@ def data_of(entries: Sequence[Entry], test_n: int | None) -> tuple[np.ndarray, M
 
 
 def read(
-    entries: Sequence[Entry], x: np.ndarray, factors: Mapping[str, np.ndarray]
+    entries: Sequence[Entry], x: Any, factors: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, pd.DataFrame], dict[str, dict[str, np.ndarray]]]:
     """Tables of scores and of shared information, and the labels of every facet, of every run."""
     import pandas as pd
@@ -170,7 +170,7 @@ def read(
     return found, assignments
 
 
-def with_baselines(table: pd.DataFrame, entry: Entry, x: np.ndarray, factors: Mapping[str, np.ndarray]) -> pd.DataFrame:
+def with_baselines(table: pd.DataFrame, entry: Entry, x: Any, factors: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """Add the rows of k-means and mixtures of the same K, fitted to the training data of a run."""
     import jax
     import pandas as pd
@@ -197,7 +197,7 @@ def with_baselines(table: pd.DataFrame, entry: Entry, x: np.ndarray, factors: Ma
 
 def chosen_of(
     entries: Sequence[Entry],
-    x: np.ndarray,
+    x: Any,
     factors: Mapping[str, np.ndarray],
     assignments: Mapping[str, Mapping[str, np.ndarray]],
 ) -> Choice:

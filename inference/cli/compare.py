@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional
 
@@ -25,7 +25,6 @@ from inference.cli.entries import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
 
@@ -126,7 +125,7 @@ def groups(entries: Sequence[Entry], *, baselines: bool) -> list[list[Entry]]:
     return kept
 
 
-def baselines_of(members: Sequence[Entry], x: np.ndarray | None) -> dict[str, pd.DataFrame]:
+def baselines_of(members: Sequence[Entry], x: Any) -> dict[str, pd.DataFrame]:
     """Return the baselines of one group, fitted to the training data of its first run; none where there are none."""
     from inference.checking.classical import baselines
 

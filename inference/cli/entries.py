@@ -11,7 +11,6 @@ from inference.cli import runs, tables
 from inference.cli.common import UsageError, is_run, read_run
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
 
@@ -62,7 +61,7 @@ def check_same_data(entries: Sequence[Entry]) -> None:
             )
 
 
-def held_out(entries: Sequence[Entry], test_n: int | None) -> np.ndarray | None:
+def held_out(entries: Sequence[Entry], test_n: int | None) -> Any:
     """Load the held-out data of the runs; ``None`` where there are only tables."""
     sizes = [(e.card["test_n"] if e.card is not None else len(e.table), e) for e in entries]  # type: ignore[arg-type]
     least, entry = min(sizes, key=lambda pair: pair[0])
@@ -76,7 +75,7 @@ def held_out(entries: Sequence[Entry], test_n: int | None) -> np.ndarray | None:
     return None
 
 
-def check_same_draws(entries: Sequence[Entry], x: np.ndarray | None) -> None:
+def check_same_draws(entries: Sequence[Entry], x: Any) -> None:
     """Raise :class:`UsageError` where runs were fitted to their programs' own draws and these are not all ``x``."""
     import jax
     import numpy as np
@@ -95,7 +94,7 @@ def check_same_draws(entries: Sequence[Entry], x: np.ndarray | None) -> None:
             )
 
 
-def evidence_of(entries: Sequence[Entry], x: np.ndarray | None, particles: int | None) -> dict[str, pd.DataFrame]:
+def evidence_of(entries: Sequence[Entry], x: Any, particles: int | None) -> dict[str, pd.DataFrame]:
     """Return an evidence table for each entry, computed only where its folder holds none of these data."""
     own = [table for e in entries if e.fit is not None and (table := tables.own_table(e.folder)) is not None]
     asked = [table.attrs["particles"] for table in own if table.attrs["estimator"] != "exact"]

@@ -21,6 +21,9 @@ from inference.cli.common import (
 )
 
 
+_VALIDATION = "(default: 0) (of a table: a seventh)"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fit:
     """Fit a family to data, then check it on held-out data.
@@ -53,7 +56,7 @@ class Fit:
     """Seed of the initial weights, the minibatches and all draws; equal seeds give equal runs."""
     n: Annotated[int | None, opt("N", "all")] = None
     """Fit to a random subset of N of the training data [data]."""
-    validation: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 0) (of a table: a seventh)")] = None
+    validation: Annotated[int | None, arg(metavar="N", help_behavior_hint=_VALIDATION)] = None
     """Keep the last N of the training data out of the fit, and choose the best step by them [data]."""
     validate_every: Annotated[int | None, opt("N", "chosen from --steps")] = None
     """Steps between two validations [steps]."""
@@ -66,7 +69,7 @@ class Fit:
     checkpoint_every: Annotated[int | None, opt("N", "chosen from --steps")] = None
     """Steps between two checkpoints [steps]."""
     labels: Annotated[str | None, opt("COLUMN", "none")] = None
-    """Column of a table (--data FILE.csv|.tsv|.parquet) to keep out of the model; its clusters are scored against it."""
+    """Column of a table (--data FILE.csv|.tsv|.parquet) to keep out of the model, to score clusters against."""
     columns: Annotated[str | None, opt("NAME=KIND,...", "as found")] = None
     """Kinds of columns of a table: real, positive, count, binary, categorical, or drop."""
     index: Annotated[str | None, opt("COLUMN", "the number of the row")] = None

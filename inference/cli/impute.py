@@ -62,7 +62,10 @@ def impute(command: Impute) -> None:
         raise UsageError(f"--out {str(path)!r}: no folder {str(path.parent)!r}; make it first")
     card = runs.run_card(command.folder, command.common.plugin)
     if not table_file.is_table_card(card):
-        raise UsageError(f"{str(command.folder)!r} was fitted to {card['name']!r}; only entries of a table can be missing")
+        raise UsageError(
+            f"{str(command.folder)!r} was fitted to {card['name']!r}, which is no table; impute fills a run of "
+            "`ppl-models fit ... --data FILE.csv`"
+        )
     fitted = runs.load_fit(command.folder)
     x, frame = table_file.rows_for(command.data, card, fitted.program.observation.columns)
     import jax

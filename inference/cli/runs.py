@@ -214,7 +214,9 @@ def with_clusters(spec: Any, text: str) -> Any:
     counts = counts * len(facets) if len(counts) == 1 else counts
     if len(counts) != len(facets):
         names = ", ".join(facet.name for facet in facets)
-        raise UsageError(f"--clusters {text} has {len(counts)} numbers for {len(facets)} facets ({names}); give one each")
+        raise UsageError(
+            f"--clusters {text} has {len(counts)} numbers for {len(facets)} facets ({names}); give one each"
+        )
     with usage():
         changed = [dataclasses.replace(f, clusters=k) for f, k in zip(facets, counts, strict=True)]
         return dataclasses.replace(spec, facets=tuple(changed))
@@ -282,7 +284,7 @@ def evaluate(fitted: Any, data: Data, *, particles: int, draws: int, progress: b
     return Evaluated(table, tree, verdict, page)
 
 
-def draw_posterior(fitted: Any, x: np.ndarray, *, draws: int, factors: Any, progress: bool = True) -> Any:
+def draw_posterior(fitted: Any, x: Any, *, draws: int, factors: Any, progress: bool = True) -> Any:
     """Draw from the posterior of held-out data and write posterior.nc."""
     from inference.checking.posterior_tree import posterior, save_posterior
 

@@ -38,7 +38,7 @@ class Split:
     validation: Any
     test: Any
     factors: Mapping[str, np.ndarray]
-    names: np.ndarray
+    names: list[Any]
 
 
 def is_table(name: str | None) -> bool:
@@ -77,8 +77,8 @@ def make_card(
     if validation is None:
         validation = used // VALIDATION
         say(
-            f"{rows:,} rows: {used - validation:,} to fit, {validation:,} to choose the best step by, {held_out:,} held "
-            "out (--validation N for another number)"
+            f"{rows:,} rows: {used - validation:,} to fit, {validation:,} to choose the best step by, "
+            f"{held_out:,} held out (--validation N for another number)"
         )
     if validation >= used:
         raise UsageError(f"--validation {validation} leaves nothing to fit of {used:,} rows; give at most {used - 1}")
@@ -220,7 +220,7 @@ def load(card: Mapping[str, Any], columns: Sequence[Column] = (), *, test_n: int
     test = order[: min(card["test_n"] if test_n is None else test_n, held_out)]
     rest = order[held_out:][: card["n"]]
     cut = len(rest) - card["validation"]
-    names = frame.index.to_numpy()[test]
+    names = frame.index.to_numpy()[test].tolist()
     factors = {name: codes[test] for name, codes in table.factors.items()}
     validation = take(x, rest[cut:]) if card["validation"] else None
     return Split(take(x, rest[:cut]), validation, take(x, test), factors, names)

@@ -151,8 +151,8 @@ def typical_table(
     lead = [[str(c), f"{p[i, c]:.2f}"] for c, i in chosen]
     return (
         f"<h3>Facet {escape(facet)}: the most typical rows of each cluster</h3><p>The rows that belong to the cluster "
-        "most surely (p), of equally sure ones those with the fewest missing entries that the model finds most likely. Good: you can say what the "
-        "rows of a cluster have in common." + _cut(columns) + "</p>"
+        "most surely (p), of equally sure ones those with the fewest missing entries that the model finds most likely. "
+        "Good: you can say what the rows of a cluster have in common." + _cut(columns) + "</p>"
         + rows_table(columns, x, there, [i for _, i in chosen], names, ["cluster", "p"], lead)
     )  # fmt: skip
 
@@ -171,7 +171,8 @@ def lowest_table(
     lead = [[f"{log_px[i]:.2f}" + (" (k-hat > 0.7)" if khat[i] > 0.7 else "")] for i in order]
     return (
         "<h3>Rows that the model finds least likely</h3><p>Log p(x) in nats, worst first. Good: odd rows, the ones a "
-        "person would also call odd or mistyped; ordinary rows here show what the model misses. A row with missing entries is scored for the others alone." + _cut(columns)
+        "person would also call odd or mistyped; ordinary rows here show what the model misses. A row with missing "
+        "entries is scored for the others alone." + _cut(columns)
         + "</p>" + rows_table(columns, x, there, list(order), names, ["log p(x)"], lead)
     )  # fmt: skip
 

@@ -38,7 +38,8 @@ class TableRows:
     def data_panels(self) -> list[Panel]:
         """Predictions against data, rows that the model makes up beside real ones, predictive checks by column."""
         replicated = criticism.group(self.tree, "posterior_predictive").get(self.site)
-        prior, rest = criticism.group(self.tree, "prior_predictive").get(self.site), table_figures.left_out(self.columns)
+        prior = criticism.group(self.tree, "prior_predictive").get(self.site)
+        rest = table_figures.left_out(self.columns)
         panels = []
         if replicated is not None:
             draws = criticism.draws_first(replicated)
