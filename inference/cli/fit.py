@@ -20,7 +20,6 @@ from inference.cli.common import (
     usage,
 )
 
-
 _VALIDATION = "(default: 0) (of a table: a seventh)"
 
 

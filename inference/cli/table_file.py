@@ -28,6 +28,8 @@ KIND = "table"
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
 HELD_OUT, VALIDATION = 5, 7
 """One row in so many is held out; of the others one in so many is for validation unless the user says otherwise."""
+MOST = 5_000
+"""Rows for validation unless the user says otherwise: more of them only take longer."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def make_card(
         raise UsageError(f"--n {n} is more than the {left:,} rows that are not held out; give at most {left}")
     used = left if n is None else n
     if validation is None:
-        validation = used // VALIDATION
+        validation = min(used // VALIDATION, MOST)
         say(
             f"{rows:,} rows: {used - validation:,} to fit, {validation:,} to choose the best step by, "
             f"{held_out:,} held out (--validation N for another number)"
@@ -119,7 +121,7 @@ def file_of(card: Mapping[str, Any]) -> Path:
                 say(f"warning: {file} has changed since the run was fitted; its rows are dealt anew")
             return file
     raise UsageError(
-        f"the run was fitted to the table {card['path']!r}, which is gone; put it back there, or mend \"path\" of its "
+        f'the run was fitted to the table {card["path"]!r}, which is gone; put it back there, or mend "path" of its '
         "card in run.json"
     )
 
@@ -193,9 +195,7 @@ def all_rows(card: Mapping[str, Any], columns: Sequence[Column]) -> tuple[Any, p
         return encode_frame(columns, frame), frame
 
 
-def rows_for(
-    path: str | None, card: Mapping[str, Any], columns: Sequence[Column]
-) -> tuple[Any, pd.DataFrame]:
+def rows_for(path: str | None, card: Mapping[str, Any], columns: Sequence[Column]) -> tuple[Any, pd.DataFrame]:
     """Stored rows that a command names, by default all of the table of the run, and the rows as they stand there."""
     if path is None:
         x, frame = all_rows(card, columns)

@@ -173,7 +173,7 @@ def lowest_table(
         "<h3>Rows that the model finds least likely</h3><p>Log p(x) in nats, worst first. Good: odd rows, the ones a "
         "person would also call odd or mistyped; ordinary rows here show what the model misses. A row with missing "
         "entries is scored for the others alone." + _cut(columns)
-        + "</p>" + rows_table(columns, x, there, list(order), names, ["log p(x)"], lead)
+        + "</p>" + rows_table(columns, x, there, order.tolist(), names, ["log p(x)"], lead)
     )  # fmt: skip
 
 
