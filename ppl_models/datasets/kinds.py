@@ -192,7 +192,7 @@ def _inferred(cells: _Cells) -> tuple[Column, str]:
     if whole and v.min() >= 0 and v.max() < MOST:
         kind, why = _best_of_whole(v)
         if kind == "categorical":
-            return Column(name, kind, values=cells.values()), stored + why
+            return Column(name, "categorical", values=cells.values()), stored + why
     else:
         kind, why = ("positive", "above 0, skewed") if _log_helps(v) else ("real", "numbers")
     return _column(cells, kind), stored + why + _ties(v)

@@ -220,7 +220,7 @@ class MFCVAE:
             raise ValueError(f"views need images (H, W, C) with H and W multiples of 4, got shape {self.shape}")
 
     def _check_table(self) -> None:
-        additive, table = isinstance(self.network, Additive), isinstance(self.likelihood, Columns)
+        likelihood, additive = self.likelihood, isinstance(self.network, Additive)
         if self.posterior not in ("diag", "full"):
             raise ValueError(f"posterior must be 'diag' or 'full', got {self.posterior!r}")
         if self.posterior == "full" and not (additive and self.bound == "marginal"):
@@ -228,13 +228,13 @@ class MFCVAE:
                 f"a full posterior needs network=Additive(...) and bound='marginal', got {type(self.network).__name__} "
                 f"and {self.bound!r}"
             )
-        if additive and not table:
-            raise ValueError(f"Additive is for tables, got {type(self.likelihood).__name__}; use MLP or MLPLadder")
-        if not table:
+        if not isinstance(likelihood, Columns):
+            if additive:
+                raise ValueError(f"Additive is for tables, got {type(likelihood).__name__}; use MLP or MLPLadder")
             return
-        columns = self.likelihood.columns
-        if self.shape != (len(columns),):
-            raise ValueError(f"a table of {len(columns)} columns has shape ({len(columns)},), got {self.shape}")
+        D = len(likelihood.columns)
+        if self.shape != (D,):
+            raise ValueError(f"a table of {D} columns has shape ({D},), got {self.shape}")
         if not isinstance(self.network, Additive | MLP | MLPLadder):
             raise ValueError(
                 f"a table needs network=Additive(), MLP() or MLPLadder(), got {type(self.network).__name__}"
