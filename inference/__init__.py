@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from inference.checking.classical import baselines as baselines
     from inference.checking.comparison import compare as compare, stacking_weights as stacking_weights
     from inference.checking.diagnostics import diagnose as diagnose
+    from inference.checking.imputation import Imputation as Imputation, impute as impute
     from inference.checking.log_evidence import (
         bits_per_dim as bits_per_dim,
         evidence as evidence,
@@ -42,6 +43,7 @@ __getattr__, __dir__, __all__ = lazily(
     {
         "Fit": "fitting.fitted",
         "Refined": "checking.refinement",
+        "Imputation": "checking.imputation",
         "baselines": "checking.classical",
         "bits_per_dim": "checking.log_evidence",
         "calibrate": "checking.calibration",
@@ -54,6 +56,7 @@ __getattr__, __dir__, __all__ = lazily(
         "exact_table": "checking.log_evidence",
         "fit": "fitting.run",
         "forward_kl": "fitting.forward",
+        "impute": "checking.imputation",
         "load": "fitting.fitted",
         "posterior": "checking.posterior_tree",
         "read_evidence": "checking.log_evidence",
