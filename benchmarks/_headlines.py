@@ -31,6 +31,9 @@ HEADLINES = (
     Headline("hvae_digits/over_mixture", "HVAE, binary digits: held-out log p(x) of a digit, ahead of the best mixture",
              "mixture of {hvae_digits/over_mixture:detail.components} Bernoullis "
              "{hvae_digits/over_mixture:detail.mixture} nats"),
+    Headline("leaderboard/grey_mfcvae", "MFCVAE, grey digits as probability mass: held-out code length",
+             "mixture of categoricals {leaderboard/grey_categorical_mixture:value}, "
+             "HVAE {leaderboard/grey_hvae:value}"),
     Headline("leaderboard/dequantised_diffusion", "Diffusion, dequantised digits: held-out code length",
              "Gaussian {leaderboard/dequantised_gaussian:value}, mixture of categoricals "
              "{leaderboard/dequantised_categorical_mixture:value}; VAEs with one noise for all pixels lose to the "

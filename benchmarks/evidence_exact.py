@@ -1,8 +1,9 @@
 """Does the estimated log p(x) agree with its closed form, and do its intervals cover as often as they say?
 
-Two programs with a known log p(x): factor analysis (linear, Gaussian), and a mixture prior under a linear Gaussian
-likelihood.  Their posteriors are spoilt on purpose (means off, too wide), since an exact one has no error at all.
-The 95% interval of a datum is log_px +- 1.96 se.  Each seed makes another model, other data and other noise.
+Three programs with a known log p(x): factor analysis (linear, Gaussian), a mixture prior under a linear Gaussian
+likelihood, and - conditional, log p(y | t) - Bayesian linear regression with coefficients of its own for every datum.
+Their posteriors are spoilt on purpose (means off, too wide), since an exact one has no error at all.  The 95% interval
+of a datum is log_px +- 1.96 se.  Each seed makes another model, other data and other noise.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import numpy as np
 
 from benchmarks.harness import Claim
 from inference.checking.log_evidence import evidence
-from tests.closed_forms import ClosedForm, linear_gaussian_program, mixture_program
+from tests.closed_forms import ClosedForm, linear_gaussian_program, mixture_program, random_coefficients
 
 PARTICLES = 512
 SPOIL = 0.1
 PROGRAMS: dict[str, tuple[str, Callable[..., ClosedForm]]] = {
     "linear_gaussian": ("factor analysis", linear_gaussian_program),
     "mixture": ("mixture prior", mixture_program),
+    "regression": ("Bayesian linear regression, y given its inputs", random_coefficients),
 }
 
 
@@ -29,7 +31,7 @@ def measure(build: Callable[..., ClosedForm], spoil: float, data: int, seed: int
     form = build(spoil=spoil, seed=seed)
     data_key, key = jax.random.split(jax.random.key(seed))
     x = form.sample(data_key, data)
-    table = evidence(form.fit, x, particles=PARTICLES, key=key, progress=False)
+    table = evidence(form.fit, x, particles=PARTICLES, key=key, refine="none", progress=False)
     error = table["log_px"].to_numpy() - form.log_px(x)
     return {
         "mean_abs_error": np.abs(error).mean(),

@@ -6,8 +6,7 @@
 
 A datum is a dict: ``x`` (inputs,), which is given, and ``y`` (), which is scored: evidence is of y given x.
 
-    ppl-models fit noisy_regression:fork --plugin examples/noisy_regression.py --data own --out runs/fork \
-        --steps 8000 --learning-rate 5e-3
+    ppl-models fit noisy_regression:fork --plugin examples/noisy_regression.py --data own --out runs/fork --steps 8000
 """
 
 from dataclasses import dataclass
@@ -34,26 +33,26 @@ class Net(nnx.Module):
 
 def fork(inputs: int, key: jax.Array, n: int) -> dict[str, jax.Array]:
     """x ~ U(-2, 2), y = x_0 or -x_0 by the toss of a coin, plus Gaussian noise of scale .05 + .1 |x_0|."""
-    x_key, coin_key, noise_key = jax.random.split(key, 3)
-    x = jax.random.uniform(x_key, (n, inputs), minval=-2.0, maxval=2.0)
-    noise = (0.05 + 0.1 * jnp.abs(x[:, 0])) * jax.random.normal(noise_key, (n,))
-    return {"x": x, "y": jax.random.rademacher(coin_key, (n,)) * x[:, 0] + noise}
+    keys = jax.random.split(key, 3)
+    x = jax.random.uniform(keys[0], (n, inputs), minval=-2.0, maxval=2.0)
+    noise = (0.05 + 0.1 * jnp.abs(x[:, 0])) * jax.random.normal(keys[1], (n,))
+    return {"x": x, "y": jax.random.rademacher(keys[2], (n,)) * x[:, 0] + noise}
 
 
 @dataclass(frozen=True)
 class NoisyRegression:
-    """``inputs`` numbers in x, ``latent`` numbers k in z, ``hidden`` units in each network."""
+    """``inputs`` numbers in x, ``latent`` numbers k in z, ``hidden`` units a network, ``warmup`` updates of the KL."""
 
     inputs: int = 1
     latent: int = 1
     hidden: int = 32
+    warmup: int = 1000
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def build(self, key: jax.Array) -> Program:
-        keys = jax.random.split(key, 3)
-        mean, noise = Net(self.inputs + self.latent, self.hidden, 1, keys[0]), Net(self.inputs, self.hidden, 1, keys[1])
-        guide = Net(self.inputs + 1, self.hidden, 2 * self.latent, keys[2])
-        modules = {"mean": mean, "noise": noise, "guide": guide}
+        keys, h = jax.random.split(key, 3), self.hidden
+        mean, noise = Net(self.inputs + self.latent, h, 1, keys[0]), Net(self.inputs, h, 1, keys[1])
+        guide = Net(self.inputs + 1, h, 2 * self.latent, keys[2])
 
         def model(data: dict[str, jax.Array]) -> jax.Array:
             x, mu, log_sd = data["x"], bind("mean", mean), bind("noise", noise)
@@ -70,9 +69,11 @@ class NoisyRegression:
         return Program(
             self, model, posterior, ("z",), {"x": (self.inputs,), "y": ()}, observed=("y",),
             observation=Observation("y given x; density, nats", given=("x",), sampler=partial(fork, self.inputs)),
-            training=Training(weights={"kl": lambda step: jnp.minimum(step / 1000, 1.0)}),  # z before the noise
-            views=Views(("p(y, z | x) = N(y; μ(x, z), exp(s(x))²) N(z; 0, I)",), modules))  # fmt: skip
+            training=Training(weights={"kl": lambda step: jnp.minimum((step + 1) / self.warmup, 1.0)}),  # z first
+            views=Views(("p(y, z | x) = N(y; μ(x, z), exp(s(x))²) N(z; 0, I)",),
+                        {"mean": mean, "noise": noise, "guide": guide}))  # fmt: skip
 
 
-register("noisy_regression", NoisyRegression, presets={"tiny": NoisyRegression(hidden=8), "fork": NoisyRegression()},
+PRESETS = {"tiny": NoisyRegression(hidden=8, warmup=1), "fork": NoisyRegression()}
+register("noisy_regression", NoisyRegression, presets=PRESETS,
          paper="Bishop 1994, Mixture Density Networks; Kingma & Welling 2014, arXiv 1312.6114")  # fmt: skip

@@ -28,8 +28,8 @@ class ClosedForm(NamedTuple):
 
     program: Program
     params: dict[str, jax.Array]
-    log_px: Callable[[np.ndarray], np.ndarray]
-    sample: Callable[[jax.Array, int], np.ndarray]
+    log_px: Callable[[Any], np.ndarray]
+    sample: Callable[[jax.Array, int], Any]
 
     @property
     def fit(self) -> Fit:
@@ -198,3 +198,47 @@ def linear_gaussian_hierarchy(
     variance = spread[0] + gain[0] ** 2
     cov = (W.astype(float) * variance) @ W.T.astype(float) + noise**2 * np.eye(dim)
     return ClosedForm(program, params, lambda x: _gaussian_log_px(x, b, cov), _sampler(program, params))
+
+
+def random_coefficients(n: int = 6, p: int = 2, *, noise: float = 0.7, spoil: float = 0.1, seed: int = 0) -> ClosedForm:
+    """A conditional program: Bayesian linear regression with coefficients of its own for every datum.
+
+    w ~ N(m, I_p), y | t, w ~ N(t w, noise^2 I_n); a datum is the inputs ``t`` (n, p), which are given, and ``y`` (n,).
+    p(y | t) = N(t m, t t' + noise^2 I).  The posterior of w, exact but for ``spoil``, is correlated.  ``m`` is a
+    parameter site.
+    """
+    prior_mean = np.random.default_rng(seed).normal(size=p).astype("float32")
+
+    def model(x: dict[str, jax.Array]) -> None:
+        m = numpyro.param("m", jnp.zeros(p))
+        with numpyro.plate("data", len(x["t"])):
+            w = numpyro.sample("w", dist.Normal(m, 1).to_event(1), infer={"ctx": None})
+            numpyro.sample("y", dist.Normal((x["t"] @ w[..., None])[..., 0], noise).to_event(1), obs=x.get("y"))
+
+    def posterior(x: dict[str, jax.Array]) -> Posterior:
+        t, m = x["t"], numpyro.param("m", jnp.zeros(p))
+        covariance = jnp.linalg.inv(jnp.eye(p) + t.mT @ t / noise**2)
+        mean = (covariance @ (m + (t.mT @ x["y"][..., None])[..., 0] / noise**2)[..., None])[..., 0]
+        root = jnp.linalg.cholesky(covariance)
+        return lambda site, ctx: dist.MultivariateNormal(mean + spoil * root.sum(-1), scale_tril=(1 + spoil) * root)
+
+    program = Program(
+        spec=None, model=model, posterior=posterior, latents=("w",), shape={"t": (n, p), "y": (n,)}, observed=("y",),
+        observation=Observation(f"y in R^{n} given t", given=("t",)),
+        views=Views(("p(y, w | t) = N(w; m, I) N(y; t w, noise^2 I)",)),
+    )  # fmt: skip
+    params = {"m": jnp.asarray(prior_mean)}
+
+    def log_px(x: dict[str, np.ndarray]) -> np.ndarray:
+        rows = zip(np.asarray(x["t"], float), np.asarray(x["y"], float), strict=True)
+        parts = [_gaussian_log_px(y[None], t @ prior_mean, t @ t.T + noise**2 * np.eye(n)) for t, y in rows]
+        return np.concatenate(parts)
+
+    def sample(key: jax.Array, size: int) -> dict[str, np.ndarray]:
+        input_key, y_key = jax.random.split(key)
+        t = jax.random.normal(input_key, (size, n, p))
+        held = numpyro.handlers.substitute(program.model, data=params)
+        y = numpyro.handlers.trace(numpyro.handlers.seed(held, y_key)).get_trace({"t": t})["y"]["value"]
+        return {"t": np.asarray(t), "y": np.asarray(y)}
+
+    return ClosedForm(program, params, log_px, sample)

@@ -112,12 +112,12 @@ def baselines(
     ``quick``       a few seconds: a subset of the training data (2,000 rows), few settings, the first 4,000 test data.
                     What :func:`inference.diagnose` takes.
 
-    Where whole numbers are scored (``bits_offset`` 0: binarised pixels, counts) there is the categorical mixture,
-    named ``bernoulli-mixture`` for two symbols; ``quick`` adds ``independent``, every number by itself (of densities,
-    above 1,024 numbers only).  Where densities are scored there are ``gaussian``, ``ppca``, ``factor-analysis`` (not
-    ``quick``) and ``gaussian-mixture``; for dequantised data also the categorical mixture, constant within each
-    level: log p(x) = log P(stored) + D bits_offset log 2.  It takes at most 32 symbols.  Rows of a table
-    (``observation.columns``) get ``independent``, ``gaussian``, ``factor-analysis``, ``ppca`` and
+    Where whole numbers are scored (``bits_offset`` 0: binarised pixels, counts, grey levels as masses) there is the
+    categorical mixture, named ``bernoulli-mixture`` for two symbols; ``quick`` adds ``independent``, every number by
+    itself (of densities, above 1,024 numbers only).  Where densities are scored there are ``gaussian``, ``ppca``,
+    ``factor-analysis`` (not ``quick``) and ``gaussian-mixture``; for dequantised data also the categorical mixture,
+    constant within each level: log p(x) = log P(stored) + D bits_offset log 2.  It takes at most 32 symbols.  Rows of a
+    table (``observation.columns``) get ``independent``, ``gaussian``, ``factor-analysis``, ``ppca`` and
     ``gaussian-mixture`` or ``latent-class`` (:mod:`inference.checking.classical_rows`); conditional programs
     ``gaussian``, of what is scored alone, and ``linear-regression``.  The settings chosen stand in
     ``table.attrs["baseline"]``.
@@ -173,6 +173,9 @@ def _views(program: Any, x: Any, held_out: Any, x_test: Any, key: jax.Array, qui
     train, both = (_training(program, a, train_key) for a in (x, joined))
     n, d = train.shape
     integers = all(program.scored(a).dtype.kind in "uib" for a in (x, held_out, x_test))
+    if scored.bits_offset == 0 and integers:
+        unit = _unit(program.scored(x), train)
+        train, held, both, test = (_near_whole(a * unit) for a in (train, held, both, test))
     if scored.bits_offset == 0 and all((a == np.round(a)).all() for a in (train, test, held)):
         symbols = int(max(a.max() for a in (train, test, held))) + 1
         found = _masses(n, symbols, seed, quick) if min(a.min() for a in (train, test, held)) >= 0 else []
@@ -190,8 +193,8 @@ def _views(program: Any, x: Any, held_out: Any, x_test: Any, key: jax.Array, qui
         regression = partial(linear_regression, inputs=inputs)
         settings = grid(ridge=(1e-6, 1e-3, 1e-2, 0.1, 1.0))
         alone = _densities(n, d, seed, quick)[:1]
-        conditional = Candidates("linear-regression", regression, settings)
-        return [View(train, held, both, test, alone), View(pairs[0], pairs[1], pairs[2], pairs[3], [conditional])]
+        on_inputs = [Candidates("linear-regression", regression, settings)]
+        return [View(train, held, both, test, alone), View(*pairs, candidates=on_inputs)]
     views = [View(train, held, both, test, _densities(n, d, seed, quick))]
     if scored.bits_offset and integers:
         symbols, constant = round(2**scored.bits_offset), d * scored.bits_offset * math.log(2)
@@ -199,6 +202,24 @@ def _views(program: Any, x: Any, held_out: Any, x_test: Any, key: jax.Array, qui
         flat = [a.reshape(len(a), -1).astype(np.int64) for a in every]
         views.append(View(flat[0], flat[1], flat[2], flat[3], _masses(n, symbols, seed, quick), constant))
     return views
+
+
+def _near_whole(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    """Whole numbers where all are within float32's error of one."""
+    return np.round(x) if np.abs(x - np.round(x)).max(initial=0.0) < 1e-3 else x
+
+
+def _unit(stored: Any, prepared: Float[np.ndarray, "n d"]) -> float:
+    """What turns prepared data back into stored whole numbers, where they are these over a constant; else 1.
+
+    Grey levels k of L are scored on [0, 1] as k / (L - 1): the masses are those of k.
+    """
+    flat = np.asarray(stored, np.float64).reshape(len(stored), -1)
+    if flat.shape != prepared.shape or not prepared.any():
+        return 1.0
+    unit = flat.sum() / prepared.sum()
+    same = np.allclose(flat, unit * prepared, rtol=1e-5, atol=1e-5)
+    return float(unit) if same else 1.0
 
 
 def _check_shared(program: Any, *data: Any) -> None:

@@ -259,6 +259,7 @@ def evidence_checks(table: pd.DataFrame, rates: Mapping[str, np.ndarray]) -> lis
     # A weight distribution too broken for a fit has no k-hat: not trusted either.
     share = float(np.mean(~(table["khat"].to_numpy(float) <= KHAT)))
     heavy = _verdict(share, *KHAT_SHARE)
+    refined = int((table["estimator"] == "refined").sum()) if "estimator" in table else 0
     ess = table["ess"].to_numpy(float)
     middle = float(np.nanmedian(ess)) if np.isfinite(ess).any() else math.nan
     few = _verdict(-middle, -ESS[0], -ESS[1])
@@ -268,10 +269,11 @@ def evidence_checks(table: pd.DataFrame, rates: Mapping[str, np.ndarray]) -> lis
             heavy,
             f"{round(share * n)} of {n} data have importance weights with tails too heavy for a trustworthy log p(x)"
             + ("; the others can be trusted." if heavy == "ok" else
-               ": their values are likely too low and the stated errors too small."),
+               ": their values are likely too low and the stated errors too small.")
+            + (f" The posteriors of {refined} were refined for their datum." if refined else ""),
             "" if heavy == "ok" else
-            "More particles; a richer posterior (wider encoder, full covariance); longer training. Look at these data "
-            "in the report: they may be outliers.",
+            "Posteriors optimised datum by datum, inference.refine(fit, x, key=key); more particles; a richer "
+            "posterior (wider encoder); longer training. Look at these data in the report: they may be outliers.",
         ),
         Check(
             "effective sample size (median)", middle, f">= {ESS[0]:g} (fails below {ESS[1]:g})", few,

@@ -44,7 +44,7 @@ def diagnose(command: Diagnose) -> None:
     check_at_least(1, test_n=command.test_n)
     check_at_least(2, particles=command.particles)
     fitted, card = runs.open_run(command.folder, command.common.plugin)
-    data = runs.load_data(card, fitted.program.observation.sampler, test_n=command.test_n)
+    data = runs.data_of(fitted.program, card, test_n=command.test_n)
     x, factors = data.test, data.factors
     from inference.checking.diagnostics import diagnose as run_diagnose
 

@@ -32,7 +32,7 @@ def report(command: Report) -> None:
     """Write report.html and its figures again and print the path."""
     check_at_least(1, test_n=command.test_n)
     fitted, card = runs.open_run(command.folder, command.common.plugin)
-    data = runs.load_data(card, fitted.program.observation.sampler, test_n=command.test_n)
+    data = runs.data_of(fitted.program, card, test_n=command.test_n)
     x, factors = data.test, data.factors
     from inference.checking.diagnostics import diagnose as run_diagnose
     from inference.reporting.run_page import report as write_report
@@ -44,6 +44,6 @@ def report(command: Report) -> None:
     runs.write_table(verdict, fitted.folder / "diagnosis.csv")
     page = write_report(
         fitted, x, key=runs.keys()["report"], factors=factors, tree=tree, table=table, verdict=verdict,
-        train=None if callable(data.train) else data.train,
+        train=None if callable(data.train) else data.train, names=data.names,
     )  # fmt: skip
     print(page)

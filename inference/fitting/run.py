@@ -52,8 +52,9 @@ def fit(
     ``weights``        numbers or schedules of the step by name: a site (its log-likelihood or KL), a knob of the
                        program, or ``"kl"`` for all latents; for example ``{"kl": optax.linear_schedule(0, 1, 500)}``.
     ``average``        decay of a running average of the parameters (0.999, say), used for evaluation.
-    ``validation``     held-out stored data: the ELBO on it, with fixed noise, every ``validate_every`` steps, and before
-                       the first where the program starts from the data; the best parameters are kept, and training stops after ``patience`` validations without a better one.
+    ``validation``     held-out stored data: the ELBO on it, with fixed noise, every ``validate_every`` steps (and once
+                       before the first, where the program starts from the data); the best parameters are kept, and
+                       training stops after ``patience`` validations without a better one.
     ``out``            run folder: spec.json, run.json, history.csv as it goes, checkpoint/ every ``checkpoint_every``
                        steps.  With ``resume=True`` and the same arguments the run there continues exactly; a killed
                        run ends with the parameters that it would have had.

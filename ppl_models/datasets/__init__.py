@@ -17,6 +17,7 @@ from ppl_models.datasets.catalogue import info as info, load as load, names as n
 from ppl_models.datasets.describe import Info as Info
 from ppl_models.datasets.download import HuggingFace as HuggingFace, OpenML as OpenML, fetch as fetch
 from ppl_models.datasets.facets import facet_factors as facet_factors, render_facets as render_facets
+from ppl_models.datasets.images import folder_dataset as folder_dataset, images_folder as images_folder
 from ppl_models.datasets.locate import DataMissingError as DataMissingError
 
 if TYPE_CHECKING:

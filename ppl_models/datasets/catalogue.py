@@ -13,6 +13,7 @@ from jaxtyping import Integer, Shaped
 from ppl_models.datasets import npz
 from ppl_models.datasets.describe import Info, check_split, subset, whole
 from ppl_models.datasets.facets import CONFIGURATIONS
+from ppl_models.datasets.images import folder_dataset
 from ppl_models.datasets.locate import DATA_VARIABLE, all_npz, data_dirs, find_npz, is_name
 from ppl_models.datasets.packaged import CIFAR10_PNG4K, MNIST, Digits, FashionMNIST, Loaded, Root, _take
 
@@ -57,19 +58,24 @@ BUILTIN: dict[str, DataSet] = {
 
 
 def find(name: str, root: Root = None) -> DataSet:
-    """Return the entry of a set, or raise ``ValueError`` with the known names and the closest one."""
+    """Return the entry of a set, or raise ``ValueError`` with the known names and the closest one.
+
+    A name is looked for among the built-in sets, then among your own files, then as a folder of images.
+    """
     if name in BUILTIN:
         return BUILTIN[name]
     path = find_npz(name, root) if is_name(name) else None
     if path is not None:
         return UserFile(name, path)
+    if name and Path(name).expanduser().is_dir():
+        return folder_dataset(name)
     from ppl_models.program import did_you_mean  # imported late: an error may take the time, an import may not
 
     known = names(root=root)
     dirs = ", ".join(map(str, data_dirs())) or "not set"
     raise ValueError(
         f"unknown data set {name!r}{did_you_mean(str(name), known)}; known: {', '.join(known)}. A set of your own is "
-        f"a file NAME.npz in a directory named by {DATA_VARIABLE} (now: {dirs})"
+        f"a file NAME.npz in a directory named by {DATA_VARIABLE} (now: {dirs}), or the path of a folder of images"
     )
 
 

@@ -8,7 +8,9 @@ In this order, over the entries that are not missing (m of them, d different):
     d <= 12, d <= m / 2 (and m >= 50 where not whole)          categorical over these values: a density on few values
                                                                can be raised at will, a mass cannot
     whole, 0 or more                                           the best by itself of a negative binomial (count), a
-                                                               Normal (real) and a log-Normal (positive), in nats
+                                                               Normal (real), a log-Normal (positive) and, of d <= 32
+                                                               values in m >= 20 d, a mass on each (categorical), in
+                                                               nats less log(m) / 2m a parameter
     above 0, log-Normal ahead of Normal by .05 nats + 3 / m    positive
     else                                                       real
 
@@ -29,7 +31,7 @@ from scipy.special import gammaln
 from ppl_models._column import MOST, Column, as_text, days, distinct, is_time, missing, numbers, parsed
 
 CHOICES = ("real", "positive", "count", "binary", "categorical", "drop")
-FEW, CLASSES, MOST_CLASSES, SAMPLE = 12, 50, 1000, 10_000
+FEW, SEVERAL, CLASSES, MOST_CLASSES, SAMPLE = 12, 32, 50, 1000, 10_000
 _EXACT = 2**53
 _ID = re.compile(r"(^|[\W_])(id|ids|uuid|guid)$|[a-z]I[dD]$", re.IGNORECASE)
 _DATE = re.compile(r"^\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([ T].*)?$|^\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?$")
@@ -189,6 +191,8 @@ def _inferred(cells: _Cells) -> tuple[Column, str]:
         return Column(name, "categorical", values=cells.values()), f"{stored}{d} different numbers: a mass on each"
     if whole and v.min() >= 0 and v.max() < MOST:
         kind, why = _best_of_whole(v)
+        if kind == "categorical":
+            return Column(name, "categorical", values=cells.values()), stored + why
     else:
         kind, why = ("positive", "above 0, skewed") if _log_helps(v) else ("real", "numbers")
     return _column(cells, kind), stored + why + _ties(v)
@@ -282,17 +286,20 @@ def _log_helps(v: np.ndarray) -> bool:
 
 def _best_of_whole(v: np.ndarray) -> tuple[str, str]:
     sample = v[:: max(len(v) // SAMPLE, 1)]
-    mean, var = float(sample.mean()), float(sample.var())
-    if var <= mean or mean == 0:
-        return "real", "whole numbers that vary less than counts do"
-    r = mean**2 / (var - mean)
-    choose = gammaln(sample + r) - gammaln(sample + 1) - gammaln(r)
-    binomial = choose + r * math.log(r / (r + mean)) + sample * math.log(mean / (r + mean))
-    score = {"count": float(binomial.mean()), "real": _normal(sample)}
+    m, mean, var = len(sample), float(sample.mean()), float(sample.var())
+    score, parameters = {"real": _normal(sample)}, {"real": 2, "count": 2, "positive": 2}
+    if var > mean > 0:
+        r = mean**2 / (var - mean)
+        choose = gammaln(sample + r) - gammaln(sample + 1) - gammaln(r)
+        score["count"] = float((choose + r * math.log(r / (r + mean)) + sample * math.log(mean / (r + mean))).mean())
     if sample.min() > 0 and v.min() > 0:
         u = np.log(sample)
         score["positive"] = _normal(u) - float(u.mean())
-    kind = max(score, key=lambda name: score[name])
+    counts = np.unique(sample, return_counts=True)[1]
+    if len(counts) <= SEVERAL and m >= 20 * len(counts):
+        share = counts / m
+        score["categorical"], parameters["categorical"] = float((share * np.log(share)).sum()), len(counts) - 1
+    kind = max(score, key=lambda name: score[name] - parameters[name] * math.log(m) / (2 * m))
     listed = ", ".join(f"{name} {value:.2f}" for name, value in score.items())
     return kind, f"whole numbers; log p by itself: {listed}"
 

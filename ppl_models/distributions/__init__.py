@@ -3,6 +3,7 @@
 from ppl_models.distributions.columns import Columns
 from ppl_models.distributions.denoising_bound import DenoisingBound
 from ppl_models.distributions.diffusion_prior import DiffusionPrior, Moments
+from ppl_models.distributions.logistic_mixture import DiscretisedLogistics, LogisticMixture
 from ppl_models.distributions.mixture import MeanFieldMixture, MixtureOfGaussians, SampledMixture
 from ppl_models.distributions.ode import RK4, Adaptive, Exact, Hutchinson
 from ppl_models.distributions.pixels import Bernoulli, Categorical, GreyBernoulli, GreyLevels, Normal
@@ -23,9 +24,11 @@ __all__ = [
     "Denoiser",
     "DenoisingBound",
     "DiffusionPrior",
+    "DiscretisedLogistics",
     "Exact",
     "GreyBernoulli",
     "Hutchinson",
+    "LogisticMixture",
     "MixtureOfGaussians",
     "Moments",
     "Noise",

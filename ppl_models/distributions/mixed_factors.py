@@ -1,14 +1,17 @@
 """Factor analysis of mixed data: where the linear paths of a deep model of a table start.
 
-The features of a row (:meth:`Columns.encode`) are standardised - a number by its standard deviation, class k of a
-column by ``1/sqrt(p_k)``, so that every column weighs about the same (Pages 2004, "Analyse factorielle de donnees
-mixtes") - and their leading principal directions ``U`` are the loadings: ``h = U z / c + noise`` with ``z`` of total
-variance 1 a dimension on average and isotropic noise of variance ``s2``, the mean of the eigenvalues left out
-(Tipping & Bishop 1999, eq. 7-8).  NumPy and scikit-learn, float64, on the host.
+The features ``h`` of a row are its real numbers (log of positive ones) and log1p of counts in units of their standard
+deviation, classes that are numbers as those, other classes as indicators times ``sqrt(2)``.  A column of whole numbers
+or classes weighs as much as the chance that two of its entries differ, so that one that hardly varies does not lead
+(with the weights of multiple correspondence analysis, which were tried, it does).  The leading principal directions
+``U`` are the loadings: ``h = U z / c + noise``, z of total variance 1 a dimension on average, the noise isotropic of
+variance ``s2``, the mean of the eigenvalues left out (Tipping & Bishop 1999, eq. 7-8).  NumPy and scikit-learn, on the
+host.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +30,14 @@ ROUNDS = 10
 """Of filling missing entries by the leading directions."""
 LARGEST = 20_000
 """Rows that regressions of counts and classes read at most."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """``h`` (n, P), centred and weighted; ``owner`` (P,) the column of each."""
+
+    h: Float[np.ndarray, "n P"]
+    owner: Int[np.ndarray, " P"]
 
 
 @dataclass(frozen=True)
@@ -50,25 +61,38 @@ class Block:
         return (vectors * kept[..., None, :]) @ np.swapaxes(vectors, -1, -2)
 
 
-def standardised(likelihood: Columns, x: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features (n, P) without the mask, centred and weighted, missing ones filled; their means and weights (P,)."""
-    every = np.asarray(likelihood.encode(x), np.float64)
-    D = len(likelihood.columns)
-    h, there = every[:, :-D], np.asarray(x["there"], bool)
-    slices = likelihood.slices()
-    known = np.zeros(h.shape, bool)
+def standardised(likelihood: Columns, x: Any) -> Features:
+    """The features of stored rows, missing ones filled."""
+    value, there = np.asarray(x["x"], np.float64), np.asarray(x["there"], bool)
+    parts, known, owner = [], [], []
     for i, column in enumerate(likelihood.columns):
-        known[:, slices[column.name]] = there[:, i : i + 1]
-    count = np.maximum(known.sum(0), 1)
-    mean = (h * known).sum(0) / count
-    sd = np.sqrt((((h - mean) * known) ** 2).sum(0) / count)
-    weight = 1 / np.maximum(sd, 1e-3)
-    for column in likelihood.columns:
-        if column.kind == "categorical":
-            at = slices[column.name]
-            weight[at] = 1 / np.sqrt(np.maximum(mean[at], 0.5 / len(h)))
-    z = np.where(known, (h - mean) * weight, 0.0)
-    return (z if known.all() else _filled(z, known)), mean, weight
+        v, seen = value[:, i], there[:, i]
+        numeric = column.values and not any(isinstance(label, str) for label in column.values)
+        if column.values and not numeric and column.kind == "categorical":
+            table = np.eye(len(column.values))[v.astype(int)] * math.sqrt(2.0)
+        elif numeric:
+            table = np.asarray([float(label) for label in column.values])[v.astype(int)][:, None]
+        else:
+            table = np.log1p(v)[:, None] if column.kind == "count" else v[:, None]
+        if table.shape[1] == 1:
+            table = table * (_information(v[seen], column.kind) / max(float(table[seen].std()), 1e-6))
+        parts.append(table)
+        known += [seen] * table.shape[1]
+        owner += [i] * table.shape[1]
+    h, mask = np.concatenate(parts, 1), np.stack(known, 1)
+    count = np.maximum(mask.sum(0), 1)
+    mean = (h * mask).sum(0) / count
+    z = np.where(mask, h - mean, 0.0)
+    return Features(z if mask.all() else _filled(z, mask), np.asarray(owner))
+
+
+def _information(v: np.ndarray, kind: str) -> float:
+    """Standard deviation that a column of numbers gets: 1 where they are real; of whole numbers and classes the chance
+    that two entries differ, so that a column that hardly varies does not weigh as much as one that does."""
+    if kind in ("real", "positive") or not v.size:
+        return 1.0
+    share = np.unique(v, return_counts=True)[1] / len(v)
+    return float(1 - (share**2).sum())
 
 
 def _filled(z: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -136,11 +160,8 @@ def mixed_factors(
     likelihood: Columns, x: Any, dims: Sequence[int], group: Int[np.ndarray, " D"]
 ) -> tuple[list[Block], Float[np.ndarray, " outputs"]]:
     """One :class:`Block` for each of ``dims``, of the columns of its group alone, and the decoder's bias."""
-    h, mean, weight = standardised(likelihood, x)
-    slices = likelihood.slices()
-    owner = np.zeros(h.shape[1], int)
-    for i, column in enumerate(likelihood.columns):
-        owner[slices[column.name]] = group[i]
+    found = standardised(likelihood, x)
+    h, owner = found.h, group[found.owner]
     bias = np.asarray(likelihood.start(x), np.float64)
     blocks = []
     for j, dim in enumerate(dims):
@@ -156,10 +177,20 @@ def mixed_factors(
         decode = np.zeros((dim, likelihood.outputs))
         if d:
             score[:, :d], noise[:d] = c * (h[:, at] @ U), c * c * s2
-            decode[:d, at] = (U / (c * weight[at, None])).T
+            for p, i in enumerate(found.owner[at]):
+                column = likelihood.columns[i]
+                if column.kind in ("real", "positive"):  # their feature is the stored number itself, standardised
+                    place = likelihood.slices()[column.name]
+                    decode[:d, place] = (U[p] / c * _spread(x, int(i)))[:, None]
         blocks.append(Block(score, noise, decode))
     _regress(likelihood, x, blocks, group, bias)
     return blocks, bias
+
+
+def _spread(x: Any, i: int) -> float:
+    """Standard deviation of the stored numbers of a column."""
+    v = np.asarray(x["x"], np.float64)[np.asarray(x["there"], bool)[:, i], i]
+    return max(float(v.std()), 1e-6)
 
 
 def _regress(likelihood: Columns, x: Any, blocks: Sequence[Block], group: np.ndarray, bias: np.ndarray) -> None:
@@ -173,7 +204,6 @@ def _regress(likelihood: Columns, x: Any, blocks: Sequence[Block], group: np.nda
         if column.kind in ("real", "positive"):
             continue
         base, slope = next(base_slope) if column.kind == "count" else (0.0, 1.0)
-        block.decode[:, at] = 0.0
         rows = np.flatnonzero(there[:, i])[:LARGEST]
         z, v = block.score[rows], value[rows, i]
         if len(rows) < 5 or len(np.unique(v)) < 2:
@@ -207,10 +237,11 @@ def noise_parameters(
     at = groups(likelihood.columns).gaussian
     if not at.size:
         return {}
-    h, _, weight = standardised(likelihood, x)
+    found = standardised(likelihood, x)
+    h = found.h[:, [int(np.flatnonzero(found.owner == i)[0]) for i in at]] * [_spread(x, int(i)) for i in at]
     slices = likelihood.slices()
     place = np.asarray([slices[likelihood.columns[i].name].start for i in at])
-    total = np.cov((h[:, place] / weight[place]).T, bias=True).reshape(len(at), -1)
+    total = np.cov(h.T, bias=True).reshape(len(at), -1)
     explained = sum(b.decode[:, place].T @ c @ b.decode[:, place] for b, c in zip(blocks, covariances, strict=True))
     rest = total - explained
     floors = likelihood.floors()

@@ -21,7 +21,8 @@ from jaxtyping import Array, Float, Key, Shaped
 Parameters = Mapping[str, Array]
 
 
-def _pixels(shape: tuple[int, ...]) -> str:
+def pixel_count(shape: tuple[int, ...]) -> str:
+    """The shape of a datum in an observation line, ``8x8 pixels``."""
     return "x".join(map(str, shape)) + " pixels"
 
 
@@ -30,16 +31,17 @@ def _logit(mean: Array) -> Array:
     return jnp.log(mean) - jnp.log1p(-mean)
 
 
-class _Pixels:
+class Pixels:
     """What most laws of pixels share."""
 
-    def outputs(self, levels: int) -> int:
-        """Values of the decoder a pixel: one."""
+    def decoded_shape(self, shape: tuple[int, ...], levels: int) -> tuple[int, ...]:
+        """Shape of what the decoder returns for one datum: that of the datum."""
         del levels
-        return 1
+        return shape
 
-    def parameters(self) -> dict[str, Array]:
-        """Trainable scalars of the likelihood: none."""
+    def parameters(self, shape: tuple[int, ...]) -> dict[str, Array]:
+        """Trainable numbers of the likelihood beside the decoder: none."""
+        del shape
         return {}
 
     def decoded(self, mean: Array) -> Array:
@@ -52,7 +54,7 @@ class _Pixels:
 
 
 @dataclass(frozen=True)
-class Bernoulli(_Pixels):
+class Bernoulli(Pixels):
     """Black or white pixels: ``x = [grey > threshold * (levels - 1)]``, ``p(x | z) = prod_i Bernoulli(x_i; logits_i)``.
 
     ``threshold``  fraction of the brightest grey level, in (0, 1).
@@ -85,9 +87,11 @@ class Bernoulli(_Pixels):
             grey = grey + self.noise * jax.random.normal(key, grey.shape)
         return (grey > self.threshold * (levels - 1)).astype("float32")
 
-    def distribution(self, decoded: Float[Array, "batch ..."], parameters: Parameters) -> dist.Distribution:
+    def distribution(
+        self, decoded: Float[Array, "batch ..."], parameters: Parameters, levels: int
+    ) -> dist.Distribution:
         """``Bernoulli(logits = decoded)`` over all pixels of a datum."""
-        del parameters
+        del parameters, levels
         return dist.Bernoulli(logits=decoded).to_event(decoded.ndim - 1)
 
     def bits_offset(self, levels: int) -> float | None:
@@ -98,7 +102,7 @@ class Bernoulli(_Pixels):
     def observation(self, shape: tuple[int, ...], levels: int) -> str:
         """What is scored, in one line."""
         cut = f"{self.threshold * (levels - 1):g} of {levels - 1}"
-        return f"binary {_pixels(shape)}, grey > {cut}; probability mass, nats"
+        return f"binary {pixel_count(shape)}, grey > {cut}; probability mass, nats"
 
     def symbols(self) -> str:
         """The likelihood in the paper's symbols."""
@@ -106,7 +110,7 @@ class Bernoulli(_Pixels):
 
 
 @dataclass(frozen=True)
-class GreyBernoulli(_Pixels):
+class GreyBernoulli(Pixels):
     """``x^f (1 - x)^(1 - f)`` with grey ``x`` in [0, 1]: the cross-entropy many VAE codes train on. NOT a density.
 
     It does not integrate to one over grey levels, so its "ELBO" is no bound on any log p(x), and its tables
@@ -124,9 +128,11 @@ class GreyBernoulli(_Pixels):
         del key, training
         return x.astype("float32") / (levels - 1)
 
-    def distribution(self, decoded: Float[Array, "batch ..."], parameters: Parameters) -> dist.Distribution:
+    def distribution(
+        self, decoded: Float[Array, "batch ..."], parameters: Parameters, levels: int
+    ) -> dist.Distribution:
         """``Bernoulli(logits = decoded)``, unvalidated: validation would score a grey pixel as -inf."""
-        del parameters
+        del parameters, levels
         return dist.Bernoulli(logits=decoded, validate_args=False).to_event(decoded.ndim - 1)
 
     def bits_offset(self, levels: int) -> float | None:
@@ -137,7 +143,7 @@ class GreyBernoulli(_Pixels):
     def observation(self, shape: tuple[int, ...], levels: int) -> str:
         """What is scored, in one line."""
         return (
-            f"grey {_pixels(shape)}, x/{levels - 1}, under an UNNORMALISED Bernoulli: not a density of the data; "
+            f"grey {pixel_count(shape)}, x/{levels - 1}, under an UNNORMALISED Bernoulli: not a density of the data; "
             "compare only with tables of this same line"
         )
 
@@ -150,11 +156,12 @@ _SIGMA_FLOOR = 1e-3
 
 
 @dataclass(frozen=True)
-class Normal(_Pixels):
+class Normal(Pixels):
     """Grey pixels in [0, 1] with Gaussian noise: ``p(x | z) = prod_i N(x_i; link(f_i(z)), sigma^2)``.
 
     ``sigma``       standard deviation on the [0, 1] scale; a factor whose effect is below it is not worth coding.
     ``learned``     train one shared sigma (start: ``sigma``, floor .001) instead of keeping it.
+    ``per_pixel``   with ``learned``, train a sigma for each pixel: margins are sharper than strokes.
     ``dequantise``  score ``(grey + u) / levels``, u ~ U[0, 1) anew at each use, in place of ``grey / (levels - 1)``.
     ``link``        ``"sigmoid"`` keeps means within [0, 1]; ``"identity"`` leaves the decoder's output as it is.
 
@@ -166,6 +173,7 @@ class Normal(_Pixels):
     kind: Literal["normal"] = field(default="normal", kw_only=True)
     sigma: float = 0.25
     learned: bool = False
+    per_pixel: bool = False
     dequantise: bool = False
     link: Literal["sigmoid", "identity"] = "sigmoid"
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
@@ -175,6 +183,8 @@ class Normal(_Pixels):
             raise ValueError(f"sigma is a standard deviation on the [0, 1] scale, expected > 0, got {self.sigma}")
         if self.learned and self.sigma <= _SIGMA_FLOOR:
             raise ValueError(f"a learnt sigma starts above its floor {_SIGMA_FLOOR}, got {self.sigma}; try 0.25")
+        if self.per_pixel and not self.learned:
+            raise ValueError("per_pixel gives each pixel a learnt sigma, got learned=False; set learned=True")
 
     def check(self, x: Any, shape: tuple[int, ...], levels: int) -> None:
         """Raise ``ValueError`` for data that are not grey levels of the declared shape."""
@@ -190,12 +200,16 @@ class Normal(_Pixels):
             return (grey + jax.random.uniform(key, grey.shape)) / levels
         return grey / (levels - 1)
 
-    def parameters(self) -> dict[str, Array]:
-        """``{"log_sigma": ...}`` when sigma is learnt."""
-        return {"log_sigma": jnp.asarray(math.log(self.sigma - _SIGMA_FLOOR), "float32")} if self.learned else {}
+    def parameters(self, shape: tuple[int, ...]) -> dict[str, Array]:
+        """``{"log_sigma": ...}`` when sigma is learnt: a scalar, or (*shape,) for a sigma a pixel."""
+        start = math.log(self.sigma - _SIGMA_FLOOR)
+        return {"log_sigma": jnp.full(shape if self.per_pixel else (), start, "float32")} if self.learned else {}
 
-    def distribution(self, decoded: Float[Array, "batch ..."], parameters: Parameters) -> dist.Distribution:
+    def distribution(
+        self, decoded: Float[Array, "batch ..."], parameters: Parameters, levels: int
+    ) -> dist.Distribution:
         """``Normal(link(decoded), sigma)`` over all pixels of a datum."""
+        del levels
         loc = jax.nn.sigmoid(decoded) if self.link == "sigmoid" else decoded
         sigma = _SIGMA_FLOOR + jnp.exp(parameters["log_sigma"]) if self.learned else self.sigma
         return dist.Normal(loc, sigma).to_event(decoded.ndim - 1)
@@ -211,13 +225,15 @@ class Normal(_Pixels):
     def observation(self, shape: tuple[int, ...], levels: int) -> str:
         """What is scored, in one line."""
         if self.dequantise:
-            return f"grey {_pixels(shape)}, (x + u)/{levels} with u ~ U[0, 1); density, nats"
-        return f"grey {_pixels(shape)}, x/{levels - 1}, not dequantised; density at lattice points, nats"
+            return f"grey {pixel_count(shape)}, (x + u)/{levels} with u ~ U[0, 1); density, nats"
+        return f"grey {pixel_count(shape)}, x/{levels - 1}, not dequantised; density at lattice points, nats"
 
     def symbols(self) -> str:
         """The likelihood in the paper's symbols."""
-        mean = "σ(fᵢ(z))" if self.link == "sigmoid" else "fᵢ(z)"
-        return f"p(x|z) = ∏ᵢ N(xᵢ; {mean}, s²), s = {self.sigma:g}" + (" at the start, learnt" if self.learned else "")
+        mean, s = "σ(fᵢ(z))" if self.link == "sigmoid" else "fᵢ(z)", "sᵢ" if self.per_pixel else "s"
+        return f"p(x|z) = ∏ᵢ N(xᵢ; {mean}, {s}²), {s} = {self.sigma:g}" + (
+            " at the start, learnt" if self.learned else ""
+        )
 
 
 class GreyLevels(dist.Distribution):
@@ -255,7 +271,7 @@ class GreyLevels(dist.Distribution):
 
 
 @dataclass(frozen=True)
-class Categorical(_Pixels):
+class Categorical(Pixels):
     """Every grey level a class of its own: ``p(x | z) = prod_i Cat(x_i; softmax(f_i(z)))``, f_i of length ``levels``.
 
     No order among levels is assumed and none is learnt for free: many parameters, for few levels.  Scores are
@@ -265,9 +281,9 @@ class Categorical(_Pixels):
     kind: Literal["categorical"] = field(default="categorical", kw_only=True)
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
-    def outputs(self, levels: int) -> int:
-        """Values of the decoder a pixel: ``levels``."""
-        return levels
+    def decoded_shape(self, shape: tuple[int, ...], levels: int) -> tuple[int, ...]:
+        """(*shape, levels): the logits of every level of a pixel."""
+        return (*shape, levels)
 
     def check(self, x: Any, shape: tuple[int, ...], levels: int) -> None:
         """Raise ``ValueError`` for data that are not whole grey levels of the declared shape."""
@@ -280,9 +296,11 @@ class Categorical(_Pixels):
         del key, training
         return x.astype("float32") / (levels - 1)
 
-    def distribution(self, decoded: Float[Array, "batch ..."], parameters: Parameters) -> dist.Distribution:
+    def distribution(
+        self, decoded: Float[Array, "batch ..."], parameters: Parameters, levels: int
+    ) -> dist.Distribution:
         """:class:`GreyLevels` over all pixels of a datum; ``decoded`` (batch, *shape, levels)."""
-        del parameters
+        del parameters, levels
         return GreyLevels(decoded).to_event(decoded.ndim - 2)
 
     def decoded(self, mean: Array) -> Array:
@@ -296,7 +314,7 @@ class Categorical(_Pixels):
 
     def observation(self, shape: tuple[int, ...], levels: int) -> str:
         """What is scored, in one line."""
-        return f"grey {_pixels(shape)}, {levels} levels; probability mass, nats"
+        return f"grey {pixel_count(shape)}, {levels} levels; probability mass, nats"
 
     def symbols(self) -> str:
         """The likelihood in the paper's symbols."""

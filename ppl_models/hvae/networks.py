@@ -200,7 +200,7 @@ class Decoder(nnx.Module):
         self.cells = nnx.List([Cell(spec, cells[i].res, rng=rng) for i in _first(spec.decoder_groups)])
         self.gain = _constant(1.0, w)
         self.shift = _constant(0.0, w)
-        self.head = Conv(w, spec.channels, 1, rng=rng)
+        self.head = Conv(w, math.prod(spec.decoded_shape) // spec.grid**2, 1, rng=rng)
 
     def cell(self, level: int) -> Cell:
         """The weights of a level; tied levels share them."""
@@ -232,6 +232,6 @@ class Decoder(nnx.Module):
         return Z + cell.resnet(Z, drop=drop)
 
     def read_out(self, Z: Image) -> Float[Array, "batch ..."]:
-        """The likelihood's input (batch, *shape) from the finest state."""
+        """The likelihood's input (batch, *decoded_shape) from the finest state."""
         gain, shift = self.gain[...][None, None, None], self.shift[...][None, None, None]
-        return self.head(Z * gain + shift).reshape(Z.shape[0], *self.spec.shape)
+        return self.head(Z * gain + shift).reshape(Z.shape[0], *self.spec.decoded_shape)

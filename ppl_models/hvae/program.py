@@ -105,7 +105,7 @@ def generative(spec: HVAE, decoder: nnx.Module) -> Any:
         x = None if x is None else jnp.asarray(x)
         batch = x.shape[0] if x is not None else int(size or 0)
         net: Decoder = bind("decoder", decoder)
-        start = spec.likelihood.parameters()
+        start = spec.likelihood.parameters(spec.shape)
         parameters = numpyro.param("likelihood", start) if start else start
         drop, temperature = _dropout(spec), knob("temperature", 1.0)
         states: dict[int, Array] = {}
@@ -120,7 +120,7 @@ def generative(spec: HVAE, decoder: nnx.Module) -> Any:
                 norms.append(rms(states[cell.res]))
             numpyro.deterministic(NORM, jnp.stack(norms, axis=-1))
             decoded = net.read_out(states[spec.grid])
-            return numpyro.sample("x", spec.likelihood.distribution(decoded, parameters), obs=x)
+            return numpyro.sample("x", spec.likelihood.distribution(decoded, parameters, spec.levels), obs=x)
 
     return model
 

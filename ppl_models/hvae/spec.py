@@ -13,11 +13,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from jaxtyping import Array, Key
 from pydantic import Field
 
-from ppl_models.distributions import Bernoulli, Normal
+from ppl_models.distributions import Bernoulli, Categorical, LogisticMixture, Normal
 from ppl_models.hvae.blocks import DecoderCell, EncoderCell, groups, parse_decoder, parse_encoder
 from ppl_models.program import Program, build
 
-Likelihood = Annotated[Bernoulli | Normal, Field(discriminator="kind")]
+Likelihood = Annotated[Bernoulli | Normal | Categorical | LogisticMixture, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class HVAE:
     ``width``       channels of the state and of the encoder.
     ``zdim``        channels of each z: level i has R_i * R_i * zdim latent dimensions.
     ``mid_ratio``   width inside a block as a share of ``width``.
-    ``likelihood``  :class:`Bernoulli` or :class:`Normal`.
+    ``likelihood``  :class:`Bernoulli`, :class:`Normal`, :class:`Categorical` or :class:`LogisticMixture`.
     ``share``       ``"resolution"``: all plain cells of a resolution use the same weights, in encoder and decoder
                     separately; ``None``: each cell has its own.
     ``encoder``     ``"learned"``, or ``"pool"``: no blocks, activations are averages of the first layer's (the Haar
@@ -136,6 +136,11 @@ class HVAE:
         return math.prod(self.shape) // self.grid**2
 
     @property
+    def decoded_shape(self) -> tuple[int, ...]:
+        """Shape of what the read-out gives the likelihood of one datum."""
+        return self.likelihood.decoded_shape(self.shape, self.levels)
+
+    @property
     def mid(self) -> int:
         """Channels inside a block."""
         return int(self.mid_ratio * self.width)
@@ -160,16 +165,23 @@ TINY = HVAE(
 DIGITS = HVAE(
     enc="1x2", dec="1x3", shape=(8, 8), levels=17, width=96, zdim=8, mid_ratio=0.5, likelihood=_DIGITS, dropout=0.1
 )
+DIGITS_GREY = replace(DIGITS, likelihood=LogisticMixture(components=5), dropout=0.2)
 DIGITS8 = HVAE(
     enc="8x2,8d2,4x2,4d4,1x1", dec="1x1,4m1,4x2,8m4,8x2", shape=(8, 8), levels=17, width=64, zdim=8, likelihood=_DIGITS
 )
 SMALL28 = HVAE(
     enc="28x2,28d2,14x2,14d2,7x2,7d7,1x1", dec="1x1,7m1,7x2,14m7,14x2,28m14,28x2", shape=(28, 28), width=64, zdim=16
 )
+SMALL32 = HVAE(
+    enc="32x2,32d2,16x2,16d2,8x2,8d8,1x1", dec="1x1,8m1,8x2,16m8,16x2,32m16,32x2", shape=(32, 32, 3), width=64, zdim=16,
+    likelihood=LogisticMixture(),
+)  # fmt: skip
 PRESETS = {
     "tiny": TINY,
     "digits": DIGITS,
+    "digits_grey": DIGITS_GREY,
     "digits8": DIGITS8,
     "small28": SMALL28,
     "small28_tied": replace(SMALL28, share="resolution"),
+    "small32": SMALL32,
 }

@@ -54,7 +54,7 @@ def explicit(program: Program) -> Any:
                     component = dist.MultivariateNormal(prior.means[c], scale_tril=prior._tril[c])
                 zs.append(numpyro.sample(f"z_{name}", component, infer={"ctx": None}))
             fades = [knob(f"fade_{facet.name}", 1.0) for facet in spec.facets]
-            law = law_of(spec.likelihood, decode(zs, fades), parameters, there)
+            law = law_of(spec, decode(zs, fades), parameters, there)
             return numpyro.sample("x", law, obs=pixels)
 
     return model

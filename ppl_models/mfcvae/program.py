@@ -105,8 +105,7 @@ def decoded_shape(spec: MFCVAE) -> tuple[int, ...]:
     """Shape of what the decoder returns: one number a pixel, or several in a last axis; for a row, all in one axis."""
     if isinstance(spec.likelihood, Columns):
         return (spec.likelihood.outputs,)
-    outputs = spec.likelihood.outputs(spec.levels)
-    return spec.shape if outputs == 1 else (*spec.shape, outputs)
+    return spec.likelihood.decoded_shape(spec.shape, spec.levels)
 
 
 def schedules(spec: MFCVAE) -> dict[str, Any]:
@@ -140,14 +139,14 @@ def running(module: Any) -> Iterator[Any]:
 
 
 def generative(spec: MFCVAE, decoder: nnx.Module, mixtures: Mapping[str, Mapping[str, Array]]) -> Any:
-    """``p(x, z)`` for any decoder ``(zs, fades) -> (batch, *shape)``, facets in the order of ``mixtures``."""
+    """``p(x, z)`` for any decoder ``(zs, fades) -> (batch, *decoded_shape)``, facets in the order of ``mixtures``."""
     likelihood, labelled = spec.likelihood, observed.labelled(spec)
 
     def model(x: Any = None, *, size: int | None = None) -> Any:
         batch, pixels, there, labels = arrange(x, size)
         decode = bind("decoder", decoder)
         learnt = {name: numpyro.param(f"mixture_{name}", dict(start)) for name, start in mixtures.items()}
-        start = likelihood.parameters()
+        start = likelihood.parameters() if isinstance(likelihood, Columns) else likelihood.parameters(spec.shape)
         parameters = numpyro.param("likelihood", start) if start else start
         zs, fades = [], [knob(f"fade_{name}", 1.0) for name in mixtures]
         with numpyro.plate("data", batch):
@@ -172,7 +171,7 @@ def generative(spec: MFCVAE, decoder: nnx.Module, mixtures: Mapping[str, Mapping
                 numpyro.factor("dirichlet", jnp.full(batch, strength * excess * log_prior))
             with running(decode):
                 decoded = decode(zs, fades)
-            return numpyro.sample("x", law_of(likelihood, decoded, parameters, there), obs=pixels)
+            return numpyro.sample("x", law_of(spec, decoded, parameters, there), obs=pixels)
 
     return model
 
@@ -187,11 +186,11 @@ def arrange(x: Any, size: int | None) -> tuple[int, Array | None, Array | None, 
     return rows(x), *observed.unpack(x)
 
 
-def law_of(likelihood: Any, decoded: Array, parameters: Mapping[str, Array], there: Array | None) -> dist.Distribution:
+def law_of(spec: MFCVAE, decoded: Array, parameters: Mapping[str, Array], there: Array | None) -> dist.Distribution:
     """The law of what is there of a datum: the rest is summed out, its values do not matter."""
-    if isinstance(likelihood, Columns):
-        return likelihood.distribution(decoded, parameters, there)
-    law = likelihood.distribution(decoded, parameters)
+    if isinstance(spec.likelihood, Columns):
+        return spec.likelihood.distribution(decoded, parameters, there)
+    law = spec.likelihood.distribution(decoded, parameters, spec.levels)
     if there is None:
         return law
     assert isinstance(law, dist.Independent)

@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 from numpyro.handlers import seed, substitute
 
+from ppl_models.distributions import Columns
 from ppl_models.mfcvae.mixture import from_moments
 from ppl_models.mfcvae.networks import Additive, ConvLadder, Layers
 from ppl_models.mfcvae.observed import unpack
@@ -44,11 +45,12 @@ def events(spec: MFCVAE, posterior: Any, modules: Mapping[str, nnx.Module], star
     if isinstance(spec.network, ConvLadder) and spec.network.data_init:
         begin = (Event(0, "scaling the layers to the data", _scaled(modules), 150),)
     if isinstance(spec.network, Layers):
-        network = spec.network
+        network, likelihood = spec.network, spec.likelihood
+        assert not isinstance(likelihood, Columns)  # layers compose images
 
         def colours(params: Mapping[str, Any], x: Any, key: Array) -> dict[str, Any]:
             del key
-            return {"decoder$params": network.begin(params["decoder$params"], unpack(x)[0], spec.likelihood.decoded)}
+            return {"decoder$params": network.begin(params["decoder$params"], unpack(x)[0], likelihood.decoded)}
 
         begin = (Event(0, "setting the colours of the layers", colours, 500),)
     if isinstance(spec.network, Additive) and spec.network.start == "classical":

@@ -15,14 +15,17 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from jaxtyping import Array, Key
 from pydantic import Field
 
-from ppl_models.distributions import Bernoulli, Categorical, Columns, GreyBernoulli, Normal
+from ppl_models.distributions import Bernoulli, Categorical, Columns, GreyBernoulli, LogisticMixture, Normal
+from ppl_models.distributions.logistic_mixture import is_colour
 from ppl_models.mfcvae.mixture import Covariance
 from ppl_models.mfcvae.networks import MLP, Additive, ConvLadder, Layers, LayoutSpec, MLPLadder
 from ppl_models.mfcvae.progressive import Progressive
 from ppl_models.mfcvae.views import VIEWS
-from ppl_models.program import Program, build
+from ppl_models.program import Column, Program, build
 
-Likelihood = Annotated[Bernoulli | GreyBernoulli | Normal | Categorical | Columns, Field(discriminator="kind")]
+Likelihood = Annotated[
+    Bernoulli | GreyBernoulli | Normal | Categorical | LogisticMixture | Columns, Field(discriminator="kind")
+]
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,8 @@ class MFCVAE:
     ``facets``         shallow (near the data) to deep.
     ``shape``          of one datum, e.g. (28, 28) or (32, 32, 3).
     ``levels``         number of grey levels of the stored data: 256 for usual images, 17 for scikit-learn's digits.
-    ``likelihood``     :class:`Normal`, :class:`Bernoulli` or :class:`GreyBernoulli`.
+    ``likelihood``     :class:`Normal`, :class:`Bernoulli`, :class:`GreyBernoulli`, :class:`Categorical` or
+                       :class:`LogisticMixture`.
     ``network``        :class:`MLPLadder` (one width a facet) or :class:`MLP`.
     ``learn_weights``  train the mixture weights ``pi``, or keep them uniform.
     ``prior_scale``    starting standard deviation of every mixture component.
@@ -188,10 +192,15 @@ class MFCVAE:
                 f"progressive has {len(self.progressive.epochs)} stages for {len(self.facets)} facets; give one a facet"
             )
         flat = not isinstance(self.network, MLP | MLPLadder)
-        if flat and (self.missing or isinstance(self.likelihood, Categorical)):
+        if flat and (self.missing or isinstance(self.likelihood, Categorical | LogisticMixture)):
             raise ValueError(
-                "missing pixels and the categorical likelihood need MLP or MLPLadder, "
-                f"got {type(self.network).__name__}"
+                "missing pixels, and likelihoods with several outputs a pixel (Categorical, LogisticMixture), need MLP "
+                f"or MLPLadder, got {type(self.network).__name__}"
+            )
+        if self.missing and isinstance(self.likelihood, LogisticMixture) and is_colour(self.shape):
+            raise ValueError(
+                f"LogisticMixture ties the channels of a colour, shape {self.shape}, so none can be missing by itself; "
+                "use Categorical or Normal, or a shape without the colour axis"
             )
         if isinstance(self.network, Layers) and len(self.shape) not in (2, 3):
             raise ValueError(
@@ -211,7 +220,7 @@ class MFCVAE:
             raise ValueError(f"views need images (H, W, C) with H and W multiples of 4, got shape {self.shape}")
 
     def _check_table(self) -> None:
-        additive, table = isinstance(self.network, Additive), isinstance(self.likelihood, Columns)
+        likelihood, additive = self.likelihood, isinstance(self.network, Additive)
         if self.posterior not in ("diag", "full"):
             raise ValueError(f"posterior must be 'diag' or 'full', got {self.posterior!r}")
         if self.posterior == "full" and not (additive and self.bound == "marginal"):
@@ -219,13 +228,13 @@ class MFCVAE:
                 f"a full posterior needs network=Additive(...) and bound='marginal', got {type(self.network).__name__} "
                 f"and {self.bound!r}"
             )
-        if additive and not table:
-            raise ValueError(f"Additive is for tables, got {type(self.likelihood).__name__}; use MLP or MLPLadder")
-        if not table:
+        if not isinstance(likelihood, Columns):
+            if additive:
+                raise ValueError(f"Additive is for tables, got {type(likelihood).__name__}; use MLP or MLPLadder")
             return
-        columns = self.likelihood.columns
-        if self.shape != (len(columns),):
-            raise ValueError(f"a table of {len(columns)} columns has shape ({len(columns)},), got {self.shape}")
+        D = len(likelihood.columns)
+        if self.shape != (D,):
+            raise ValueError(f"a table of {D} columns has shape ({D},), got {self.shape}")
         if not isinstance(self.network, Additive | MLP | MLPLadder):
             raise ValueError(
                 f"a table needs network=Additive(), MLP() or MLPLadder(), got {type(self.network).__name__}"
@@ -272,6 +281,7 @@ DIGITS_ONE = MFCVAE(
     warmup=500,
     bound="meanfield",
 )
+DIGITS_GREY = dataclasses.replace(DIGITS, likelihood=LogisticMixture(components=3))
 _REFIT = (800, 1600, 2400)
 FACETS = MFCVAE(
     facets=(Facet("floor", dim=3, clusters=16, refit=_REFIT), Facet("shape", dim=5, clusters=25, refit=_REFIT)),
@@ -321,6 +331,24 @@ PAPER_3DSHAPES = dataclasses.replace(
     likelihood=Normal(sigma=0.6, link="identity"),
     progressive=Progressive((101, 301), batches=26, fade_in=2_000),
 )
+# Stands for a table of any columns: `fit --data FILE.csv` puts those of the file in its place.
+_EXAMPLE = (
+    Column("length", "real", loc=170.0, scale=10.0),
+    Column("dose", "positive", loc=0.5, scale=1.0),
+    Column("visits", "count", loc=1.2, scale=0.6),
+    Column("smoker", "binary", values=("no", "yes")),
+    Column("site", "categorical", values=("east", "north", "west")),
+)
+TABLE = MFCVAE(
+    facets=(Facet("cluster", dim=10, clusters=10, covariance="tied"),),
+    shape=(len(_EXAMPLE),),
+    likelihood=Columns(columns=_EXAMPLE, correlated=True, scales="decoded"),
+    network=Additive((64,)),
+    posterior="full",
+)
+TABLE_TWO = dataclasses.replace(
+    TABLE, facets=tuple(Facet(name, dim=5, clusters=5, covariance="tied") for name in ("first", "second"))
+)
 _EPOCH = 234  # updates of 256 images
 MNIST = dataclasses.replace(
     PAPER_MNIST,
@@ -337,12 +365,15 @@ MNIST = dataclasses.replace(
 PRESETS = {
     "tiny": TINY,
     "digits": DIGITS,
+    "digits_grey": DIGITS_GREY,
     "digits_ladder": DIGITS_LADDER,
     "digits_one": DIGITS_ONE,
     "facets": FACETS,
     "facets_three": FACETS_THREE,
     "facets_views": FACETS_VIEWS,
     "mnist": MNIST,
+    "table": TABLE,
+    "table_two": TABLE_TWO,
     "paper_mnist": PAPER_MNIST,
     "paper_svhn": PAPER_SVHN,
     "paper_3dshapes": PAPER_3DSHAPES,

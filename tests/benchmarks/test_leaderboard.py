@@ -32,7 +32,7 @@ def test_a_group_scores_the_same_numbers_in_the_same_units(programs):
             assert (its.line, its.bits_offset) == (mine.line, mine.bits_offset), group
             np.testing.assert_array_equal(evaluated(other, X, jax.random.key(3)), seen)
     assert {group: next(iter(members.values())).observation.bits_offset for group, members in programs.items()} == {
-        "binarised": 0.0, "dequantised": math.log2(17),
+        "binarised": 0.0, "grey": 0.0, "dequantised": math.log2(17),
     }  # fmt: skip
 
 

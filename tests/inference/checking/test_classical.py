@@ -12,7 +12,7 @@ from scipy.stats import multivariate_normal
 from inference import baselines, compare, evidence, exact_table
 from inference.checking.classical import categorical_mixture, evaluated, gaussian, gaussian_mixture, ppca
 from inference.fitting import Fit
-from ppl_models.mfcvae import PRESETS, Bernoulli, Normal
+from ppl_models.mfcvae import PRESETS, Bernoulli, Categorical, LogisticMixture, Normal
 from ppl_models.program import Exact, Observation, Program
 from tests.toy import PPCA, maximum_log_likelihood, toy_data
 
@@ -82,6 +82,20 @@ def test_each_observation_has_its_baselines():
         names[what] = list(tables)
     assert names["binary"] == ["bernoulli-mixture"]
     assert names["grey"] == ["gaussian", "ppca", "factor-analysis", "gaussian-mixture", "categorical-mixture"]
+
+
+@pytest.mark.parametrize("like", [Categorical(), LogisticMixture(components=2)])
+def test_grey_levels_as_masses_get_the_categorical_mixture_of_the_stored_levels(like):
+    """On x / 16 the masses are those of x: the density of the dequantised data, less log 17 a pixel."""
+    x = np.random.default_rng(1).integers(0, 17, (160, 8, 8)).astype("uint8")
+    split = {"key": KEY, "validation": x[140:], "progress": False}
+    masses, densities = (
+        baselines(replace(PRESETS["tiny"], likelihood=which).build(KEY), x[:130], x[130:140], **split)
+        for which in (like, Normal(dequantise=True))
+    )
+    assert list(masses) == ["categorical-mixture"]
+    difference = densities["categorical-mixture"]["log_px"] - masses["categorical-mixture"]["log_px"]
+    np.testing.assert_allclose(difference, 64 * math.log(17), rtol=1e-5)
 
 
 def test_real_data_get_densities_that_compare_and_come_near_the_truth():

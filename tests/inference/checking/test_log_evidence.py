@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 from scipy.special import logsumexp
 
+from inference.checking.calibration import calibrate
 from inference.checking.log_evidence import COLUMNS, evidence, read_evidence, save_evidence, summarise
+from inference.checking.posterior_tree import posterior
 from inference.fitting import Fit
 from ppl_models.program import Exact, Observation, Program
-from tests.closed_forms import linear_gaussian_program, mixture_program
+from tests.closed_forms import linear_gaussian_program, mixture_program, random_coefficients
 
 KEY = jax.random.key(0)
 
@@ -37,6 +39,22 @@ def test_log_px_is_the_closed_form_within_its_error(scored):
     assert (np.abs(error) < 4.5 * table["se"]).all()
     assert 0.89 < (np.abs(error) < 1.96 * table["se"]).mean() < 0.99  # binomial, n = 200
     assert (table["elbo"] < table["log_px"]).all()
+
+
+def test_a_conditional_program_is_scored_given_its_inputs():
+    form = random_coefficients()
+    x = form.sample(jax.random.key(7), 200)
+    table = score(form.fit, x)
+    error = table["log_px"].to_numpy() - form.log_px(x)
+    assert np.abs(error).mean() < 0.02 and (np.abs(error) < 4.5 * table["se"]).all()
+    assert table.attrs["observation"] == "y in R^6 given t" and table.attrs["dims"] == 6
+    other = {"t": x["t"][::-1], "y": x["y"]}  # other inputs make another datum
+    assert not set(table["x_crc"]) & set(score(form.fit, other, particles=2)["x_crc"])
+    tree = posterior(form.fit, x, draws=4, key=KEY, progress=False)
+    assert tree["posterior_predictive"]["y"].shape == (1, 4, 200, 6) and tree["prior"]["w"].shape == (1, 4, 200, 2)
+    assert set(tree["observed_data"].data_vars) == {"t", "y"}
+    with pytest.raises(ValueError, match="needs inputs"):
+        calibrate(form.fit, key=KEY)
 
 
 def test_table_describes_itself(scored):
@@ -141,6 +159,12 @@ def test_files_bring_back_the_same_table_to_the_bit(scored, tmp_path):
     assert back.attrs == table.attrs
     assert list(pd.read_csv(path).columns) == list(COLUMNS)
     assert {p.name for p in tmp_path.iterdir()} == {"evidence.csv", "evidence.json"}
+
+
+def test_tables_from_before_posteriors_were_refined_can_be_read(scored, tmp_path):
+    path = save_evidence(scored[2], tmp_path)
+    pd.read_csv(path).drop(columns="estimator").to_csv(path, index=False)
+    assert (read_evidence(tmp_path)["estimator"] == "amortised").all()
 
 
 def test_damaged_or_missing_files_are_named(scored, tmp_path):

@@ -34,7 +34,7 @@ def test_threshold_noise_is_redrawn_in_training_only():
 def test_bernoulli_masses_sum_to_one():
     decoded = jnp.array([[0.3, -2.0, 1.5]])
     images = jnp.array(list(itertools.product([0.0, 1.0], repeat=3)))
-    log_p = Bernoulli().distribution(decoded, {}).log_prob(images)
+    log_p = Bernoulli().distribution(decoded, {}, 17).log_prob(images)
     np.testing.assert_allclose(jnp.exp(log_p).sum(), 1, rtol=1e-6)
 
 
@@ -42,7 +42,7 @@ def test_grey_bernoulli_is_the_cross_entropy_and_is_labelled_so():
     x, logits = GreyBernoulli().prepare(GREY, KEY, True, 17), jnp.linspace(-3, 3, 17)[None]
     f = jax.nn.sigmoid(logits)
     want = (x * jnp.log(f) + (1 - x) * jnp.log1p(-f)).sum()
-    np.testing.assert_allclose(GreyBernoulli().distribution(logits, {}).log_prob(x)[0], want, rtol=1e-5)
+    np.testing.assert_allclose(GreyBernoulli().distribution(logits, {}, 17).log_prob(x)[0], want, rtol=1e-5)
     assert "UNNORMALISED" in GreyBernoulli().observation((8, 8), 17)
 
 
@@ -52,9 +52,22 @@ def test_normal_is_the_normal_density(link, learned):
     likelihood = Normal(sigma=0.2, learned=learned, link=link)
     decoded, x = jnp.array([[0.3, -2.0]]), jnp.array([[0.5, 0.1]])
     loc = 1 / (1 + np.exp(-np.asarray(decoded))) if link == "sigmoid" else np.asarray(decoded)
-    got = likelihood.distribution(decoded, likelihood.parameters()).log_prob(x)[0]
+    got = likelihood.distribution(decoded, likelihood.parameters((2,)), 17).log_prob(x)[0]
     np.testing.assert_allclose(got, stats.norm(loc, 0.2).logpdf(np.asarray(x)).sum(), rtol=1e-5)
-    assert bool(likelihood.parameters()) == learned
+    assert bool(likelihood.parameters((2,))) == learned
+
+
+def test_normal_with_a_scale_a_pixel_is_the_product_of_their_densities():
+    likelihood = Normal(sigma=0.2, learned=True, per_pixel=True)
+    start = likelihood.parameters((2, 3))["log_sigma"]
+    np.testing.assert_allclose(1e-3 + jnp.exp(start), np.full((2, 3), 0.2), rtol=1e-6)
+    sigma, x = np.arange(1, 7).reshape(2, 3) / 10, np.linspace(0, 1, 24).reshape(4, 2, 3)
+    decoded = jnp.asarray(np.linspace(-2, 2, 24).reshape(4, 2, 3), "float32")
+    parameters = {"log_sigma": jnp.log(jnp.asarray(sigma - 1e-3, "float32"))}
+    law = likelihood.distribution(decoded, parameters, 17)
+    want = stats.norm(1 / (1 + np.exp(-np.asarray(decoded))), sigma).logpdf(x).sum((1, 2))
+    np.testing.assert_allclose(law.log_prob(jnp.asarray(x, "float32")), want, rtol=1e-5)
+    assert likelihood.observation((2, 3), 17) == Normal().observation((2, 3), 17)
 
 
 def test_normal_scales_and_dequantises():
@@ -68,7 +81,7 @@ def test_dequantised_density_bounds_the_mass_of_a_level():
     """E_u log p((k + u) / L) - log L <= log P(k): what the bits/dim of the docstring rests on."""
     likelihood, k = Normal(sigma=0.1, dequantise=True, link="identity"), 6
     x = likelihood.prepare(jnp.full((20_000, 1), k, "uint8"), KEY, False, 17)
-    log_p = np.asarray(likelihood.distribution(jnp.array([[0.5]]), {}).log_prob(x))
+    log_p = np.asarray(likelihood.distribution(jnp.array([[0.5]]), {}, 17).log_prob(x))
     bound = log_p.mean() - np.log(17)
     mass = np.log(np.diff(stats.norm(0.5, 0.1).cdf([k / 17, (k + 1) / 17]))[0])
     assert bound <= mass + 3 * log_p.std() / np.sqrt(len(log_p))
@@ -121,6 +134,7 @@ def test_good_data_pass():
         (lambda: Normal(sigma=0.0), "sigma .* got 0.0"),
         (lambda: Normal(sigma=float("nan")), "got nan"),
         (lambda: Normal(sigma=1e-4, learned=True), "floor"),
+        (lambda: Normal(per_pixel=True), "got learned=False; set learned=True"),
     ],
 )
 def test_bad_likelihoods_are_refused(make, message):

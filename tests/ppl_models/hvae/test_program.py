@@ -1,6 +1,7 @@
 """The program: counts, the density at the start, tying, rates, dropout, data of other shapes."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,9 @@ from numpyro.handlers import seed, trace
 from inference import evidence, fit, posterior
 from inference.fitting.objectives import fused_elbo, init_params, joint_draw, per_datum_elbo, trace_posterior
 from ppl_models import datasets
-from ppl_models.hvae import HVAE, PRESETS, Normal
+from ppl_models.hvae import HVAE, PRESETS, Categorical, LogisticMixture, Normal
 from ppl_models.hvae.program import dimensions
-from ppl_models.program import knobs
+from ppl_models.program import knobs, spec_from_json, spec_to_json
 
 KEY = jax.random.key(0)
 CONV = HVAE(enc="4x2,4d4,1x1", dec="1x1,4m1,4x2", shape=(4, 4), levels=17, width=8, zdim=2, mid_ratio=0.5)
@@ -46,7 +47,8 @@ def by_formula(spec):
         for r in distinct(spec.decoder_cells, spec.decoder_groups)
     )
     start = sum(w * r * r for r in {cell.res for cell in spec.decoder_cells} if r <= 64)
-    return encoder + decoder + start + ((9 if spec.grid > 2 else 1) * C * w + w) + 2 * w + w * C + C
+    O = math.prod(spec.decoded_shape) // spec.grid**2
+    return encoder + decoder + start + ((9 if spec.grid > 2 else 1) * C * w + w) + 2 * w + w * O + O
 
 
 def tied(spec):
@@ -68,8 +70,22 @@ DEEP28 = HVAE(
         (DEEP28, 754_273, 146_640),
         (tied(DEEP28), 254_657, 146_640),
         (PRESETS["digits"], 174_448, 24),
+        (PRESETS["digits_grey"], 261_360, 24),
+        (PRESETS["small32"], 369_956, 64_528),
+        (tied(PRESETS["small32"]), 282_404, 64_528),
     ],
-    ids=["digits8", "digits8 tied", "small28", "small28 tied", "deep28", "deep28 tied", "digits"],
+    ids=[
+        "digits8",
+        "digits8 tied",
+        "small28",
+        "small28 tied",
+        "deep28",
+        "deep28 tied",
+        "digits",
+        "digits_grey",
+        "small32",
+        "small32 tied",
+    ],
 )
 def test_parameters_and_latent_dimensions(spec, expected, latents):
     """The published architecture's numbers, counted in the modules and by formula."""
@@ -212,6 +228,33 @@ def test_any_shape_and_number_of_channels(shape):
     draw = quick(lambda x: joint_draw(program, {}, KEY, program.observation.prepare(x, KEY, False)))(x)
     assert draw.mean["x"].shape == x.shape and np.isfinite(draw.log_weight).all()
     assert program.observation.bits_offset == np.log2(17)
+
+
+@pytest.mark.parametrize(
+    ("enc", "shape", "likelihood"),
+    [
+        ("4x1,4d4,1x1", (4, 4, 3), LogisticMixture(components=2)),
+        ("1x1", (4, 4), LogisticMixture(components=2)),
+        ("4x1,4d4,1x1", (4, 4, 3), Categorical()),
+        ("1x1", (5,), Categorical()),
+        ("1x1", (5,), Normal(learned=True, per_pixel=True)),
+    ],
+)
+def test_likelihoods_with_other_outputs_score_and_draw_levels(enc, shape, likelihood):
+    dec = "1x1" if enc == "1x1" else "1x1,4m1"
+    spec = HVAE(enc=enc, dec=dec, shape=shape, levels=17, width=8, zdim=2, mid_ratio=0.5, likelihood=likelihood)
+    program, x = spec.build(KEY), np.random.default_rng(0).integers(0, 17, (6, *shape)).astype("uint8")
+    assert spec_from_json(spec_to_json(spec)) == spec and count(spec) == by_formula(spec)
+
+    @quick
+    def run(x):
+        x = program.observation.prepare(x, KEY, False)
+        return joint_draw(program, {}, KEY, x), trace(seed(program.model, KEY)).get_trace(size=3)["x"]["value"]
+
+    draw, drawn = run(x)
+    assert draw.mean["x"].shape == x.shape and np.isfinite(draw.log_weight).all() and drawn.shape == (3, *shape)
+    if likelihood.bits_offset(17) == 0:
+        np.testing.assert_allclose(drawn * 16, np.round(drawn * 16), atol=1e-5)
 
 
 def test_the_model_without_data_or_size_says_what_it_needs():

@@ -16,7 +16,7 @@ from inference import fit
 from inference.fitting.objectives import fused_elbo, init_params, joint_draw
 from inference.fitting.sources import stored
 from ppl_models.distributions import GreyLevels
-from ppl_models.mfcvae import MFCVAE, MLP, Categorical, Dirichlet, Facet, Layers, Normal, pack
+from ppl_models.mfcvae import MFCVAE, MLP, Categorical, Dirichlet, Facet, Layers, LogisticMixture, Normal, pack
 from ppl_models.mfcvae.mixture import mixture
 from ppl_models.mfcvae.views import coarse, contrast
 from ppl_models.networks.layers import LayersDecoder, start_colours
@@ -104,6 +104,8 @@ def test_a_missing_pixel_is_summed_out_and_cannot_be_read():
         (lambda: Facet("a", 2, 3, refit=(0,)), "refit"),
         (lambda: spec_of(facets=(Facet("a", 2, 3, view="coarse"),)), "encoder of its own"),
         (lambda: spec_of(facets=(Facet("a", 2, 3, view="coarse"),), network=MLP((4,), separate=True)), "multiples of"),
+        (lambda: spec_of(likelihood=LogisticMixture(), network=Layers((4,))), "need MLP or MLPLadder, got Layers"),
+        (lambda: spec_of(likelihood=LogisticMixture(), shape=(2, 2, 3), missing=True), "ties the channels of a colour"),
         (lambda: spec_of(facets=FACETS[:1], network=Layers((4,))), "got 1"),
         (lambda: spec_of(shape=(6,), network=Layers((4,))), "composes images"),
     ],

@@ -16,7 +16,7 @@ from numpyro.infer.util import log_density
 from scipy import stats
 from scipy.special import logsumexp
 
-from ppl_models.distributions import Normal
+from ppl_models.distributions import LogisticMixture, Normal
 from ppl_models.mfcvae import MFCVAE, MLP, PRESETS, Bernoulli, Facet, GreyBernoulli, MLPLadder
 from ppl_models.mfcvae.mixture import initial, mixture, positive, unconstrained
 from ppl_models.mfcvae.program import generative
@@ -104,7 +104,7 @@ def explicit(priors, likelihood, decode):
                 else:
                     fn = dist.MultivariateNormal(prior.means[label], scale_tril=prior.scale_tril[label])
                 zs.append(numpyro.sample(f"z_{name}", fn))
-            numpyro.sample("x", likelihood.distribution(decode(zs, [1.0] * len(zs)), {}), obs=x)
+            numpyro.sample("x", likelihood.distribution(decode(zs, [1.0] * len(zs)), {}, 17), obs=x)
 
     return model
 
@@ -251,6 +251,8 @@ LIKELIHOODS = [Bernoulli(threshold=7.5 / 16, noise=1.0), GreyBernoulli(), Normal
         (1, LIKELIHOODS[0], MLPLadder((6,))),
         (2, LIKELIHOODS[1], MLP((6,), separate=True)),
         (3, LIKELIHOODS[2], MLP((6,))),
+        (1, LogisticMixture(components=2), MLPLadder((6,))),
+        (2, Normal(learned=True, per_pixel=True), MLP((6,))),
     ],
 )
 def test_any_number_of_facets_and_likelihood_has_a_finite_elbo(J, likelihood, network):
@@ -261,7 +263,7 @@ def test_any_number_of_facets_and_likelihood_has_a_finite_elbo(J, likelihood, ne
     params = params_of(program, x)
     loss = jax.jit(lambda p: TraceMeanField_ELBO().loss(KEY, p, program.model, program.guide, x))
     assert np.isfinite(loss(params))
-    assert ("likelihood" in params) == bool(likelihood.parameters())
+    assert ("likelihood" in params) == bool(likelihood.parameters((2, 3)))
     assert "logits" not in params["mixture_f0"]
     assert program.observation.line == likelihood.observation((2, 3), 17)
     assert len(program.views.density) == J + 3
