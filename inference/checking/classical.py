@@ -194,7 +194,7 @@ def _views(program: Any, x: Any, held_out: Any, x_test: Any, key: jax.Array, qui
         settings = grid(ridge=(1e-6, 1e-3, 1e-2, 0.1, 1.0))
         alone = _densities(n, d, seed, quick)[:1]
         on_inputs = [Candidates("linear-regression", regression, settings)]
-        return [View(train, held, both, test, alone), View(*pairs, candidates=on_inputs)]
+        return [View(train, held, both, test, alone), View(pairs[0], pairs[1], pairs[2], pairs[3], on_inputs)]
     views = [View(train, held, both, test, _densities(n, d, seed, quick))]
     if scored.bits_offset and integers:
         symbols, constant = round(2**scored.bits_offset), d * scored.bits_offset * math.log(2)
