@@ -153,8 +153,8 @@ def _bounded(log_sd: Image) -> Image:
 class Encoder(nnx.Module):
     """What only the posterior needs: the bottom-up pyramid, and one block ``[Z, a] -> (qm, qv)`` a level.
 
-    Of a table, each level has a linear map ``A`` of the features ``h`` of a row beside its block, whose last layer starts
-    at zero: ``qm = block + A h + b``, ``qv = block + l``.
+    Of a table, each level has a linear map ``A`` of the features ``h`` of a row beside its block, whose last layer
+    starts at zero: ``qm = block + A h + b``, ``qv = block + l``.
     """
 
     def __init__(self, spec: HVAE, *, rng: np.random.Generator) -> None:
@@ -195,7 +195,6 @@ class Encoder(nnx.Module):
         """``(qm, qv)``: mean and log standard deviation of q(z_level | Z, x)."""
         both = self.posteriors[self.spec.decoder_groups[level]](Z, a, drop=drop)
         return both[..., : self.spec.zdim], _bounded(both[..., self.spec.zdim :])
-
 
     def linear(self, level: int, h: Float[Array, "batch features"]) -> tuple[Mapped, Mapped]:
         """What the linear path of a level of a table adds to ``(qm, qv)``."""
@@ -272,7 +271,7 @@ class Decoder(nnx.Module):
         Z = Z + drift + cell.z_proj(z)
         return Z + cell.resnet(Z, drop=drop)
 
-    def read_out(self, Z: Image, zs: Sequence[Mapped] = ()) -> Float[Array, "batch ..."]:
+    def read_out(self, Z: Image, zs: Sequence[Array] = ()) -> Float[Array, "batch ..."]:
         """The likelihood's input (batch, *decoded_shape) from the finest state; of a table, also from all levels."""
         gain, shift = self.gain[...][None, None, None], self.shift[...][None, None, None]
         decoded = self.head(Z * gain + shift).reshape(Z.shape[0], *self.spec.decoded_shape)
