@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from inference.checking.classical import baselines as baselines
     from inference.checking.comparison import compare as compare, stacking_weights as stacking_weights
     from inference.checking.diagnostics import diagnose as diagnose
+    from inference.checking.imputation import Imputation as Imputation, impute as impute
     from inference.checking.log_evidence import (
         bits_per_dim as bits_per_dim,
         evidence as evidence,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         save_evidence as save_evidence,
     )
     from inference.checking.posterior_tree import posterior as posterior, save_posterior as save_posterior
+    from inference.checking.refinement import Refined as Refined, refine as refine
     from inference.clustering import (
         choose as choose,
         clustering_baselines as clustering_baselines,
@@ -40,6 +42,8 @@ __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "Fit": "fitting.fitted",
+        "Refined": "checking.refinement",
+        "Imputation": "checking.imputation",
         "baselines": "checking.classical",
         "bits_per_dim": "checking.log_evidence",
         "calibrate": "checking.calibration",
@@ -52,9 +56,11 @@ __getattr__, __dir__, __all__ = lazily(
         "exact_table": "checking.log_evidence",
         "fit": "fitting.run",
         "forward_kl": "fitting.forward",
+        "impute": "checking.imputation",
         "load": "fitting.fitted",
         "posterior": "checking.posterior_tree",
         "read_evidence": "checking.log_evidence",
+        "refine": "checking.refinement",
         "report": "reporting.run_page",
         "resume": "fitting.run",
         "save_evidence": "checking.log_evidence",

@@ -8,6 +8,7 @@ from inference.checking.calibration import calibrate as calibrate
 from inference.checking.classical import baselines as baselines
 from inference.checking.comparison import compare as compare, stacking_weights as stacking_weights
 from inference.checking.diagnostics import diagnose as diagnose
+from inference.checking.imputation import Imputation as Imputation, impute as impute
 from inference.checking.log_evidence import (
     bits_per_dim as bits_per_dim,
     evidence as evidence,
@@ -16,3 +17,4 @@ from inference.checking.log_evidence import (
     save_evidence as save_evidence,
 )
 from inference.checking.posterior_tree import posterior as posterior, save_posterior as save_posterior
+from inference.checking.refinement import Refined as Refined, refine as refine

@@ -28,6 +28,7 @@ from inference.cli.data import DATA
 from inference.cli.diagnose import Diagnose
 from inference.cli.families import Families
 from inference.cli.fit import Fit
+from inference.cli.impute import Impute
 from inference.cli.quickstart import Quickstart
 from inference.cli.report import Report
 from inference.cli.resume import Resume
@@ -38,7 +39,7 @@ from inference.cli.traverse import Traverse
 COMMANDS: Mapping[str, type[Command] | Mapping[str, type[Command]]] = {
     "quickstart": Quickstart, "fit": Fit, "resume": Resume, "diagnose": Diagnose, "compare": Compare,
     "clusters": Clusters, "coherence": Coherence, "sample": Sample, "report": Report, "data": DATA,
-    "families": Families, "assign": Assign, "swap": Swap, "traverse": Traverse,
+    "families": Families, "assign": Assign, "impute": Impute, "swap": Swap, "traverse": Traverse,
 }  # fmt: skip  # fmt: skip
 """The commands in the order of ``--help``."""
 

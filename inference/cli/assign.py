@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from inference.cli import facets, runs
+from inference.cli import facets, runs, table_file
 from inference.cli.arguments import Common, Run, check_at_least, opt
 from inference.cli.common import (
     UsageError,
     data_info,
     table_text,
     usage,
+)
+
+_OUT = (
+    "(default: assignments.csv in the run folder) (a table: one line a row, index, cluster_FACET, probability_FACET, "
+    "entropy_FACET; its data are all rows of the file, or FILE.csv|.tsv|.parquet)"
 )
 
 
@@ -44,7 +50,7 @@ class Assign:
     """Draws of z a datum [draws]."""
     examples: Annotated[int | None, opt("N", "none")] = None
     """Also write figures/examples_FACET.png: the N most certain data of each cluster, one row a cluster."""
-    out: Annotated[Path | None, opt("FILE.csv", "assignments.csv in the run folder")] = None
+    out: Annotated[Path | None, arg(metavar="FILE.csv", help_behavior_hint=_OUT)] = None
     """Table to write."""
     seed: Annotated[int, opt("N")] = 0
     """Seed of the draws."""
@@ -63,19 +69,30 @@ def assign(command: Assign) -> None:
     run, table = facets.use_of(fitted, "assign"), facets.use_of(fitted, "assignment_table")
     import jax
 
-    x = data_of(command.data, fitted, card)
+    from ppl_models.program import rows as row_count
+
+    rows = None
+    if table_file.is_table_card(card):
+        if command.examples is not None:
+            raise UsageError("--examples pictures images; the report shows the most typical rows of a table")
+        x, rows = table_file.rows_for(command.data, card, fitted.program.observation.columns)
+    else:
+        x = data_of(command.data, fitted, card)
     with usage():
         key = jax.random.key(command.seed)
         found = run(fitted, x, facet=command.facet, draws=command.draws, key=key, rule=command.rule)
     path = fitted.folder / "assignments.csv" if command.out is None else command.out
-    runs.write_table(table(found), path)
-    rows = []
+    if rows is None:
+        runs.write_table(table(found), path)
+    else:
+        runs.write_table(by_row(found, rows), path)
+    lines = []
     for name, result in found.items():
         K, p = result.probabilities.shape[1], result.probability
         used = f"{len(np.unique(result.labels))} of {K}"
-        rows.append([name, used, float(p.mean()), float((p < 0.5).mean()), float(result.entropy.mean())])
-    print(table_text(rows, ["facet", "clusters used", "mean probability", "share below 0.5", "mean entropy [nats]"]))
-    print(f"{path}: {len(x):,} data, rule {command.rule}")
+        lines.append([name, used, float(p.mean()), float((p < 0.5).mean()), float(result.entropy.mean())])
+    print(table_text(lines, ["facet", "clusters used", "mean probability", "share below 0.5", "mean entropy [nats]"]))
+    print(f"{path}: {row_count(x):,} data, rule {command.rule}")
     if command.examples is not None:
         images = np.asarray(fitted.prepare(x, key))
         for name, result in found.items():
@@ -84,6 +101,20 @@ def assign(command: Assign) -> None:
                     fitted, name, facets.use_of(fitted, "top_examples")(result.probabilities, command.examples), images
                 )
             )
+
+
+def by_row(found: Mapping[str, Any], frame: Any) -> Any:
+    """One line a row of the table, under its index: of each facet the cluster, its probability, the entropy [nats]."""
+    import pandas as pd
+
+    cells = {}
+    for name, result in found.items():
+        cells[f"cluster_{name}"] = result.labels
+        cells[f"probability_{name}"] = result.probability
+        cells[f"entropy_{name}"] = result.entropy
+    table = pd.DataFrame(cells)
+    table.insert(0, frame.index.name or "index", frame.index.to_numpy())
+    return table
 
 
 def examples(fitted: Any, facet: str, members: dict[int, Any], images: np.ndarray) -> Path:
@@ -102,7 +133,7 @@ def data_of(data: str | None, fitted: Any, card: Any) -> np.ndarray:
     from ppl_models import datasets
 
     if data is None:
-        return runs.load_test(card, fitted.program.observation.sampler)[0]
+        return runs.test_of(fitted.program, card)[0]
     if not data.endswith(".npy"):
         info = data_info(data)
         return datasets.load(data, info.held_out)[0]

@@ -132,7 +132,7 @@ def clusters_data(program: Any) -> bool:
     return any(site.startswith(PREFIX) for site in sites)
 
 
-def data_of(entries: Sequence[Entry], test_n: int | None) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
+def data_of(entries: Sequence[Entry], test_n: int | None) -> tuple[Any, Mapping[str, np.ndarray]]:
     """Load the held-out data that all runs share; a usage error where they do not, or score different things."""
     check_same_data(entries)
     first = entries[0]
@@ -143,13 +143,13 @@ def data_of(entries: Sequence[Entry], test_n: int | None) -> tuple[np.ndarray, M
                 "of different things cannot be compared: choose among runs with the same likelihood"
             )
     n = test_n or min(entry.card["test_n"] for entry in entries if entry.card is not None)
-    x, factors = runs.load_test(first.card or {}, first.fit.program.observation.sampler, test_n=n)
+    x, factors = runs.test_of(first.fit.program, first.card or {}, test_n=n)
     check_same_draws(entries, x)
     return x, factors
 
 
 def read(
-    entries: Sequence[Entry], x: np.ndarray, factors: Mapping[str, np.ndarray]
+    entries: Sequence[Entry], x: Any, factors: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, pd.DataFrame], dict[str, dict[str, np.ndarray]]]:
     """Tables of scores and of shared information, and the labels of every facet, of every run."""
     import pandas as pd
@@ -170,7 +170,7 @@ def read(
     return found, assignments
 
 
-def with_baselines(table: pd.DataFrame, entry: Entry, x: np.ndarray, factors: Mapping[str, np.ndarray]) -> pd.DataFrame:
+def with_baselines(table: pd.DataFrame, entry: Entry, x: Any, factors: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """Add the rows of k-means and mixtures of the same K, fitted to the training data of a run."""
     import jax
     import pandas as pd
@@ -179,7 +179,7 @@ def with_baselines(table: pd.DataFrame, entry: Entry, x: np.ndarray, factors: Ma
     from ppl_models.program import rows as row_count
 
     assert entry.card is not None
-    data = runs.load_data(entry.card, entry.fit.program.observation.sampler)
+    data = runs.data_of(entry.fit.program, entry.card)
     train = runs.own_draws(data.train, entry.card, "baselines", OWN_N) if callable(data.train) else data.train
     ks = sorted({int(k) for k in table["K"] if k > 1})
     n = row_count(train)
@@ -187,7 +187,8 @@ def with_baselines(table: pd.DataFrame, entry: Entry, x: np.ndarray, factors: Ma
     key = jax.random.fold_in(runs.keys()["report"], 3)  # as in the report
     try:
         train, x = (plain_numbers(entry.fit.program, data) for data in (train, x))
-        rows = clustering_baselines(train, x, ks, factors, key=key)
+        what = "columns" if entry.fit.program.observation.columns else "pixels"
+        rows = clustering_baselines(train, x, ks, factors, key=key, what=what)
     except ValueError as error:
         say(f"no baselines: {error}")
         return table
@@ -197,7 +198,7 @@ def with_baselines(table: pd.DataFrame, entry: Entry, x: np.ndarray, factors: Ma
 
 def chosen_of(
     entries: Sequence[Entry],
-    x: np.ndarray,
+    x: Any,
     factors: Mapping[str, np.ndarray],
     assignments: Mapping[str, Mapping[str, np.ndarray]],
 ) -> Choice:

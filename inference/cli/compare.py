@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional
 
@@ -25,7 +25,6 @@ from inference.cli.entries import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
 
@@ -126,14 +125,14 @@ def groups(entries: Sequence[Entry], *, baselines: bool) -> list[list[Entry]]:
     return kept
 
 
-def baselines_of(members: Sequence[Entry], x: np.ndarray | None) -> dict[str, pd.DataFrame]:
+def baselines_of(members: Sequence[Entry], x: Any) -> dict[str, pd.DataFrame]:
     """Return the baselines of one group, fitted to the training data of its first run; none where there are none."""
     from inference.checking.classical import baselines
 
     entry = next((e for e in members if e.fit is not None), None)
     if entry is None or entry.card is None or x is None:
         return {}
-    data = runs.load_data(entry.card, entry.fit.program.observation.sampler)
+    data = runs.data_of(entry.fit.program, entry.card)
     train = runs.own_draws(data.train, entry.card, "baselines", OWN_N) if callable(data.train) else data.train
     say(f"baselines: fitting to the training data of {entry.folder}")
     try:

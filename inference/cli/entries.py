@@ -11,7 +11,6 @@ from inference.cli import runs, tables
 from inference.cli.common import UsageError, is_run, read_run
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
 
 
@@ -54,14 +53,15 @@ def check_same_data(entries: Sequence[Entry]) -> None:
     cards = [(entry.folder, entry.card) for entry in entries if entry.card is not None]
     for folder, card in cards:
         first, reference = cards[0]
-        if any(card[field] != reference[field] for field in ("name", "held_out", "shape", "levels", "seed")):
+        fields = ("name", "held_out", "shape", "levels", "seed", "sha256")
+        if any(card.get(field) != reference.get(field) for field in fields):
             raise UsageError(
                 f"{first} is a model of data {reference['name']!r}, {folder} of {card['name']!r}; densities of "
                 "different data cannot be compared: fit both to the same data"
             )
 
 
-def held_out(entries: Sequence[Entry], test_n: int | None) -> np.ndarray | None:
+def held_out(entries: Sequence[Entry], test_n: int | None) -> Any:
     """Load the held-out data of the runs; ``None`` where there are only tables."""
     sizes = [(e.card["test_n"] if e.card is not None else len(e.table), e) for e in entries]  # type: ignore[arg-type]
     least, entry = min(sizes, key=lambda pair: pair[0])
@@ -71,11 +71,11 @@ def held_out(entries: Sequence[Entry], test_n: int | None) -> np.ndarray | None:
             raise UsageError(f"--test-n {test_n} is more than the {n} data of the evidence in {short.folder}")
     for e in entries:
         if e.card is not None:
-            return runs.load_test(e.card, e.fit.program.observation.sampler, test_n=test_n or least)[0]
+            return runs.test_of(e.fit.program, e.card, test_n=test_n or least)[0]
     return None
 
 
-def check_same_draws(entries: Sequence[Entry], x: np.ndarray | None) -> None:
+def check_same_draws(entries: Sequence[Entry], x: Any) -> None:
     """Raise :class:`UsageError` where runs were fitted to their programs' own draws and these are not all ``x``."""
     import jax
     import numpy as np
@@ -94,7 +94,7 @@ def check_same_draws(entries: Sequence[Entry], x: np.ndarray | None) -> None:
             )
 
 
-def evidence_of(entries: Sequence[Entry], x: np.ndarray | None, particles: int | None) -> dict[str, pd.DataFrame]:
+def evidence_of(entries: Sequence[Entry], x: Any, particles: int | None) -> dict[str, pd.DataFrame]:
     """Return an evidence table for each entry, computed only where its folder holds none of these data."""
     own = [table for e in entries if e.fit is not None and (table := tables.own_table(e.folder)) is not None]
     asked = [table.attrs["particles"] for table in own if table.attrs["estimator"] != "exact"]

@@ -50,7 +50,7 @@ def opened(command: Any, name: str, n: int) -> tuple[Any, Callable[..., Any], np
     """Return the fit of a command's run, its family's function ``name``, and the first ``n`` held-out data."""
     fitted, card = runs.open_run(command.folder, command.common.plugin)
     function = use_of(fitted, name)
-    x, _ = runs.load_test(card, fitted.program.observation.sampler)
+    x, _ = runs.test_of(fitted.program, card)
     if len(x) < n:
         raise UsageError(f"--n {command.n} takes {n} held-out data, the run has {len(x)}; give a smaller N")
     return fitted, function, x[:n]

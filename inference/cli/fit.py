@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from inference.cli import runs
+from inference.cli import runs, table_file
 from inference.cli.arguments import Common, Evaluation, check_at_least, check_evaluation, opt
 from inference.cli.common import (
     UsageError,
@@ -16,8 +16,11 @@ from inference.cli.common import (
     clear,
     load_plugins,
     read_spec,
+    say,
     usage,
 )
+
+_VALIDATION = "(default: 0) (of a table: a seventh)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,7 @@ class Fit:
     """Seed of the initial weights, the minibatches and all draws; equal seeds give equal runs."""
     n: Annotated[int | None, opt("N", "all")] = None
     """Fit to a random subset of N of the training data [data]."""
-    validation: Annotated[int, opt("N")] = 0
+    validation: Annotated[int | None, arg(metavar="N", help_behavior_hint=_VALIDATION)] = None
     """Keep the last N of the training data out of the fit, and choose the best step by them [data]."""
     validate_every: Annotated[int | None, opt("N", "chosen from --steps")] = None
     """Steps between two validations [steps]."""
@@ -64,6 +67,14 @@ class Fit:
     """Largest global norm of the gradient, longer ones are scaled down [nats a datum per unit parameter]."""
     checkpoint_every: Annotated[int | None, opt("N", "chosen from --steps")] = None
     """Steps between two checkpoints [steps]."""
+    labels: Annotated[str | None, opt("COLUMN", "none")] = None
+    """Column of a table (--data FILE.csv|.tsv|.parquet) to keep out of the model, to score clusters against."""
+    columns: Annotated[str | None, opt("NAME=KIND,...", "as found")] = None
+    """Kinds of columns of a table: real, positive, count, binary, categorical, or drop."""
+    index: Annotated[str | None, opt("COLUMN", "the number of the row")] = None
+    """Column of a table that names its rows."""
+    clusters: Annotated[str | None, opt("K[,K...]", "as in the spec")] = None
+    """Number of clusters of every facet, or one number a facet."""
     overwrite: bool = False
     """Replace the run that --out already holds."""
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -92,22 +103,45 @@ def check_numbers(command: Fit) -> None:
         raise UsageError(
             f"--n {command.n} takes a subset of a data set; --data {runs.OWN} draws every batch anew: leave it out"
         )
+    table = table_file.is_table(command.data)
+    for name in ("labels", "columns", "index"):
+        if getattr(command, name) is not None and not table:
+            raise UsageError(f"--{name} is for a table, --data FILE.csv|.tsv|.parquet, got --data {command.data}")
+    validated = command.validation or (table and command.validation is None)
     for name, value in (("--patience", command.patience), ("--validate-every", command.validate_every)):
-        if value is not None and not command.validation:
+        if value is not None and not validated:
             raise UsageError(f"{name} needs validation data; add --validation N, or leave {name} out")
 
 
 def fit(command: Fit) -> None:
     """Fit what the command names, evaluate it, and say where to look."""
+    from ppl_models.program import rows
+
     check_numbers(command)
     plugins = load_plugins(command.common.plugin)
     spec = read_spec(command.model)
-    sizes = {"validation": command.validation, "test_n": command.evaluation.test_n}
+    if command.clusters is not None:
+        spec = runs.with_clusters(spec, command.clusters)
+    sizes = {"validation": command.validation or 0, "test_n": command.evaluation.test_n}
+    batch_size = command.batch_size
     if command.data == runs.OWN:
         program = runs.build(spec, command.seed)
         card = runs.own_card(program, plugins=plugins, **sizes)
         claim(command.out, overwrite=command.overwrite)
         data = runs.load_data(card, program.observation.sampler)
+    elif table_file.is_table(command.data):
+        sizes["validation"] = command.validation
+        card = table_file.make_card(
+            command.data, labels=command.labels, columns=command.columns, index=command.index, n=command.n,
+            seed=runs.DATA_SEED, plugins=plugins, **sizes,
+        )  # fmt: skip
+        spec = runs.fitted_to(spec, card)
+        claim(command.out, overwrite=command.overwrite)
+        program = runs.build(spec, command.seed)
+        data = runs.data_of(program, card)
+        if batch_size > (most := rows(data.train)):
+            say(f"batch size {batch_size} -> {most}, all rows to fit")
+            batch_size = most
     else:
         card = runs.make_card(command.data, n=command.n, plugins=plugins, **sizes)
         spec = runs.fitted_to(spec, card)
@@ -133,7 +167,7 @@ def fit(command: Fit) -> None:
     clear(command.out)
     with runs.resumable(command.out):
         fitted = run_fit(
-            program, data.train, steps=command.steps, key=key, batch_size=command.batch_size,
+            program, data.train, steps=command.steps, key=key, batch_size=batch_size,
             learning_rate=command.learning_rate, clip=command.clip, average=command.average,
             validation=data.validation, validate_every=command.validate_every, patience=command.patience,
             out=command.out, card=card, checkpoint_every=command.checkpoint_every,

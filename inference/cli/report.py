@@ -32,16 +32,18 @@ def report(command: Report) -> None:
     """Write report.html and its figures again and print the path."""
     check_at_least(1, test_n=command.test_n)
     fitted, card = runs.open_run(command.folder, command.common.plugin)
-    data = runs.load_data(card, fitted.program.observation.sampler, test_n=command.test_n)
+    data = runs.data_of(fitted.program, card, test_n=command.test_n)
     x, factors = data.test, data.factors
     from inference.checking.diagnostics import diagnose as run_diagnose
     from inference.reporting.run_page import report as write_report
 
     table, tree = tables.table_of(fitted, x, particles=None), tables.tree_of(fitted, x, factors)
-    verdict = run_diagnose(fitted, x, key=runs.keys()["diagnose"], table=table, tree=tree)
+    verdict = run_diagnose(
+        fitted, x, key=runs.keys()["diagnose"], table=table, tree=tree, baselines=runs.beside(fitted, data)
+    )  # fmt: skip
     runs.write_table(verdict, fitted.folder / "diagnosis.csv")
     page = write_report(
         fitted, x, key=runs.keys()["report"], factors=factors, tree=tree, table=table, verdict=verdict,
-        train=None if callable(data.train) else data.train,
+        train=None if callable(data.train) else data.train, names=data.names,
     )  # fmt: skip
     print(page)

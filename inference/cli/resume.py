@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inference.cli import runs
+from inference.cli import runs, table_file
 from inference.cli.arguments import Common, Evaluation, Run, check_evaluation
 from inference.cli.common import (
     clear,
@@ -45,9 +45,12 @@ def resume(command: Resume) -> None:
     from inference.fitting import load
     from inference.fitting.folder import RunFolder
 
-    own = card["name"] == runs.OWN
-    sampler = runs.build(RunFolder(command.folder).read_spec(), 0).observation.sampler if own else None
-    data = runs.load_data(card, sampler, test_n=command.evaluation.test_n)
+    asks = card["name"] == runs.OWN or table_file.is_table_card(card)
+    if asks:  # the program draws its data, or says how the rows of a file are stored
+        program = runs.build(RunFolder(command.folder).read_spec(), 0)
+        data = runs.data_of(program, card, test_n=command.evaluation.test_n)
+    else:
+        data = runs.load_data(card, None, test_n=command.evaluation.test_n)
     with runs.resumable(command.folder):
         if record["info"].get("stopped") in ("steps", "patience"):
             say(f"{command.folder} is fitted already: {record['info']['steps']:,} steps")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from inference.cli import table_file
 from inference.cli.arguments import Evaluation
+from inference.cli.classical import classical
 from inference.cli.common import (
     Interrupted,
     UsageError,
@@ -37,6 +40,9 @@ for ``split`` makes the keys of the small ones: no training batch shares a key w
 OWN_BLOCK = 256
 """Own draws made at once.  Whole blocks are drawn, so that the first N of a set are the same for every N."""
 
+QUICK_N = 1024
+"""Draws of a program's own data that the baselines of a diagnosis are fitted to."""
+
 Sampler = Callable[[Any, int], Any]
 
 
@@ -48,6 +54,7 @@ class Data:
     validation: Any
     test: Any
     factors: Mapping[str, np.ndarray]
+    names: Any = None
 
 
 @dataclass(frozen=True)
@@ -104,13 +111,28 @@ def own_draws(sampler: Sampler, card: Mapping[str, Any], which: str, n: int) -> 
     return jax.tree.map(lambda *leaf: np.concatenate([np.asarray(part) for part in leaf])[:n], *blocks)
 
 
-def load_data(card: Mapping[str, Any], sampler: Sampler | None, *, test_n: int | None = None) -> Data:
+def data_of(program: Any, card: Mapping[str, Any], *, test_n: int | None = None) -> Data:
+    """:func:`load_data` for a program."""
+    return load_data(card, program.observation.sampler, columns=program.observation.columns, test_n=test_n)
+
+
+def test_of(program: Any, card: Mapping[str, Any], *, test_n: int | None = None) -> tuple[Any, Mapping[str, Any]]:
+    """:func:`load_test` for a program."""
+    return load_test(card, program.observation.sampler, columns=program.observation.columns, test_n=test_n)
+
+
+def load_data(
+    card: Mapping[str, Any], sampler: Sampler | None, *, columns: Sequence[Any] = (), test_n: int | None = None
+) -> Data:
     """Load the data that a card names; ``test_n`` replaces its number of held-out data.
 
-    ``sampler`` is that of the program, for a card of own draws.
+    ``sampler`` is that of the program, for a card of own draws; ``columns`` are its columns, for that of a table.
     """
     from ppl_models import datasets
 
+    if table_file.is_table_card(card):
+        found = table_file.load(card, columns, test_n=test_n)
+        return Data(found.train, found.validation, found.test, found.factors, found.names)
     if card["name"] == OWN:
         test, factors = load_test(card, sampler, test_n=test_n)
         own = checked_sampler(sampler)
@@ -124,11 +146,14 @@ def load_data(card: Mapping[str, Any], sampler: Sampler | None, *, test_n: int |
 
 
 def load_test(
-    card: Mapping[str, Any], sampler: Sampler | None, *, test_n: int | None = None
-) -> tuple[np.ndarray, Mapping[str, np.ndarray]]:
-    """Load the held-out data of a card: all in stored order, or a seeded subset of ``test_n``; or own draws."""
+    card: Mapping[str, Any], sampler: Sampler | None, *, columns: Sequence[Any] = (), test_n: int | None = None
+) -> tuple[Any, Mapping[str, np.ndarray]]:
+    """Load the held-out data of a card: all in stored order, or a seeded subset of ``test_n``; own draws; rows."""
     from ppl_models import datasets
 
+    if table_file.is_table_card(card):
+        found = table_file.load(card, columns, test_n=test_n)
+        return found.test, found.factors
     if card["name"] == OWN:
         return own_draws(checked_sampler(sampler), card, "test", card["test_n"] if test_n is None else test_n), {}
     size = data_info(card["name"]).sizes[card["held_out"]]
@@ -144,7 +169,11 @@ def checked_sampler(sampler: Sampler | None) -> Sampler:
 
 
 def fitted_to(spec: Any, card: Mapping[str, Any]) -> Any:
-    """Return the spec with the shape and grey levels of the data, and say in one line what changed."""
+    """Return the spec with the shape and grey levels of the data, or its columns, and say in one line what changed."""
+    if table_file.is_table_card(card):
+        return fitted_to_table(spec, card)
+    if scores_columns(spec):
+        raise UsageError(f"{type(spec).__name__} scores the columns of a table, {card['name']!r} is none; give a .csv")
     fields = {field.name for field in dataclasses.fields(spec)}
     wanted = {"shape": tuple(card["shape"]), "levels": card["levels"]}
     changes = {k: v for k, v in wanted.items() if k in fields and v is not None and getattr(spec, k) != v}
@@ -155,6 +184,47 @@ def fitted_to(spec: Any, card: Mapping[str, Any]) -> Any:
     told = ", ".join(f"{name} {getattr(spec, name)} -> {value}" for name, value in changes.items())
     say(f"spec: {told}, as in data {card['name']!r}")
     return changed
+
+
+def scores_columns(spec: Any) -> bool:
+    """Whether a spec has a likelihood of the columns of a table."""
+    return getattr(getattr(spec, "likelihood", None), "kind", None) == "columns"
+
+
+def fitted_to_table(spec: Any, card: Mapping[str, Any]) -> Any:
+    """Return the spec of a table with the columns of a file; a usage error for a spec of other data."""
+    from ppl_models.program import families
+
+    if not scores_columns(spec):
+        able = [f"{n}:{p}" for n, f in families().items() for p, known in f.presets.items() if scores_columns(known)]
+        raise UsageError(
+            f"{card['name']!r} is a table, {type(spec).__name__} with these settings scores no columns; "
+            f"fit one of {', '.join(able)}, or a spec with a likelihood of kind 'columns'"
+        )
+    columns = table_file.opened(card)[0].columns
+    with usage():
+        likelihood = dataclasses.replace(spec.likelihood, columns=columns)
+        return dataclasses.replace(spec, likelihood=likelihood, shape=(len(columns),))
+
+
+def with_clusters(spec: Any, text: str) -> Any:
+    """Return the spec with other numbers of clusters: one for every facet, or one a facet, ``"3,4"``."""
+    facets = getattr(spec, "facets", ())
+    if not facets or not all(dataclasses.is_dataclass(f) and hasattr(f, "clusters") for f in facets):
+        raise UsageError(f"--clusters is for models with facets, {type(spec).__name__} has none; leave it out")
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--clusters takes whole numbers, one or one a facet (3 or 3,4), got {text!r}") from error
+    counts = counts * len(facets) if len(counts) == 1 else counts
+    if len(counts) != len(facets):
+        names = ", ".join(facet.name for facet in facets)
+        raise UsageError(
+            f"--clusters {text} has {len(counts)} numbers for {len(facets)} facets ({names}); give one each"
+        )
+    with usage():
+        changed = [dataclasses.replace(f, clusters=k) for f, k in zip(facets, counts, strict=True)]
+        return dataclasses.replace(spec, facets=tuple(changed))
 
 
 def open_run(folder: Path, plugins: Sequence[Path]) -> tuple[Any, dict[str, Any]]:
@@ -209,17 +279,29 @@ def evaluate(fitted: Any, data: Data, *, particles: int, draws: int, progress: b
     table = evidence(fitted, data.test, particles=particles, key=noise["evidence"], progress=progress)
     save_evidence(table, folder)
     tree = draw_posterior(fitted, data.test, draws=draws, factors=data.factors, progress=progress)
-    verdict = diagnose(fitted, data.test, key=noise["diagnose"], table=table, tree=tree)
+    verdict = diagnose(
+        fitted, data.test, key=noise["diagnose"], table=table, tree=tree, baselines=beside(fitted, data)
+    )  # fmt: skip
     write_table(verdict, folder / "diagnosis.csv")
     train = None if callable(data.train) else data.train
     page = report(
         fitted, data.test, key=noise["report"], factors=data.factors, tree=tree, table=table, verdict=verdict,
-        train=train,
+        train=train, names=data.names,
     )  # fmt: skip
     return Evaluated(table, tree, verdict, page)
 
 
-def draw_posterior(fitted: Any, x: np.ndarray, *, draws: int, factors: Any, progress: bool = True) -> Any:
+def beside(fitted: Any, data: Data) -> dict[str, Any]:
+    """Classical densities of the run's held-out data: those in its folder, else fitted to its training data."""
+    train = data.train
+    if callable(data.train):
+        train = functools.partial(own_draws, data.train, fitted.card, "baselines", QUICK_N)
+    return classical(
+        fitted.folder, fitted.program, train, data.test, key=keys()["evidence"], validation=data.validation
+    )
+
+
+def draw_posterior(fitted: Any, x: Any, *, draws: int, factors: Any, progress: bool = True) -> Any:
     """Draw from the posterior of held-out data and write posterior.nc."""
     from inference.checking.posterior_tree import posterior, save_posterior
 
@@ -309,10 +391,13 @@ def resumable(folder: Path) -> Iterator[None]:
 def finish(fitted: Any, data: Data, options: Evaluation) -> None:
     """Evaluate a fit unless told not to, and print what came of it."""
     folder = shell(fitted.folder)
+    if table_file.is_table_card(fitted.card):
+        table_file.write_columns(fitted.card, fitted.folder)
     if options.no_evaluate:
         print(fit_line(fitted))
         print(f"next: ppl-models resume {folder}   (evaluates it)")
         return
     found = evaluate(fitted, data, particles=options.particles, draws=options.draws, progress=not options.quiet)
     summarise(fitted, found)
-    print(f"next: ppl-models sample {folder}; ppl-models compare {folder} OTHER")
+    use = "assign {0}; ppl-models impute {0}" if table_file.is_table_card(fitted.card) else "sample {0}"
+    print(f"next: ppl-models {use.format(folder)}; ppl-models compare {folder} OTHER")

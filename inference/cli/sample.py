@@ -83,7 +83,7 @@ def prior_samples(command: Sample, fitted: Any) -> dict[str, np.ndarray]:
     if given:
         # A conditional program draws for the inputs of its held-out data.
         card = runs.run_card(command.folder, command.common.plugin)
-        x = runs.load_test(card, fitted.program.observation.sampler, test_n=command.n)[0]
+        x = runs.test_of(fitted.program, card, test_n=command.n)[0]
         ready = fitted.prepare(x, jax.random.key(command.seed))
         inputs = {name: ready[name] for name in given}
         drawn = Predictive(fitted.model, num_samples=1)(jax.random.key(command.seed), inputs)

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 
 from inference.reporting import markup
-from inference.reporting.sections import Section
+from inference.reporting.section import Section
 from ppl_models.program import Panel
 
 DPI = 110
@@ -61,10 +61,12 @@ class Drawn:
             html = "\n".join(self.panel(panel) for panel in section.panels())
         except Exception as error:  # the list of figures itself could not be made
             html = self._fail(section.title, error)
+        if html and section.paired:
+            html = f'<div class="pair">{html}</div>'
+        if section.text is not None:
+            html += self.text(section.title, section.text)
         if not html:
             return ""
-        if section.paired:
-            html = f'<div class="pair">{html}</div>'
         return f'<h2 id="{section.anchor}">{escape(section.title)}</h2><p>{escape(section.intro)}</p>{html}'
 
     def problems(self) -> str:

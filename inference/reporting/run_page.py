@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -45,6 +45,7 @@ FILES = {
     "posterior.nc": "posterior draws, densities, predictive draws (ArviZ DataTree, netCDF)",
     "evidence.csv": "log p(x), its error, ELBO, effective sample size and k-hat of each datum",
     "diagnosis.csv": "the checks of this page",
+    "baselines.csv": "log p(x) of each datum under classical densities fitted to the training data, nats",
     "clustering.csv": "clusterings against known factors, and those of k-means and mixtures with as many clusters",
     "figures": "the figures of this page as PNG",
 }
@@ -71,6 +72,7 @@ def report(
     table: pd.DataFrame | None = None,
     verdict: pd.DataFrame | None = None,
     train: Any = None,
+    names: Sequence[Any] | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write ``report.html`` and ``figures/*.png`` into a folder and return the path of the page.
@@ -79,8 +81,9 @@ def report(
     ``factors``  known factors of the data by name, (N,) each; they colour the latents.
     ``tree``, ``table``, ``verdict``  results of ``posterior``, ``evidence`` and ``diagnose``; what is not given is
                  computed, with their default numbers of draws, and written beside the page.
-    ``train``    stored training data: the classical clusterings that stand beside the model's are fitted to them;
-                 without, to ``x``.
+    ``train``    stored training data: the classical clusterings that stand beside the model's are fitted to them
+                 (without, to ``x``), and the classical densities of the diagnosis, which is made without them else.
+    ``names``    of the data (N), for a table: what its rows are called in the page; default: their numbers.
     ``out``      folder of the page; default: the fit's run folder.
 
     Raises ``ValueError`` before any work if there is no folder to write to, or if the data cannot be scored.
@@ -107,17 +110,19 @@ def report(
         save_evidence(table, folder)
     rates = criticism.site_rates(fit, x, key=rate_key)
     if verdict is None:
-        from inference.checking.diagnostics import assemble
+        from inference.checking.diagnostics import assemble, quick_baselines
 
-        verdict = assemble(fit, table, tree, rates)
+        beside = {} if train is None else quick_baselines(fit.program, train, x, key=table_key)
+        verdict = assemble(fit, table, tree, rates, beside)
         write_text(folder / "diagnosis.csv", verdict.to_csv(index=False))
 
     drawn = Drawn(folder / "figures")
-    parts = [drawn.section(section) for section in sections(fit, x, factors, tree, table, rates)]
+    parts = [drawn.section(section) for section in sections(fit, x, factors, tree, table, rates, names)]
 
     def clustered() -> str:
         source = None if train is None else plain_numbers(fit.program, train)
-        return clusterings(tree, plain_numbers(fit.program, x), factors, source, folder, key=baseline_key)
+        return clusterings(tree, plain_numbers(fit.program, x), factors, source, folder, key=baseline_key,
+                           what="columns" if fit.program.observation.columns else "pixels")  # fmt: skip
 
     parts.append(drawn.text("clusterings", clustered))
     declared, training = _declared(fit, x, drawn), _training(fit, drawn)
@@ -306,7 +311,29 @@ def _training(fit: Any, drawn: Drawn) -> str:
                 lambda: figures.training(fit.history, info.get("best_step")),
             )
         )
-    return f'<h2 id="training">Training</h2>{figure}{html}'
+    return f'<h2 id="training">Training</h2>{improvement(fit)}{figure}{html}'
+
+
+def improvement(fit: Any) -> str:
+    """HTML: by how much training improved on a program that started from the data; empty where it did not."""
+    history, best = fit.history, fit.info.get("best_step")
+    begin = [event.name for event in fit.program.training.events if event.step == 0]
+    if not begin or best is None or "validation_elbo" not in history or "step" not in history:
+        return ""
+    known = history[["step", "validation_elbo"]].dropna().set_index("step")["validation_elbo"]
+    if 0 not in known.index or best not in known.index:
+        return ""
+    first, last = float(known[0]), float(known[best])
+    gained = (
+        f"at step {int(best):,}, which is used, by {last:.2f}: training improved on its start by <b>{last - first:.2f} "
+        "nats a datum</b>."
+        if best
+        else "and no later step did better: the start is used as it is."
+    )
+    return (
+        f"<p>The program started from the data ({escape(', '.join(begin))}). There it predicted the validation data by "
+        f"an ELBO of {first:.2f} nats a datum, {gained}</p>"
+    )
 
 
 def _plain(value: Any) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,8 @@ import numpy as np
 
 from inference.checking import criticism
 from inference.reporting import figures, pictures
+from inference.reporting.section import Section as Section
+from inference.reporting.table_sections import table_rows
 from ppl_models.program import Panel
 
 if TYPE_CHECKING:
@@ -19,22 +20,12 @@ if TYPE_CHECKING:
 FACTORS_SHOWN = 4
 
 
-@dataclass(frozen=True)
-class Section:
-    """A heading of the report with its figures; ``paired`` puts two beside each other where there is room."""
-
-    anchor: str
-    title: str
-    intro: str
-    panels: Callable[[], Sequence[Panel]]
-    paired: bool = False
-
-
 def sections(
     fit: Any, x: Any, factors: Mapping[str, np.ndarray], tree: Any, table: pd.DataFrame,
-    rates: Mapping[str, np.ndarray],
+    rates: Mapping[str, np.ndarray], names: Sequence[Any] | None = None,
 ) -> list[Section]:  # fmt: skip
-    """The sections after the diagnosis; those of the model's family come last."""
+    """The sections after the diagnosis; those of the model's family come last.  ``names`` of the data, for tables."""
+    rows = table_rows(fit, tree, table, names) if fit.program.observation.columns else None
     return [
         Section(
             "evidence", "How well it predicts",
@@ -50,8 +41,10 @@ def sections(
         Section(
             "data", "What the model sees and imagines",
             "Data next to what the fitted model makes of them, and data that it makes up.",
-            lambda: data_panels(tree, table),
+            (lambda: data_panels(tree, table)) if rows is None else rows.data_panels,
+            text=None if rows is None else rows.lowest,
         ),
+        *([] if rows is None else rows.cluster_sections()),
         Section(
             "family", "What this family of models shows",
             "Figures that only make sense for this kind of model.",

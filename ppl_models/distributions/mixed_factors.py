@@ -183,7 +183,7 @@ def mixed_factors(
                 column = likelihood.columns[i]
                 if column.kind in ("real", "positive"):  # their feature is the stored number itself, standardised
                     place = likelihood.slices()[column.name]
-                    decode[:d, place] = (U[p] / c * _spread(x, i))[:, None]
+                    decode[:d, place] = (U[p] / c * _spread(x, int(i)))[:, None]
         blocks.append(Block(score, noise, decode))
     _regress(likelihood, x, blocks, group, bias)
     return blocks, bias

@@ -36,7 +36,7 @@ def classical_start(spec: MFCVAE) -> Any:
         found: dict[str, Any] = {}
         encoder, decoder = (_copied(params[f"{name}$params"]) for name in ("encoder", "decoder"))
         decoder["bias"] = bias
-        features, covariances = np.asarray(likelihood.encode(x), np.float64), []
+        features, covariances = np.asarray(likelihood.encode(jax.tree.map(jax.numpy.asarray, x)), np.float64), []
         for j, (facet, block) in enumerate(zip(spec.facets, blocks, strict=True)):
             weights, means, spread = em(block.score, facet.clusters, facet.covariance, seed + j)
             spread = block.deflated(spread)

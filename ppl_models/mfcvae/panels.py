@@ -15,6 +15,8 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from ppl_models.distributions import Columns
+from ppl_models.mfcvae import panels_table
 from ppl_models.mfcvae.checks import assignment_probabilities, normalised_mutual_information
 from ppl_models.mfcvae.use import Assignment, decode, encode, sample, top_examples, traverse
 from ppl_models.program import Panel
@@ -30,14 +32,16 @@ MAX_LEVELS = 32
 
 
 def panels(spec: MFCVAE, fit: Any, x: Any, factors: Mapping[str, Any] | None, tree: Any) -> list[Panel]:
-    """All figures; those of images only where a datum is an image: (H, W), (H, W, 1) or (H, W, 3).
+    """All figures; those of images only where a datum is an image, (H, W), (H, W, 1) or (H, W, 3); of a table its own.
 
     ``x`` are the stored data whose posterior ``tree`` holds, in the same order; ``factors`` name -> known values.
     """
     names = tuple(facet.name for facet in spec.facets)
     p = {name: assignment_probabilities(tree, name) for name in names}
     found = [_assignments_panel(tree, p)] if any(facet.clusters > 1 for facet in spec.facets) else []
-    if _is_image(spec.shape):
+    if isinstance(spec.likelihood, Columns):
+        found += panels_table.panels(spec, fit, tree)
+    elif _is_image(spec.shape):
         x = np.asarray(x)[: len(p[names[0]])]
         images = _images(x / (spec.levels - 1), spec.shape)
         for name in names:

@@ -21,7 +21,7 @@ from ppl_models.mfcvae.mixture import Covariance
 from ppl_models.mfcvae.networks import MLP, Additive, ConvLadder, Layers, LayoutSpec, MLPLadder
 from ppl_models.mfcvae.progressive import Progressive
 from ppl_models.mfcvae.views import VIEWS
-from ppl_models.program import Program, build
+from ppl_models.program import Column, Program, build
 
 Likelihood = Annotated[
     Bernoulli | GreyBernoulli | Normal | Categorical | LogisticMixture | Columns, Field(discriminator="kind")
@@ -331,6 +331,24 @@ PAPER_3DSHAPES = dataclasses.replace(
     likelihood=Normal(sigma=0.6, link="identity"),
     progressive=Progressive((101, 301), batches=26, fade_in=2_000),
 )
+# Stands for a table of any columns: `fit --data FILE.csv` puts those of the file in its place.
+_EXAMPLE = (
+    Column("length", "real", loc=170.0, scale=10.0),
+    Column("dose", "positive", loc=0.5, scale=1.0),
+    Column("visits", "count", loc=1.2, scale=0.6),
+    Column("smoker", "binary", values=("no", "yes")),
+    Column("site", "categorical", values=("east", "north", "west")),
+)
+TABLE = MFCVAE(
+    facets=(Facet("cluster", dim=10, clusters=10, covariance="tied"),),
+    shape=(len(_EXAMPLE),),
+    likelihood=Columns(columns=_EXAMPLE, correlated=True, scales="decoded"),
+    network=Additive((64,)),
+    posterior="full",
+)
+TABLE_TWO = dataclasses.replace(
+    TABLE, facets=tuple(Facet(name, dim=5, clusters=5, covariance="tied") for name in ("first", "second"))
+)
 _EPOCH = 234  # updates of 256 images
 MNIST = dataclasses.replace(
     PAPER_MNIST,
@@ -354,6 +372,8 @@ PRESETS = {
     "facets_three": FACETS_THREE,
     "facets_views": FACETS_VIEWS,
     "mnist": MNIST,
+    "table": TABLE,
+    "table_two": TABLE_TWO,
     "paper_mnist": PAPER_MNIST,
     "paper_svhn": PAPER_SVHN,
     "paper_3dshapes": PAPER_3DSHAPES,

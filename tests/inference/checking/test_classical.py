@@ -81,7 +81,7 @@ def test_each_observation_has_its_baselines():
         assert {t.attrs["estimator"] for t in tables.values()} == {"exact"}
         names[what] = list(tables)
     assert names["binary"] == ["bernoulli-mixture"]
-    assert names["grey"] == ["gaussian", "ppca", "gaussian-mixture", "categorical-mixture"]
+    assert names["grey"] == ["gaussian", "ppca", "factor-analysis", "gaussian-mixture", "categorical-mixture"]
 
 
 @pytest.mark.parametrize("like", [Categorical(), LogisticMixture(components=2)])
@@ -101,11 +101,11 @@ def test_grey_levels_as_masses_get_the_categorical_mixture_of_the_stored_levels(
 def test_real_data_get_densities_that_compare_and_come_near_the_truth():
     x = toy_data(2000)
     tables = baselines(PPCA().build(KEY), x[:1500], x[1500:], key=KEY, progress=False)
-    assert list(tables) == ["gaussian", "ppca", "gaussian-mixture"]
+    assert list(tables) == ["gaussian", "ppca", "factor-analysis", "gaussian-mixture"]
     truth = multivariate_normal(x.mean(0), np.cov(x.T)).logpdf(x[1500:]).mean()
-    for name in ("gaussian", "ppca"):
+    for name in ("gaussian", "ppca", "factor-analysis"):
         assert tables[name]["log_px"].mean() == pytest.approx(truth, abs=0.02)
-    assert list(compare(tables)["rank"]) == [0, 1, 2]
+    assert list(compare(tables)["rank"]) == [0, 1, 2, 3]
 
 
 def test_dequantised_categorical_density_is_mass_times_levels():
