@@ -147,10 +147,11 @@ def amortised(spec: HVAE, encoder: nnx.Module) -> Any:
 
         def q(site: str, ctx: Above) -> dist.Distribution:
             level = level_of[site]
-            heads = net.posterior(level, ctx.state, activations[spec.decoder_cells[level].res], drop)
+            loc, log_sd = net.posterior(level, ctx.state, activations[spec.decoder_cells[level].res], drop)
             if is_table(spec):
-                heads = tuple(a + b for a, b in zip(heads, net.linear(level, given), strict=True))
-            found = _gaussian(*heads)
+                more_loc, more_log_sd = net.linear(level, given)
+                loc, log_sd = loc + more_loc, log_sd + more_log_sd
+            found = _gaussian(loc, log_sd)
             # Unused in training, where it costs nothing; in a posterior it is the exact KL at the sampled state.
             numpyro.deterministic(rate(site), kl_divergence(found, ctx.prior))
             return found

@@ -92,7 +92,8 @@ class HVAE:
         D = len(self.likelihood.columns)
         if self.shape != (D,):
             raise ValueError(f"a table of {D} columns has shape ({D},), got {self.shape}")
-        sides = sorted({cell.res for cell in (*self.encoder_cells, *self.decoder_cells)} - {1})
+        cells: tuple[EncoderCell | DecoderCell, ...] = (*self.encoder_cells, *self.decoder_cells)
+        sides = sorted({cell.res for cell in cells} - {1})
         if sides:
             raise ValueError(
                 f"columns of a table have no grid, got cells at resolution {sides[-1]} in enc {self.enc!r} or dec "
