@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 
 from inference.checking import diagnostics
-from ppl_models.program import Check
+from ppl_models.program import Check, Observation
 from tests.inference.checking.test_criticism import fitted
 from tests.toy import toy_data
 
@@ -43,7 +43,8 @@ def tree(**sites: np.ndarray) -> xr.DataTree:
 
 
 def assemble(rates: dict[str, float], draws: dict[str, np.ndarray], **given: object) -> pd.DataFrame:
-    program = SimpleNamespace(views=SimpleNamespace(checks=given.get("checks", lambda tree: [])))
+    views = SimpleNamespace(checks=given.get("checks", lambda tree: []))
+    program = SimpleNamespace(views=views, observation=Observation())
     fit = SimpleNamespace(
         program=program, params=given.get("params", {"w": np.ones(3)}), history=given.get("history", history()),
         info={"steps": 1000, "skipped": 0, **given.get("info", {})},
