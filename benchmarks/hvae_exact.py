@@ -26,7 +26,7 @@ def measure(spoil: float, data: int, seed: int) -> dict[str, np.ndarray]:
     form = linear_gaussian_hierarchy(latent=LATENT, levels=LEVELS, spoil=spoil, seed=seed)
     data_key, key = jax.random.split(jax.random.key(seed))
     x = form.sample(data_key, data)
-    table = evidence(form.fit, x, particles=PARTICLES, key=key, progress=False)
+    table = evidence(form.fit, x, particles=PARTICLES, key=key, refine="none", progress=False)
     return {
         "error": table["log_px"].to_numpy() - form.log_px(x),
         "khat": table["khat"].to_numpy(),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         save_evidence as save_evidence,
     )
     from inference.checking.posterior_tree import posterior as posterior, save_posterior as save_posterior
+    from inference.checking.refinement import Refined as Refined, refine as refine
     from inference.clustering import (
         choose as choose,
         clustering_baselines as clustering_baselines,
@@ -41,6 +42,7 @@ __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
         "Fit": "fitting.fitted",
+        "Refined": "checking.refinement",
         "Imputation": "checking.imputation",
         "baselines": "checking.classical",
         "bits_per_dim": "checking.log_evidence",
@@ -58,6 +60,7 @@ __getattr__, __dir__, __all__ = lazily(
         "load": "fitting.fitted",
         "posterior": "checking.posterior_tree",
         "read_evidence": "checking.log_evidence",
+        "refine": "checking.refinement",
         "report": "reporting.run_page",
         "resume": "fitting.run",
         "save_evidence": "checking.log_evidence",

@@ -109,7 +109,7 @@ colors = dict(zip(fits, (BLUE, RED, ORANGE), strict=True))
 
 # %%
 tables = {
-    name: inference.evidence(f, x_test, particles=PARTICLES, key=jax.random.key(2), progress=False)
+    name: inference.evidence(f, x_test, particles=PARTICLES, key=jax.random.key(2), refine="none", progress=False)
     for name, f in fits.items()
 }
 pd.DataFrame(

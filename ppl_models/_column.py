@@ -121,6 +121,14 @@ class Column:
             return _EPOCH + (v * 86_400e6).astype("int64") * np.timedelta64(1, "us")
         return v
 
+    def least_scale(self, floor: float = 1e-3) -> float:
+        """Least standard deviation that a density of the stored number may have: at least ``floor``, and for a column
+        with a ``resolution`` the standardised step over sqrt(2 pi); at most 1/2."""
+        step = self.resolution / self.scale
+        if self.kind == "positive":
+            step *= math.exp(-min(max(self.loc, -80.0), 80.0))
+        return min(max(floor, step / math.sqrt(2 * math.pi)), 0.5)
+
     def log_jacobian(self, stored: Any) -> np.ndarray:
         """``log |d stored / d v|`` (nats) at stored numbers: added to the log density of the stored number, it gives
         that of the cell ``v`` in the units of the file."""

@@ -15,7 +15,7 @@ from numpyro.handlers import condition, seed, substitute, trace
 from numpyro.infer import SVI, Predictive, TraceMeanField_ELBO
 from numpyro.optim import Adam
 
-from inference import evidence, fit, load, posterior
+from inference import Fit, evidence, fit, load, posterior, refine
 from inference.cli.common import load_plugins
 from inference.fitting.objectives import fused_elbo, init_params, joint_draw, trace_posterior
 from ppl_models.program import Program, families, rows, spec_from_json, spec_to_json, take
@@ -109,6 +109,20 @@ def test_stock_svi_and_predictive_run(tiny: Program, request: pytest.FixtureRequ
         request.addfinalizer(lambda: jax.config.update("jax_use_simplified_jaxpr_constants", False))
     source = numpyro.render_model(tiny.model, model_args=(x,)).source
     assert all(name in source for name in (*tiny.latents, *tiny.observed))
+
+
+def test_the_posterior_of_a_datum_can_be_refined(tiny: Program) -> None:
+    data = jax.tree.map(lambda leaf: leaf[:3], stored_data(tiny))
+    params, transforms, mutable = init_params(tiny, KEY, batch(tiny, data))
+    params = {name: value if isinstance(value, dict) else transforms[name](value) for name, value in params.items()}
+    start = Fit(tiny, params, mutable, None, {})
+    if not tiny.latents:
+        with pytest.raises(ValueError, match="has no latents"):
+            refine(start, data, key=KEY)
+        return
+    refined = refine(start, data, steps=3, draws=2, particles=32, key=KEY, progress=False)
+    assert refined.kept == () and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(refined.locals.q))
+    assert np.isfinite(evidence(refined, data, particles=32, key=KEY, progress=False)["log_px"]).all()
 
 
 def test_three_steps_save_load_datatree_and_evidence(tiny: Program, tmp_path: Path) -> None:

@@ -17,3 +17,4 @@ from inference.checking.log_evidence import (
     save_evidence as save_evidence,
 )
 from inference.checking.posterior_tree import posterior as posterior, save_posterior as save_posterior
+from inference.checking.refinement import Refined as Refined, refine as refine

@@ -2,186 +2,103 @@
 
     Gaussian              N(x; m, S + r I)
     PPCA                  N(x; m, W W^T + s^2 I), W of the rank given (Tipping & Bishop 1999, eq. 7-8)
+    factor analysis       N(x; m, W W^T + diag psi)
     Gaussian mixture      sum_k pi_k N(x; m_k, S_k + r I)
     categorical mixture   sum_k pi_k prod_i P_ki(x_i): for whole numbers; of two symbols, the Bernoulli mixture
+    independent           the same with one component: every number by itself
+    linear regression     N(y; B x + b, S), of programs p(y | x)
 
+The rows of a table, of columns of several kinds, have their own (:mod:`inference.checking.classical_rows`).
 Each is fitted by maximum likelihood (the mixtures by EM) to data as the program prepares them, and scored exactly, on
 the very numbers that :func:`inference.evidence` scores under the same key: its tables compare datum by datum.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-import warnings
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
+from inference.checking.candidates import Candidates, View, choose, grid
+from inference.checking.classical_rows import most_rows, table_view
+from inference.checking.densities import (
+    WIDE,
+    categorical_mixture as categorical_mixture,
+    factor_analysis as factor_analysis,
+    gaussian as gaussian,
+    gaussian_mixture as gaussian_mixture,
+    independent as independent,
+    linear_regression as linear_regression,
+    ppca as ppca,
+)
 from inference.checking.log_evidence import exact_table
 from inference.checking.per_datum import check_key, prepare_one
 from inference.fitting.progress import Progress
 from inference.fitting.sources import stored
-from ppl_models.program import numbers, rows, take
+from ppl_models.program import leaves, numbers, rows, take
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Score = Callable[[np.ndarray], np.ndarray]
-"""Rows (n, d) -> log density or log mass of each, (n,), nats."""
-
 LARGEST = 2**22
 """Numbers of training data that a baseline is fitted to; of more, a random subset."""
+QUICK, QUICK_ROWS, QUICK_TEST = 2**20, 2000, 4000
+"""Of ``quick`` baselines: numbers and rows of training data at most; test data that they score, the first ones."""
 SYMBOLS = 32
 """Most values of a number for which the categorical mixture is offered."""
+WIDEST = 1024
+"""Numbers a datum above which ``quick`` baselines have no covariances at all."""
 COPIES = 4
 """Training copies with noise anew, where the program adds noise to its training data."""
 
 
-# ------------------------------------------------------------------------------------------------ densities
-def gaussian(x: Float[np.ndarray, "n d"], *, ridge: float) -> Score:
-    """``N(mean, covariance + ridge * mean variance * I)`` at its maximum likelihood."""
-    mean = x.mean(0)
-    covariance = np.cov(x.T, bias=True).reshape(x.shape[1], -1)
-    return _normal(mean, covariance + ridge * covariance.trace() / x.shape[1] * np.eye(x.shape[1]))
-
-
-def ppca(x: Float[np.ndarray, "n d"], *, rank: int) -> Score:
-    """Probabilistic PCA: the leading directions, and one variance, their mean, in place of all the others."""
-    values, vectors = np.linalg.eigh(np.cov(x.T, bias=True).reshape(x.shape[1], -1))
-    rest = len(values) - rank
-    values = np.r_[np.full(rest, values[:rest].mean()), values[rest:]]
-    return _normal(x.mean(0), (vectors * values) @ vectors.T)
-
-
-def _normal(mean: np.ndarray, covariance: np.ndarray) -> Score:
-    factor = np.linalg.cholesky(covariance)
-    constant = np.log(np.diag(factor)).sum() + 0.5 * len(mean) * math.log(2 * math.pi)
-
-    def score(x: np.ndarray) -> np.ndarray:
-        from scipy.linalg import solve_triangular
-
-        return -0.5 * (solve_triangular(factor, (x - mean).T, lower=True) ** 2).sum(0) - constant
-
-    return score
-
-
-def gaussian_mixture(x: Float[np.ndarray, "n d"], *, components: int, ridge: float, seed: int) -> Score:
-    """Mixture of full Gaussians (diagonal ones above 256 dimensions) by scikit-learn's EM from k-means."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.mixture import GaussianMixture
-
-    full = x.shape[1] <= 256
-    mixture = GaussianMixture(
-        components, covariance_type="full" if full else "diag", reg_covar=ridge * float(x.var(0).mean()),
-        random_state=seed, max_iter=50,
-    )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the last thousandths of a nat are not the point
-        mixture.fit(x)
-    return mixture.score_samples
-
-
-def categorical_mixture(
-    x: Int[np.ndarray, "n d"], *, symbols: int, components: int, pseudo: float, seed: int, iterations: int = 60
-) -> Score:
-    """Mixture of independent categoricals by EM from random data; ``pseudo`` counts are added to every symbol.
-
-    The pseudo counts of a component follow the frequencies of the whole data, half and half with equal ones.
-    """
-    rng, (n, d) = np.random.default_rng(seed), x.shape
-    table = _one_hot(x, symbols)
-    overall = (table.mean(0).reshape(d, symbols) + 1 / symbols) / 2
-    counts = pseudo * symbols * overall.reshape(-1)
-    start = rng.choice(n, components, replace=n < components)
-    log_p = _log_share(table[start] + counts + 0.5 * overall.reshape(-1), d)
-    log_pi = np.full(components, -math.log(components))
-    last = -math.inf
-    for _ in range(iterations):
-        joint = table @ log_p.T + log_pi
-        top = joint.max(1, keepdims=True)
-        weight = np.exp(joint - top)
-        total = weight.sum(1, keepdims=True)
-        value = float((np.log(total) + top).mean())
-        weight /= total
-        mass = weight.sum(0)
-        log_pi = np.log((mass + 1e-3) / (n + 1e-3 * components))
-        log_p = _log_share(weight.T @ table + counts, d)
-        if value - last < 1e-4:
-            break
-        last = value
-
-    def score(x: np.ndarray) -> np.ndarray:
-        joint = (_one_hot(x, symbols) @ log_p.T + log_pi).astype(np.float64)
-        top = joint.max(1, keepdims=True)
-        return np.log(np.exp(joint - top).sum(1)) + top[:, 0]
-
-    return score
-
-
-def _one_hot(x: np.ndarray, symbols: int) -> np.ndarray:
-    return (x[..., None] == np.arange(symbols)).reshape(len(x), -1).astype(np.float32)
-
-
-def _log_share(counts: np.ndarray, d: int) -> np.ndarray:
-    """Logarithm of counts (k, d * symbols), normalised over the symbols."""
-    share = counts.reshape(len(counts), d, -1)
-    return np.log(share / share.sum(-1, keepdims=True)).reshape(len(counts), -1).astype(np.float32)
-
-
 # ---------------------------------------------------------------------------------------------- candidates
-@dataclass(frozen=True)
-class Candidates:
-    """One baseline with the settings among which validation data choose."""
-
-    name: str
-    learn: Callable[..., Score]
-    settings: tuple[Mapping[str, Any], ...]
-
-
-def _grid(**values: Iterable[Any]) -> tuple[dict[str, Any], ...]:
-    return tuple(dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values()))
-
-
-def _densities(n: int, d: int, seed: int) -> list[Candidates]:
-    ranks = sorted({d * share // 16 for share in range(1, 15)})
-    components = sorted({min(k, max(1, n // 10)) for k in (5, 10, 15)})
-    return [
-        Candidates("gaussian", gaussian, _grid(ridge=(1e-6, 1e-4, 1e-3, 1e-2, 0.1))),
-        Candidates("ppca", ppca, _grid(rank=ranks)),
-        Candidates("gaussian-mixture", gaussian_mixture, _grid(components=components, ridge=(3e-3, 1e-2), seed=[seed])),
+def _densities(n: int, d: int, seed: int, quick: bool) -> list[Candidates]:
+    if quick and d > WIDEST:
+        return [Candidates("independent", independent, grid(ridge=(1e-4, 1e-2, 0.1)))]
+    ranks = sorted({d * share // 16 for share in ((2, 5, 9) if quick else range(1, 15))})
+    components = sorted({min(k, max(1, n // 10)) for k in ((10,) if quick else (5, 10, 15))})
+    mixtures = grid(components=components, ridge=(1e-2,) if quick else (3e-3, 1e-2), seed=[seed])
+    found = [
+        Candidates("gaussian", gaussian, grid(ridge=(1e-4, 1e-2) if quick else (1e-6, 1e-4, 1e-3, 1e-2, 0.1))),
+        Candidates("ppca", ppca, grid(rank=ranks)),
     ]
+    if d > 2 and not quick:
+        few = [r for r in ranks if r] if d <= WIDE else sorted({d // 32, d // 16, d // 8})
+        found.append(Candidates("factor-analysis", factor_analysis, grid(rank=few or [1], seed=[seed])))
+    if not (quick and d > WIDE):
+        found.append(Candidates("gaussian-mixture", gaussian_mixture, mixtures))
+    return found
 
 
-def _masses(n: int, symbols: int, seed: int) -> list[Candidates]:
+def _masses(n: int, symbols: int, seed: int, quick: bool) -> list[Candidates]:
     if not 2 <= symbols <= SYMBOLS:
         return []
     name, counts = ("bernoulli-mixture", (40, 80, 120)) if symbols == 2 else ("categorical-mixture", (10, 20, 40))
-    components = sorted({min(k, max(1, n // 5)) for k in counts})
-    settings = _grid(symbols=[symbols], components=components, pseudo=(0.1, 0.5), seed=[seed])
-    return [Candidates(name, categorical_mixture, settings)]
+    components = sorted({min(k, max(1, n // 5)) for k in (counts[: 2 if symbols == 2 else 1] if quick else counts)})
+    common: dict[str, Any] = {"symbols": [symbols], "seed": [seed]}
+    found = [Candidates(name, categorical_mixture,
+                        grid(components=components, pseudo=(0.1,) if quick else (0.1, 0.5), **common))]  # fmt: skip
+    if quick:
+        found.append(Candidates("independent", categorical_mixture, grid(components=[1], pseudo=[0.5], **common)))
+    return found
 
 
 # --------------------------------------------------------------------------------------------------- tables
-@dataclass(frozen=True)
-class View:
-    """What a group of baselines reads of the data, flattened; ``constant`` is added to each log p, nats."""
-
-    train: np.ndarray
-    validation: np.ndarray
-    both: np.ndarray
-    test: np.ndarray
-    candidates: list[Candidates]
-    constant: float = 0.0
-
-
 def baselines(
-    program: Any, train: Any, test: Any, *, key: jax.Array, validation: Any = None, progress: bool = True
+    program: Any,
+    train: Any,
+    test: Any,
+    *,
+    key: jax.Array,
+    validation: Any = None,
+    quick: bool = False,
+    progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
     """Evidence tables of classical densities on what ``program`` scores, by name; ready for ``inference.compare``.
 
@@ -192,15 +109,21 @@ def baselines(
                     The chosen settings are then refitted on training and validation data together.
     ``key``         noise of the preparation: the key given to :func:`inference.evidence` makes the noise of every test
                     datum the same as there.
+    ``quick``       a few seconds: a subset of the training data (2,000 rows), few settings, the first 4,000 test data.
+                    What :func:`inference.diagnose` takes.
 
     Where whole numbers are scored (``bits_offset`` 0: binarised pixels, counts, grey levels as masses) there is the
-    categorical mixture, named ``bernoulli-mixture`` for two symbols.  Where densities are scored there are
-    ``gaussian``, ``ppca`` and ``gaussian-mixture``; for dequantised data also the categorical mixture, as a density
-    that is constant within each level: log p(x) = log P(stored) + D bits_offset log 2.  It takes at most 32 symbols.
-    The settings chosen stand in ``table.attrs["baseline"]``.
+    categorical mixture, named ``bernoulli-mixture`` for two symbols; ``quick`` adds ``independent``, every number by
+    itself (of densities, above 1,024 numbers only).  Where densities are scored there are ``gaussian``, ``ppca``,
+    ``factor-analysis`` (not ``quick``) and ``gaussian-mixture``; for dequantised data also the categorical mixture,
+    constant within each level: log p(x) = log P(stored) + D bits_offset log 2.  It takes at most 32 symbols.  Rows of a
+    table (``observation.columns``) get ``independent``, ``gaussian``, ``factor-analysis``, ``ppca`` and
+    ``gaussian-mixture`` or ``latent-class`` (:mod:`inference.checking.classical_rows`); conditional programs
+    ``gaussian``, of what is scored alone, and ``linear-regression``.  The settings chosen stand in
+    ``table.attrs["baseline"]``.
 
     Raises ``ValueError`` before any work for data that the program cannot score, and where its score is neither a
-    mass nor a density that baselines share (grey levels neither binarised nor dequantised).
+    mass nor a density that baselines share (grey levels neither binarised nor dequantised; masks or labels in a datum).
 
     >>> tables = baselines(fit.program, x, x_test, key=key)
     >>> inference.compare({"mine": evidence(fit, x_test, key=key), **tables})
@@ -215,53 +138,69 @@ def baselines(
         x, held_out = take(x, slice(n - n // 10)), take(x, slice(n - n // 10, None))
     else:
         held_out = stored(program, validation, "validation")
-    work = [(view, candidates) for view in _views(program, x, held_out, x_test, key) for candidates in view.candidates]
+    if quick and rows(x_test) > QUICK_TEST:
+        x_test = take(x_test, slice(QUICK_TEST))
+    views = _views(program, x, held_out, x_test, key, quick)
+    work = [(view, candidates) for view in views for candidates in view.candidates]
     tables: dict[str, pd.DataFrame] = {}
     # Small matrices: a pool of threads costs more than it saves, and ten times that on a busy machine.
     with threadpool_limits(1), Progress(len(work), "baselines", unit="models", show=progress, delay=2.0) as bar:
         for view, candidates in work:
-            means = [candidates.learn(view.train, **s)(view.validation).mean() for s in candidates.settings]
-            setting = candidates.settings[int(np.argmax(means))]
-            score = candidates.learn(view.both, **setting)
-            tables[candidates.name] = exact_table(program, x_test, score(view.test) + view.constant)
+            setting, log_px = choose(view, candidates)
+            tables[candidates.name] = exact_table(program, x_test, log_px)
             tables[candidates.name].attrs["baseline"] = dict(setting)
             bar.update(len(tables))
     return tables
 
 
-def _views(program: Any, x: Any, held_out: Any, x_test: Any, key: jax.Array) -> list[View]:
+def _views(program: Any, x: Any, held_out: Any, x_test: Any, key: jax.Array, quick: bool) -> list[View]:
     """The data as the program prepares them, and the baselines that can read them."""
-    integers = all(program.scored(a).dtype.kind in "uib" for a in (x, held_out, x_test))
-    if program.observation.bits_offset is None and integers:
-        raise ValueError(
-            f"no baseline shares the score {program.observation.line!r}: of whole grey levels it is neither a "
-            "probability mass nor a density of dequantised data; binarise or dequantise them in the spec's likelihood"
-        )
+    scored, given = program.observation, program.observation.given
+    if not scored.columns:
+        _check_shared(program, x, held_out, x_test)
     train_key, held_key, seed_key, subset_key = jax.random.split(jax.random.fold_in(key, rows(x)), 4)
     seed = int(jax.random.randint(seed_key, (), 0, 2**31 - 1))
-    most = max(20, LARGEST // max(1, numbers(program.shape)))
+    most = max(20, (QUICK if quick else LARGEST) // max(1, numbers(program.shape)))
+    most = min(most, QUICK_ROWS) if quick else min(most, most_rows(x, scored.columns)) if scored.columns else most
     if rows(x) > most:
         x = take(x, np.sort(np.asarray(jax.random.choice(subset_key, rows(x), (most,), replace=False))))
-    test, held = evaluated(program, x_test, key), evaluated(program, held_out, held_key)
+    if quick and rows(held_out) > QUICK_ROWS:
+        held_out = take(held_out, slice(QUICK_ROWS))
     joined = jax.tree.map(lambda *leaf: np.concatenate(leaf), x, held_out)
+    if scored.columns:
+        return [table_view(program, x, held_out, joined, x_test, seed=seed, quick=quick)]
+    test, held = evaluated(program, x_test, key), evaluated(program, held_out, held_key)
     train, both = (_training(program, a, train_key) for a in (x, joined))
     n, d = train.shape
-    if program.observation.bits_offset == 0 and integers:
+    integers = all(program.scored(a).dtype.kind in "uib" for a in (x, held_out, x_test))
+    if scored.bits_offset == 0 and integers:
         unit = _unit(program.scored(x), train)
         train, held, both, test = (_near_whole(a * unit) for a in (train, held, both, test))
-    if program.observation.bits_offset == 0 and all((a == np.round(a)).all() for a in (train, test, held)):
+    if scored.bits_offset == 0 and all((a == np.round(a)).all() for a in (train, test, held)):
         symbols = int(max(a.max() for a in (train, test, held))) + 1
-        found = _masses(n, symbols, seed) if min(a.min() for a in (train, test, held)) >= 0 else []
+        found = _masses(n, symbols, seed, quick) if min(a.min() for a in (train, test, held)) >= 0 else []
         if not found:
             raise ValueError(f"the categorical mixture takes whole numbers 0..{SYMBOLS - 1}, got up to {symbols - 1}")
         whole = [a.astype(np.int64) for a in (train, held, both, test)]
         return [View(whole[0], whole[1], whole[2], whole[3], found)]
-    views = [View(train, held, both, test, _densities(n, d, seed))]
-    if program.observation.bits_offset and integers:
-        symbols, constant = round(2**program.observation.bits_offset), d * program.observation.bits_offset * math.log(2)
+    if given:
+        scores = (evaluated(program, x, train_key), held, evaluated(program, joined, train_key), test)
+        pairs = [
+            np.concatenate([_inputs(program, a), y], 1)
+            for a, y in zip((x, held_out, joined, x_test), scores, strict=True)
+        ]
+        inputs = pairs[0].shape[1] - d
+        regression = partial(linear_regression, inputs=inputs)
+        settings = grid(ridge=(1e-6, 1e-3, 1e-2, 0.1, 1.0))
+        alone = _densities(n, d, seed, quick)[:1]
+        on_inputs = [Candidates("linear-regression", regression, settings)]
+        return [View(train, held, both, test, alone), View(pairs[0], pairs[1], pairs[2], pairs[3], on_inputs)]
+    views = [View(train, held, both, test, _densities(n, d, seed, quick))]
+    if scored.bits_offset and integers:
+        symbols, constant = round(2**scored.bits_offset), d * scored.bits_offset * math.log(2)
         every = (program.scored(a) for a in (x, held_out, joined, x_test))
         flat = [a.reshape(len(a), -1).astype(np.int64) for a in every]
-        views.append(View(flat[0], flat[1], flat[2], flat[3], _masses(n, symbols, seed), constant))
+        views.append(View(flat[0], flat[1], flat[2], flat[3], _masses(n, symbols, seed, quick), constant))
     return views
 
 
@@ -281,6 +220,29 @@ def _unit(stored: Any, prepared: Float[np.ndarray, "n d"]) -> float:
     unit = flat.sum() / prepared.sum()
     same = np.allclose(flat, unit * prepared, rtol=1e-5, atol=1e-5)
     return float(unit) if same else 1.0
+
+
+def _check_shared(program: Any, *data: Any) -> None:
+    """Raise ``ValueError`` unless plain densities or masses of one array are scored."""
+    line, given = program.observation.line, program.observation.given
+    others = set(leaves(program.shape)) - {program.observed[0], *given}
+    if others and len(leaves(program.shape)) > 1:
+        raise ValueError(
+            f"no baseline shares the score {line!r}: a datum holds masks or labels ({', '.join(sorted(others))}) "
+            "beside what is scored; baselines know plain arrays, rows of a table, and programs p(y | x)"
+        )
+    if program.observation.bits_offset is None and all(program.scored(a).dtype.kind in "uib" for a in data):
+        raise ValueError(
+            f"no baseline shares the score {line!r}: of whole grey levels it is neither a "
+            "probability mass nor a density of dequantised data; binarise or dequantise them in the spec's likelihood"
+        )
+
+
+def _inputs(program: Any, x: Any) -> Float[np.ndarray, "n d"]:
+    """The inputs of a conditional program as prepared, one row a datum."""
+    ready = program.observation.prepare(jax.tree.map(jnp.asarray, x), jax.random.key(0), False)
+    parts = [np.asarray(ready[name], np.float64).reshape(rows(x), -1) for name in program.observation.given]
+    return np.concatenate(parts, 1)
 
 
 def evaluated(program: Any, x: Any, key: jax.Array) -> Float[np.ndarray, "n d"]:

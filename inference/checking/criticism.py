@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Key, Shaped
 
+from inference.checking.per_datum import compiled, draw_one, locals_of, prepare_one, sweep
 from inference.fitting.objectives import joint_draw
 from inference.fitting.sources import stored
 from ppl_models.program import Column, rows as rows_of, take
@@ -27,6 +28,10 @@ COLUMNS_CHECKED = 12
 """Predictive checks of a table's columns at most."""
 ACTIVE = 0.01
 """Variance over data of E_q[z] above which a unit is active (Burda, Grosse and Salakhutdinov 2016, section 5.2)."""
+EFFECT = (0.2, 0.8)
+"""Shift in standard deviations over data that counts as small, large (Cohen 1988, section 2.2)."""
+TAIL = 0.05
+"""Two-sided posterior predictive tail probability below which a statistic is called misfitted."""
 
 
 # ------------------------------------------------------------------------------------------ latent sites
@@ -47,6 +52,8 @@ def site_rates(
         return {name: draw.log_q[name] - draw.log_prior[name] for name in draw.log_q}
 
     x = stored(fit.program, x)
+    if (local := locals_of(fit, x)) is not None:
+        return _refined_rates(fit, x, local, key, draws, chunk)
     n = rows_of(x)
     chunk = min(chunk, n)
     parts: list[dict[str, np.ndarray]] = []
@@ -61,6 +68,30 @@ def site_rates(
             total = rates if not total else {name: total[name] + rates[name] for name in total}
         parts.append({name: np.asarray(value, np.float64)[: n - start] / draws for name, value in total.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in fit.program.latents if name in parts[0]}
+
+
+def _refined_rates(fit: Any, x: Any, local: Any, key: Any, draws: int, chunk: int) -> dict[str, np.ndarray]:
+    """:func:`site_rates` of posteriors that were refined for the data, each drawn from by itself."""
+
+    def one(params: Any, mutable: Any, key: Any, x: Any, datum: Any, local: Any, index: Any) -> dict[str, jax.Array]:
+        x = prepare_one(fit.program, key, x, datum, local)
+
+        def rates(i: jax.Array) -> dict[str, jax.Array]:
+            draw = draw_one(fit.program, params, mutable, key, x, datum, i, local)
+            return {name: (draw.log_q[name] - draw.log_prior[name])[0] for name in draw.log_q}
+
+        return jax.vmap(rates)(index)
+
+    kernel = compiled(jax.vmap(one, in_axes=(None, None, None, 0, 0, 0, None)))
+    total = {name: np.zeros(rows_of(x)) for name in fit.program.latents}
+    blocks = sweep(
+        lambda datum, index: kernel(fit.params, fit.mutable, key, take(x, datum), datum, take(local, datum), index),
+        rows_of(x), draws, chunk * draws, what="rates", progress=False,
+    )  # fmt: skip
+    for found, _, values in blocks:
+        for name, rate in values.items():
+            total[name][found] += rate.sum(axis=1, dtype=np.float64) / draws
+    return total
 
 
 def unit_variance(draws: Shaped[np.ndarray, "S N ..."]) -> Float[np.ndarray, " units"]:
@@ -148,6 +179,13 @@ def two_sided(observed: float, replicated: Float[np.ndarray, " S"]) -> float:
     if n >= 40:
         below, above = (replicated <= observed).sum() + 1, (replicated >= observed).sum() + 1
         return float(min(1.0, 2 * min(below, above) / (n + 1)))
+    return student_tail(observed, replicated)
+
+
+def student_tail(observed: float, replicated: Float[np.ndarray, " S"]) -> float:
+    """Return the two-sided tail probability of a further value of a normal sample (Student's t), of two or more."""
+    replicated = np.asarray(replicated)
+    n = len(replicated)
     if n < 2:
         return math.nan
     from scipy.stats import t

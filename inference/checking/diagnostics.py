@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Key
 
 from inference.checking import criticism
+from inference.checking.classical_check import classical_check
+from inference.checking.column_checks import column_lines
+from inference.checking.criticism import EFFECT as EFFECT, TAIL as TAIL
 from inference.fitting.sources import stored
-from ppl_models.program import Check, Column, numbers, rows
+from ppl_models.program import Check, numbers, rows
 
 if TYPE_CHECKING:
     import jax
@@ -32,10 +35,6 @@ GAP = (0.1, 0.5)
 """Evidence - ELBO as a share of the total rate from which the line warns, fails (ours)."""
 MONTE_CARLO = (0.25, 1.0)
 """Monte Carlo error of mean log p(x) as a share of its sampling error over data: warns, fails (ours)."""
-EFFECT = (0.2, 0.8)
-"""Shift in standard deviations over data that counts as small, large (Cohen 1988, section 2.2)."""
-TAIL = 0.05
-"""Two-sided posterior predictive tail probability below which a statistic is called misfitted."""
 SILENT = 0.01
 """Rate in nats per datum below which a latent site is silent (ours)."""
 SKIPPED = 0.01
@@ -60,12 +59,17 @@ def diagnose(
     tree: Any = None,
     particles: int = 512,
     draws: int = 100,
+    train: Any = None,
+    baselines: Mapping[str, pd.DataFrame] | None = None,
 ) -> pd.DataFrame:
     """Return one row a check: ``check, value, threshold, verdict (ok | warn | fail), meaning, remedy``.
 
     ``x``      stored held-out data (N, *shape), the data of ``table`` and ``tree``.
     ``table``  ``inference.evidence(fit, x, ...)``; computed with ``particles`` when not given.
     ``tree``   ``inference.posterior(fit, x, ...)``; computed with ``draws`` when not given.
+    ``train``  stored training data: adds the line that compares log p(x) with classical densities fitted to them, by
+               ``inference.baselines(..., quick=True)``: some seconds.  Left out where no baseline shares the score.
+    ``baselines``  such tables that exist already, in place of ``train``.
 
     A program without latents gets the lines that apply to it; the program's own checks come last.  Raises
     ``ValueError`` for data that the program cannot score or a table of another number of data.
@@ -86,8 +90,23 @@ def diagnose(
         from inference.checking.posterior_tree import posterior
 
         tree = posterior(fit, x, draws=draws, key=tree_key, predictive_draws=replicates(fit, x, draws))
+    if baselines is None and train is not None:
+        baselines = quick_baselines(fit.program, train, x, key=table_key)
     rates = criticism.site_rates(fit, x, key=rate_key)
-    return assemble(fit, table, tree, rates)
+    return assemble(fit, table, tree, rates, baselines or {})
+
+
+def quick_baselines(
+    program: Any, train: Any, x: Any, *, key: Key[jax.Array, ""], validation: Any = None
+) -> dict[str, pd.DataFrame]:
+    """``inference.baselines(..., quick=True)`` by name; none where no baseline shares the program's score, or there
+    are too few training data to choose settings by."""
+    from inference.checking.classical import baselines
+
+    try:
+        return baselines(program, train, x, key=key, validation=validation, quick=True, progress=False)
+    except ValueError:
+        return {}
 
 
 def replicates(fit: Any, x: Any, draws: int) -> int:
@@ -95,7 +114,13 @@ def replicates(fit: Any, x: Any, draws: int) -> int:
     return min(draws, max(10, 10_000_000 // max(1, rows(x) * numbers(fit.program.shape))))
 
 
-def assemble(fit: Any, table: pd.DataFrame, tree: Any, rates: Mapping[str, np.ndarray]) -> pd.DataFrame:
+def assemble(
+    fit: Any,
+    table: pd.DataFrame,
+    tree: Any,
+    rates: Mapping[str, np.ndarray],
+    baselines: Mapping[str, pd.DataFrame] | None = None,
+) -> pd.DataFrame:
     """Return the table of :func:`diagnose` from its ingredients: nothing is sampled here."""
     import pandas as pd
 
@@ -105,8 +130,9 @@ def assemble(fit: Any, table: pd.DataFrame, tree: Any, rates: Mapping[str, np.nd
         # Where every batch was drawn afresh there is nothing to overfit to.
         *([] if getattr(fit, "card", {}).get("fresh") else held_out_check(fit.history, table)),
         *evidence_checks(table, rates),
+        *classical_check(table, baselines or {}),
         *site_checks(rates, criticism.group(tree, "posterior")),
-        *predictive_lines(tree, fit.program.observation.columns),
+        *(column_lines(tree, columns) if (columns := fit.program.observation.columns) else predictive_lines(tree)),
         *fit.program.views.checks(tree),
     ]
     return pd.DataFrame([dataclasses.asdict(check) for check in checks], columns=list(COLUMNS))
@@ -233,6 +259,7 @@ def evidence_checks(table: pd.DataFrame, rates: Mapping[str, np.ndarray]) -> lis
     # A weight distribution too broken for a fit has no k-hat: not trusted either.
     share = float(np.mean(~(table["khat"].to_numpy(float) <= KHAT)))
     heavy = _verdict(share, *KHAT_SHARE)
+    refined = int((table["estimator"] == "refined").sum()) if "estimator" in table else 0
     ess = table["ess"].to_numpy(float)
     middle = float(np.nanmedian(ess)) if np.isfinite(ess).any() else math.nan
     few = _verdict(-middle, -ESS[0], -ESS[1])
@@ -242,10 +269,11 @@ def evidence_checks(table: pd.DataFrame, rates: Mapping[str, np.ndarray]) -> lis
             heavy,
             f"{round(share * n)} of {n} data have importance weights with tails too heavy for a trustworthy log p(x)"
             + ("; the others can be trusted." if heavy == "ok" else
-               ": their values are likely too low and the stated errors too small."),
+               ": their values are likely too low and the stated errors too small.")
+            + (f" The posteriors of {refined} were refined for their datum." if refined else ""),
             "" if heavy == "ok" else
-            "More particles; a richer posterior (wider encoder, full covariance); longer training. Look at these data "
-            "in the report: they may be outliers.",
+            "Posteriors optimised datum by datum, inference.refine(fit, x, key=key); more particles; a richer "
+            "posterior (wider encoder); longer training. Look at these data in the report: they may be outliers.",
         ),
         Check(
             "effective sample size (median)", middle, f">= {ESS[0]:g} (fails below {ESS[1]:g})", few,
@@ -338,10 +366,10 @@ def site_checks(rates: Mapping[str, np.ndarray], draws: Mapping[str, Any]) -> li
 
 
 # --------------------------------------------------------------------------------------------- predictive
-def predictive_lines(tree: Any, columns: Sequence[Column] = ()) -> list[Check]:
+def predictive_lines(tree: Any) -> list[Check]:
     """Posterior predictive checks: do simple statistics of replicated data look like those of the real data?"""
     checks = []
-    found = criticism.predictive_by_site(tree, columns)
+    found = criticism.predictive_by_site(tree)
     for site, results in found.items():
         for result in results:
             misfit = result.tail < TAIL and abs(result.shift) > EFFECT[0]

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 import warnings
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +21,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from inference.checking.per_datum import check_count, check_key, compiled, draw_one, pairs_at_once, prepare_one, sweep
-from inference.checking.psis import pareto_k
+from inference.checking.log_weights import Weigher, summarise as summarise
+from inference.checking.optimise import Settings
+from inference.checking.per_datum import (
+    check_count,
+    check_key,
+    checksums as checksums,
+    compiled,
+    locals_of,
+    pairs_at_once,
+    prepare_one,
+    sweep,
+)
+from inference.checking.psis import KHAT_BAD, SMALLEST
+from inference.checking.refinement import AMORTISED, REFINED, mended, plan
 from inference.fitting.folder import write_text
 from inference.fitting.sources import stored
 from ppl_models.program import rows, take
@@ -31,53 +42,80 @@ from ppl_models.program import rows, take
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ("datum", "x_crc", "log_px", "se", "elbo", "ess", "khat")
+COLUMNS = ("datum", "x_crc", "log_px", "se", "elbo", "ess", "khat", "estimator")
+REFINE = ("flagged", "all", "none")
+"""What ``evidence(..., refine=...)`` takes."""
 ATTRIBUTES = ("observation", "particles", "dims", "bits_offset", "estimator")
 
 
 def evidence(
-    fit: Any, x: Any, *, particles: int = 512, key: jax.Array, chunk: int | None = None, progress: bool = True
+    fit: Any,
+    x: Any,
+    *,
+    particles: int = 512,
+    key: jax.Array,
+    chunk: int | None = None,
+    refine: str = "flagged",
+    progress: bool = True,
 ) -> pd.DataFrame:
     """Table of log p(x) and its reliability, one row a datum of the stored data ``x`` (n, *shape).
 
-    ==========  ======  ==========================================================================================
-    column      unit    meaning
-    ==========  ======  ==========================================================================================
-    ``datum``           row of ``x``
-    ``x_crc``           CRC-32 of the stored datum's bytes: two tables scored the same data if these agree
-    ``log_px``  nats    log of the average importance weight
-    ``se``      nats    its Monte Carlo standard error (delta method: sd(w) / (sqrt(S) mean(w)))
-    ``elbo``    nats    average log weight, at most ``log_px``; the gap is what the posterior loses
-    ``ess``     draws   effective sample size (sum w)^2 / sum w^2, of ``particles``
-    ``khat``            Pareto shape of the weights; above 0.7 do not trust the row, above 0.5 with care
-    ==========  ======  ==========================================================================================
+    =============  ======  =======================================================================================
+    column         unit    meaning
+    =============  ======  =======================================================================================
+    ``datum``              row of ``x``
+    ``x_crc``              CRC-32 of the stored datum's bytes: two tables scored the same data if these agree
+    ``log_px``     nats    log of the average importance weight
+    ``se``         nats    its Monte Carlo standard error (delta method: sd(w) / (sqrt(S) mean(w)))
+    ``elbo``       nats    average log weight, at most ``log_px``; the gap is what the posterior loses
+    ``ess``        draws   effective sample size (sum w)^2 / sum w^2, of ``particles``
+    ``khat``               Pareto shape of the weights; above 0.7 do not trust the row, above 0.5 with care
+    ``estimator``          whose draws these are: the guide's, ``amortised``, or those of a posterior ``refined`` for
+                           this datum; ``exact`` where there are none
+    =============  ======  =======================================================================================
 
     A program without latents, or with its own ``log_prob``, is scored exactly: ``se`` is 0; ``elbo``, ``ess`` and
     ``khat`` are nan; ``attrs["estimator"]`` is ``"exact"`` instead of ``"importance"``.  ``attrs`` further hold
     ``observation``, ``particles``, and what :func:`bits_per_dim` needs: ``dims`` (numbers in a datum), ``bits_offset``.
 
-    ``fit``       what :func:`inference.fit` returns: anything with ``program``, ``params`` and ``mutable``.
+    ``fit``       what :func:`inference.fit` returns: anything with ``program``, ``params`` and ``mutable``; or what
+                  :func:`inference.refine` returned for these data, whose posteriors are then used as they are.
     ``particles`` S, at least 2; k-hat needs 25 and is worth reading from a few hundred on.
     ``chunk``     (datum, particle) pairs evaluated at once: lower it if memory runs out.  It does not change the
                   numbers beyond float rounding, for every pair has a key of its own; nor do later rows of ``x``.
+    ``refine``    the rows whose posterior is optimised for that datum (:func:`inference.refine` with its defaults):
+                  ``"flagged"``, those whose k-hat exceeds 0.7; ``"all"``; ``"none"``.  Pilot draws decide whether a
+                  row is better for it, the draws reported are fresh; a row that is not stays as it was, flagged.
+                  A refined row's ``elbo`` is that of its refined posterior.
 
     Raises ``ValueError`` before any work for data the program cannot score and for arguments out of range.  Rows
     whose estimate is not finite stay in the table and are reported by one ``RuntimeWarning``.
 
     >>> table = evidence(fit, x_test, particles=512, key=jax.random.key(0))
-    >>> table.log_px.mean(), (table.khat > 0.7).mean()
+    >>> table.log_px.mean(), (table.khat > 0.7).mean(), (table.estimator == "refined").mean()
     """
     check_count("particles", particles, 2)
     check_key(key)
+    if refine not in REFINE:
+        raise ValueError(f"refine must be one of {', '.join(REFINE)}, got {refine!r}")
     program = fit.program
     pairs = pairs_at_once(program, chunk)
     x = stored(program, x)
     exact = program.exact.log_prob is not None or not program.latents
     if exact:
-        log_px = _log_weights(fit, x, 1, key, pairs, progress)[:, 0].astype(np.float64)
+        log_px = _exact_log_px(fit, x, key, pairs, progress).astype(np.float64)
         values = _exactly(log_px)
     else:
-        values = summarise(_log_weights(fit, x, particles, key, pairs, progress))
+        local = locals_of(fit, x)
+        weigh = Weigher(fit, pairs, progress=progress, kernel=None if local is None else fit.kernel)
+        values = summarise(weigh(x, particles, key, local=local))
+        estimator = np.full(rows(x), AMORTISED, object) if local is None else fit.estimators(x)
+        if local is None and refine != "none":
+            at, fresh = _mend(fit, x, values, refine, particles=particles, key=key, pairs=pairs, progress=progress)
+            estimator[at] = REFINED
+            for name, column in fresh.items():
+                values[name][at] = column
+        values = {**values, "estimator": estimator}
     table = _table(program, x, values, particles=int(particles), estimator="exact" if exact else "importance")
     bad = np.flatnonzero(~np.isfinite(table["log_px"].to_numpy()))
     if bad.size:
@@ -89,6 +127,29 @@ def evidence(
             stacklevel=2,
         )
     return table
+
+
+def _mend(
+    fit: Any, x: Any, values: Mapping[str, np.ndarray], which: str, *, particles: int, key: Any, pairs: int,
+    progress: bool,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:  # fmt: skip
+    """The rows that refinement made better, and their columns from fresh draws."""
+    chosen = np.flatnonzero(~(values["khat"] <= KHAT_BAD) & np.isfinite(values["log_px"]))
+    if which == "all":
+        chosen = np.arange(rows(x))
+    parts = plan(fit, x) if chosen.size and particles >= SMALLEST else None
+    if parts is None or not parts.size:
+        return np.arange(0), {}
+    part, before = take(x, chosen), {name: column[chosen] for name, column in values.items()}
+    weigh = Weigher(fit, pairs, progress=progress, what="evidence of refined posteriors")
+    found = mended(
+        weigh, part, chosen, parts, Settings(), before=before, particles=particles, key=key, pairs=pairs,
+        progress=progress,
+    )  # fmt: skip
+    if not found.better.any():
+        return np.arange(0), {}
+    fresh = summarise(weigh(part, particles, key, local=found.local, index=chosen))
+    return chosen[found.better], {name: column[found.better] for name, column in fresh.items()}
 
 
 def exact_table(program: Any, x: Any, log_px: np.ndarray) -> pd.DataFrame:
@@ -104,8 +165,8 @@ def exact_table(program: Any, x: Any, log_px: np.ndarray) -> pd.DataFrame:
 
 
 def _exactly(log_px: np.ndarray) -> dict[str, np.ndarray]:
-    blank = np.full(len(log_px), np.nan)
-    return {"log_px": log_px, "se": np.zeros(len(log_px)), "elbo": blank, "ess": blank, "khat": blank}
+    blank, how = np.full(len(log_px), np.nan), np.full(len(log_px), "exact", object)
+    return {"log_px": log_px, "se": np.zeros(len(log_px)), "elbo": blank, "ess": blank, "khat": blank, "estimator": how}
 
 
 def _table(program: Any, x: Any, values: Mapping[str, np.ndarray], *, particles: int, estimator: str) -> pd.DataFrame:
@@ -122,16 +183,6 @@ def _table(program: Any, x: Any, values: Mapping[str, np.ndarray], *, particles:
     return table
 
 
-def checksums(x: Any) -> np.ndarray:
-    """CRC-32 of each stored datum (n,), its arrays one after another: whether two tables hold the same data."""
-    arrays = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(x)]
-    found = np.zeros(rows(x), np.int64)
-    for i in range(len(found)):
-        for array in arrays:
-            found[i] = zlib.crc32(array[i].tobytes(), int(found[i]))
-    return found
-
-
 def bits_per_dim(table: pd.DataFrame) -> float:
     """Mean code length of a stored number in bits, -mean log2 p(x) / D + bits_offset; nan where the score is none.
 
@@ -144,45 +195,23 @@ def bits_per_dim(table: pd.DataFrame) -> float:
     return -float(table["log_px"].mean()) / (table.attrs["dims"] * math.log(2)) + offset
 
 
-def summarise(log_weight: np.ndarray) -> dict[str, np.ndarray]:
-    """Columns ``log_px, se, elbo, ess, khat`` from log weights (data, particles), in double precision."""
-    particles = log_weight.shape[1]
-    parts = []
-    for start in range(0, len(log_weight), 4096):
-        rows = log_weight[start : start + 4096].astype(np.float64)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            top = rows.max(axis=1)
-            weight = np.exp(rows - np.where(np.isfinite(top), top, 0.0)[:, None])
-            mean, square = weight.mean(axis=1), (weight**2).mean(axis=1)
-            part = {
-                "log_px": np.where(np.isfinite(top), top, 0.0) + np.log(mean),
-                "se": weight.std(axis=1, ddof=1) / (np.sqrt(particles) * mean),
-                "elbo": rows.mean(axis=1),
-                "ess": particles * mean**2 / square,
-            }
-        part["khat"] = pareto_k(log_weight[start : start + 4096].T)
-        parts.append(part)
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _log_weights(fit: Any, x: Any, draws: int, key: jax.Array, pairs: int, progress: bool) -> np.ndarray:
-    """Log weights (data, draws); for a program with ``log_prob``, its exact value in every draw."""
+def _exact_log_px(fit: Any, x: Any, key: jax.Array, pairs: int, progress: bool) -> np.ndarray:
+    """log p(x) of each datum where the program knows it, or has no latents: nats, (data,)."""
     program = fit.program
+    if program.exact.log_prob is None:
+        return Weigher(fit, pairs, progress=progress)(x, 1, key)[:, 0]
 
-    def one(params: Any, mutable: Any, key: jax.Array, x: Any, datum: jax.Array, index: jax.Array) -> jax.Array:
+    def one(params: Any, key: jax.Array, x: Any, datum: jax.Array, index: jax.Array) -> jax.Array:
         x = prepare_one(program, key, x, datum)
-        if program.exact.log_prob is not None:
-            return jnp.broadcast_to(program.exact.log_prob(params, jax.random.fold_in(key, datum), x)[0], index.shape)
-        return jax.vmap(lambda i: draw_one(program, params, mutable, key, x, datum, i).log_weight[0])(index)
+        return jnp.broadcast_to(program.exact.log_prob(params, jax.random.fold_in(key, datum), x)[0], index.shape)
 
-    kernel = compiled(jax.vmap(one, in_axes=(None, None, None, 0, 0, None)))
-    out = np.empty((rows(x), draws), np.float32)
+    kernel, out = compiled(jax.vmap(one, in_axes=(None, None, 0, 0, None))), np.empty(rows(x), np.float32)
     blocks = sweep(
-        lambda datum, index: kernel(fit.params, fit.mutable, key, take(x, datum), datum, index),
-        rows(x), draws, pairs, what="evidence", progress=progress,
+        lambda datum, index: kernel(fit.params, key, take(x, datum), datum, index),
+        rows(x), 1, pairs, what="evidence", progress=progress,
     )  # fmt: skip
-    for index, columns, values in blocks:
-        out[index, columns] = values
+    for found, _, values in blocks:
+        out[found] = values[:, 0]
     return out
 
 
@@ -217,8 +246,10 @@ def read_evidence(folder: str | Path) -> pd.DataFrame:
             raise ValueError(f"{folder} has no {name}; write both with save_evidence(evidence(fit, x, ...), folder)")
     try:
         # Python's own float() is exact; which parser of pandas is, depends on its version.
-        table = pd.read_csv(folder / "evidence.csv", converters=dict.fromkeys(COLUMNS[2:], float))
+        table = pd.read_csv(folder / "evidence.csv", converters=dict.fromkeys(COLUMNS[2:-1], float))
         table.attrs = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))
+        if "estimator" not in table:  # written before posteriors were refined
+            table["estimator"] = "exact" if table.attrs.get("estimator") == "exact" else AMORTISED
     except ValueError as error:  # pandas' parser errors and JSON's are both ValueErrors
         raise ValueError(f"the evidence in {folder} cannot be read ({error}); compute it again") from error
     check_table(table, f"{folder / 'evidence.csv'}")
@@ -227,7 +258,7 @@ def read_evidence(folder: str | Path) -> pd.DataFrame:
 
 def check_table(table: Any, what: str) -> None:
     """Raise ``ValueError`` unless ``table`` has the columns and attrs of :func:`evidence`."""
-    missing = [name for name in COLUMNS if name not in getattr(table, "columns", ())]
+    missing = [name for name in COLUMNS[:-1] if name not in getattr(table, "columns", ())]
     if missing:
         raise ValueError(f"{what} is not an evidence table: column(s) {', '.join(missing)} missing; see evidence()")
     lost = [name for name in ATTRIBUTES if name not in table.attrs]

@@ -9,18 +9,20 @@ encoder, unbatched: it runs once a datum.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from inference.checking.semi_amortised import Local, refined_draw
 from inference.fitting.checkpoint import is_key
 from inference.fitting.objectives import Draw, joint_draw
 from inference.fitting.progress import Progress
-from ppl_models.program import Program, numbers, take
+from ppl_models.program import Program, numbers, rows, take
 
-_PREPARE, _DRAW, GENERATE = range(3)
+_PREPARE, DRAW, GENERATE, REFINE, PILOT = range(5)
 _NUMBERS_AT_ONCE = 2**20
 
 
@@ -54,14 +56,19 @@ def pairs_at_once(program: Program, chunk: int | None) -> int:
     return min(8192, max(16, _NUMBERS_AT_ONCE // max(1, numbers(program.shape))))
 
 
-def pair_key(key: jax.Array, purpose: int, datum: jax.Array, draw: jax.Array) -> jax.Array:
+def pair_key(key: jax.Array, purpose: int | jax.Array, datum: jax.Array, draw: jax.Array) -> jax.Array:
     """The key of one (datum, draw) pair for one purpose."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, purpose), datum), draw)
 
 
-def prepare_one(program: Program, key: jax.Array, x: Any, datum: jax.Array) -> Any:
-    """Scored form (1, *shape) of one stored datum; the same for all its draws."""
-    noise = jax.random.fold_in(jax.random.fold_in(key, _PREPARE), datum)
+def prepare_key(key: jax.Array, datum: jax.Array) -> jax.Array:
+    """The key that the stored form of a datum is prepared with."""
+    return jax.random.fold_in(jax.random.fold_in(key, _PREPARE), datum)
+
+
+def prepare_one(program: Program, key: jax.Array, x: Any, datum: jax.Array, local: Local | None = None) -> Any:
+    """Scored form (1, *shape) of one stored datum; the same for all its draws, and that which ``local`` is one of."""
+    noise = prepare_key(key, datum) if local is None else local.noise
     return program.observation.prepare(take(x, None), noise, False)
 
 
@@ -73,9 +80,20 @@ def draw_one(
     x: Any,
     datum: jax.Array,
     draw: jax.Array,
+    local: Local | None = None,
+    purpose: int | jax.Array = DRAW,
 ) -> Draw:
-    """One :func:`inference.fitting.objectives.joint_draw` for one prepared datum (1, *shape)."""
-    return joint_draw(program, params, pair_key(key, _DRAW, datum, draw), x, mutable=mutable)
+    """One draw for one prepared datum (1, *shape): from the guide, or from its refined posterior ``local``."""
+    own = pair_key(key, purpose, datum, draw)
+    if local is None:
+        return joint_draw(program, params, own, x, mutable=mutable)
+    return refined_draw(program, params, own, x, local, mutable=mutable)
+
+
+def locals_of(fit: Any, x: Any) -> Local | None:
+    """What a refined fit holds for each datum of stored ``x``; ``None`` for a fit as it was trained."""
+    found = getattr(fit, "local", None)
+    return None if found is None else found(x)
 
 
 def sweep(
@@ -105,3 +123,13 @@ def sweep(
                 keep = (slice(0, stop - start), slice(0, last - first))
                 yield slice(start, stop), slice(first, last), jax.tree.map(lambda a, k=keep: np.asarray(a)[k], out)
                 bar.update(start * draws + (stop - start) * last)
+
+
+def checksums(x: Any) -> np.ndarray:
+    """CRC-32 of each stored datum (n,), its arrays one after another: whether two tables hold the same data."""
+    arrays = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(x)]
+    found = np.zeros(rows(x), np.int64)
+    for i in range(len(found)):
+        for array in arrays:
+            found[i] = zlib.crc32(array[i].tobytes(), int(found[i]))
+    return found

@@ -1,7 +1,7 @@
 """The posterior of every datum as an ArviZ DataTree: draws, densities, replicated data, prior, data.
 
-The draws of a datum are independent draws from its amortised posterior q(z | x), not a Markov chain: R-hat and chain
-diagnostics say nothing here, the importance weights in ``sample_stats`` do.  Weighted by exp(log_weight) they
+The draws of a datum are independent draws from its amortised or refined posterior q(z | x), not a Markov chain: R-hat
+and chain diagnostics say nothing here, the importance weights in ``sample_stats`` do.  Weighted by exp(log_weight) they
 represent the true posterior.
 """
 
@@ -25,6 +25,7 @@ from inference.checking.per_datum import (
     check_key,
     compiled,
     draw_one,
+    locals_of,
     pair_key,
     pairs_at_once,
     prepare_one,
@@ -76,6 +77,9 @@ def posterior(
     A site ``resp_<facet>`` has dimension ``cluster_<facet>``; a site with several dimensions has unit_<site>_0, ....
     Groups without content are left out, the predictive and prior ones with ``predictive_draws=0``.  Attributes hold
     the program's ``observation`` and ``density`` lines and the library versions.
+
+    ``fit`` may be what :func:`inference.refine` returned for these data: the draws are then from the posteriors that
+    were optimised for them, mixtures included.
 
     ``chunk`` is the number of (datum, draw) pairs evaluated at once, as in :func:`inference.evidence`; draws depend
     on the key and the row of the datum only.  Raises ``ValueError`` before any work for data the program cannot
@@ -201,11 +205,13 @@ def _posterior_pass(
     """Prepared data, and densities and sites of all draws; the mean of x is averaged over draws on the way."""
     program = fit.program
 
-    def one(params: Any, mutable: Any, key: jax.Array, x: Any, datum: jax.Array, index: jax.Array) -> Any:
-        x = prepare_one(program, key, x, datum)
+    local = locals_of(fit, x)
+
+    def one(params: Any, mutable: Any, key: jax.Array, x: Any, datum: jax.Array, local: Any, index: jax.Array) -> Any:
+        x = prepare_one(program, key, x, datum, local)
 
         def draw(i: jax.Array) -> Any:
-            found = draw_one(program, params, mutable, key, x, datum, i)
+            found = draw_one(program, params, mutable, key, x, datum, i, local)
             zero = jnp.zeros(1)
             prior, lik, q = (sum(d.values(), zero) for d in (found.log_prior, found.log_lik, found.log_q))
             kept = {
@@ -224,11 +230,11 @@ def _posterior_pass(
         # One entry per block on the draw axis, where sweep() looks for it.
         return kept, jax.tree.map(lambda m: m[None], {"x": take(x, 0), "mean": total})
 
-    kernel = compiled(jax.vmap(one, in_axes=(None, None, None, 0, 0, None)))
+    kernel = compiled(jax.vmap(one, in_axes=(None, None, None, 0, 0, 0, None)))
     n = rows(x)
     store, prepared, means = _Store(draws, n), None, dict[str, np.ndarray]()
     blocks = sweep(
-        lambda datum, index: kernel(fit.params, fit.mutable, key, take(x, datum), datum, index),
+        lambda datum, index: kernel(fit.params, fit.mutable, key, take(x, datum), datum, take(local, datum), index),
         n, draws, pairs, what="posterior", progress=progress,
     )  # fmt: skip
     for found, columns, (kept, data) in blocks:

@@ -44,12 +44,15 @@ def diagnose(command: Diagnose) -> None:
     check_at_least(1, test_n=command.test_n)
     check_at_least(2, particles=command.particles)
     fitted, card = runs.open_run(command.folder, command.common.plugin)
-    x, factors = runs.test_of(fitted.program, card, test_n=command.test_n)
+    data = runs.data_of(fitted.program, card, test_n=command.test_n)
+    x, factors = data.test, data.factors
     from inference.checking.diagnostics import diagnose as run_diagnose
 
     table = tables.table_of(fitted, x, particles=command.particles)
     tree = tables.tree_of(fitted, x, factors)
-    verdict = run_diagnose(fitted, x, key=runs.keys()["diagnose"], table=table, tree=tree)
+    verdict = run_diagnose(
+        fitted, x, key=runs.keys()["diagnose"], table=table, tree=tree, baselines=runs.beside(fitted, data)
+    )  # fmt: skip
     runs.write_table(verdict, fitted.folder / "diagnosis.csv")
     if command.json:
         print(to_json(verdict.to_dict(orient="records")))

@@ -38,7 +38,9 @@ def report(command: Report) -> None:
     from inference.reporting.run_page import report as write_report
 
     table, tree = tables.table_of(fitted, x, particles=None), tables.tree_of(fitted, x, factors)
-    verdict = run_diagnose(fitted, x, key=runs.keys()["diagnose"], table=table, tree=tree)
+    verdict = run_diagnose(
+        fitted, x, key=runs.keys()["diagnose"], table=table, tree=tree, baselines=runs.beside(fitted, data)
+    )  # fmt: skip
     runs.write_table(verdict, fitted.folder / "diagnosis.csv")
     page = write_report(
         fitted, x, key=runs.keys()["report"], factors=factors, tree=tree, table=table, verdict=verdict,

@@ -15,6 +15,7 @@ import numpy as np
 
 from inference.cli import table_file
 from inference.cli.arguments import Evaluation
+from inference.cli.classical import classical
 from inference.cli.common import (
     Interrupted,
     UsageError,
@@ -37,6 +38,7 @@ OWN_KEYS = {"validation": 1_000_001, "test": 1_000_002, "baselines": 1_000_003}
 for ``split`` makes the keys of the small ones: no training batch shares a key with a set."""
 OWN_BLOCK = 256
 """Own draws made at once.  Whole blocks are drawn, so that the first N of a set are the same for every N."""
+
 
 Sampler = Callable[[Any, int], Any]
 
@@ -274,7 +276,9 @@ def evaluate(fitted: Any, data: Data, *, particles: int, draws: int, progress: b
     table = evidence(fitted, data.test, particles=particles, key=noise["evidence"], progress=progress)
     save_evidence(table, folder)
     tree = draw_posterior(fitted, data.test, draws=draws, factors=data.factors, progress=progress)
-    verdict = diagnose(fitted, data.test, key=noise["diagnose"], table=table, tree=tree)
+    verdict = diagnose(
+        fitted, data.test, key=noise["diagnose"], table=table, tree=tree, baselines=beside(fitted, data)
+    )  # fmt: skip
     write_table(verdict, folder / "diagnosis.csv")
     train = None if callable(data.train) else data.train
     page = report(
@@ -282,6 +286,11 @@ def evaluate(fitted: Any, data: Data, *, particles: int, draws: int, progress: b
         train=train, names=data.names,
     )  # fmt: skip
     return Evaluated(table, tree, verdict, page)
+
+
+def beside(fitted: Any, data: Data) -> dict[str, Any]:
+    """Classical densities of the run's held-out data: those in its folder, else fitted to its training data."""
+    return classical(fitted, data, own=own_draws, key=keys()["evidence"])
 
 
 def draw_posterior(fitted: Any, x: Any, *, draws: int, factors: Any, progress: bool = True) -> Any:

@@ -32,6 +32,7 @@ def clustering_baselines(
     train_factors: Mapping[str, Any] | None = None,
     most: int | None = None,
     restarts: int = 3,
+    what: str = "pixels",
 ) -> pd.DataFrame:
     """k-means and diagonal Gaussian mixtures with the same K, on pixels and on PCA: the rows of :func:`scores`.
 
@@ -40,6 +41,7 @@ def clustering_baselines(
     ``train_factors``        of ``x_train``: name the clusters by the training split, as ``train=`` does in ``scores``.
     ``most``                 fit to a random subset of that many training data; default: all of them.
     ``restarts``             of k-means, the best inertia is kept; the mixture starts from one k-means.
+    ``what``                 the data are called: "pixels", or "columns" of a table.
 
     ``method`` is "k-means, pixels", "k-means, PCA", "mixture, pixels" or "mixture, PCA", ``facet`` is "-".  PCA keeps
     at most 64 directions, unscaled: of fewer numbers it is a rotation, which k-means does not see.  k-means has no
@@ -74,7 +76,7 @@ def clustering_baselines(
     # Small matrices: a pool of threads costs more than it saves.
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="sklearn")  # few distinct data, the last thousandths of a nat
-        for name, train, test in _inputs(x_train, x_test, seed):
+        for name, train, test in _inputs(x_train, x_test, seed, what):
             for (method, fitted), k in itertools.product(_METHODS.items(), ks):
                 on_train, on_test = fitted(train, test, k, seed, restarts)
                 named = None if train_factors is None else ({NO_FACET: on_train}, train_factors)
@@ -87,7 +89,8 @@ def clustering_baselines(
 
 
 def plain_numbers(program: Any, x: Any) -> np.ndarray:
-    """Stored data as plain numbers (n, ...) for classical methods: what is scored, or the program's own features."""
+    """Stored data as plain numbers (n, ...) for classical methods: what is scored, or the program's own features, in
+    which nothing is missing and all columns of a table weigh about the same."""
     x = stored(program, x)
     if program.observation.features is None:
         return np.asarray(program.scored(x))
@@ -95,7 +98,7 @@ def plain_numbers(program: Any, x: Any) -> np.ndarray:
     return np.asarray(program.observation.features(ready), np.float64)
 
 
-def _inputs(x_train: np.ndarray, x_test: np.ndarray, seed: int) -> list[tuple[str, np.ndarray, np.ndarray]]:
+def _inputs(x_train: np.ndarray, x_test: np.ndarray, seed: int, what: str) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """The data flattened in one unit, and their leading principal components."""
     from sklearn.decomposition import PCA
 
@@ -103,7 +106,7 @@ def _inputs(x_train: np.ndarray, x_test: np.ndarray, seed: int) -> list[tuple[st
     scale = np.sqrt(train.var(0).mean()) or 1.0
     train, test = train / scale, test / scale
     pca = PCA(min(PCA_DIMS, *train.shape), random_state=seed).fit(train)
-    return [("pixels", train, test), ("PCA", pca.transform(train), pca.transform(test))]
+    return [(what, train, test), ("PCA", pca.transform(train), pca.transform(test))]
 
 
 def _k_means(train: np.ndarray, test: np.ndarray, k: int, seed: int, restarts: int) -> tuple[np.ndarray, np.ndarray]:

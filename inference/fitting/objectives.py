@@ -7,7 +7,7 @@ the sample otherwise - the estimator of ``TraceMeanField_ELBO``, without its sec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +16,9 @@ from jaxtyping import Array, Float, Key
 from numpyro.distributions.kl import kl_divergence
 from numpyro.distributions.util import scale_and_mask
 from numpyro.handlers import seed, substitute, trace
+from numpyro.primitives import Messenger
 
-from ppl_models.program import Program, amortise, knobs, part, rows
+from ppl_models.program import Posterior, Program, amortise, knobs, part, rows
 
 Weights = Mapping[str, Any]
 KL = "kl"
@@ -64,11 +65,13 @@ def trace_posterior(
     *,
     weights: Weights | None = None,
     mutable: Mapping[str, Any] | None = None,
+    under: Callable[[Posterior], Messenger] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Trace ``program.model(x)`` once with every latent drawn from the posterior.
 
     ``x`` is prepared data (batch, *shape), a pytree where a datum is one.  Each latent site holds q in ``fn`` and the
-    prior in ``infer["prior"]``.  ``weights`` are the values of the program's knobs.
+    prior in ``infer["prior"]``.  ``weights`` are the values of the program's knobs.  ``under`` makes the handler from
+    the posterior of x where it is not :class:`~ppl_models.program.amortise` but one of its kind.
     """
     # Mutable sites are written in place by the program: hand it its own copies.
     data = {**params, **{name: dict(state) for name, state in (mutable or {}).items()}}
@@ -76,7 +79,8 @@ def trace_posterior(
         if program.posterior is None:
             program.model(x)
         else:
-            with amortise(q=program.posterior(x)):
+            q = program.posterior(x)
+            with amortise(q=q) if under is None else under(q):
                 program.model(x)
     return sites
 
@@ -174,7 +178,11 @@ def joint_draw(
     ``mean`` holds E[x | z] of each observed site whose distribution has a mean.  Raises ``ValueError`` if a site
     has no density per datum (a latent outside the plate over the batch): evidence per datum is then undefined.
     """
-    sites = trace_posterior(program, params, key, x, mutable=mutable)
+    return densities(trace_posterior(program, params, key, x, mutable=mutable), x)
+
+
+def densities(sites: Mapping[str, dict[str, Any]], x: Any) -> Draw:
+    """What :func:`joint_draw` says of a trace of :func:`trace_posterior` of prepared ``x``."""
     batch = (rows(x),)
     latent = {name: s for name, s in sites.items() if _latent(name, s)}
     observed = {name: s for name, s in sites.items() if _observed(s)}

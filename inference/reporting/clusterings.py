@@ -37,11 +37,19 @@ COLUMNS = {
 
 
 def clusterings(
-    tree: Any, x: np.ndarray, factors: Mapping[str, Any], train: Any, folder: Path, *, key: Key[jax.Array, ""]
+    tree: Any,
+    x: np.ndarray,
+    factors: Mapping[str, Any],
+    train: Any,
+    folder: Path,
+    *,
+    key: Key[jax.Array, ""],
+    what: str = "pixels",
 ) -> str:
     """HTML of the section, and ``clustering.csv`` in ``folder``; empty without clusterings or without labels.
 
     ``x``, ``train``  data as plain numbers (n, ...), see :func:`inference.clustering.plain_numbers`.
+    ``what``          they are called: pixels, or columns.
     """
     import pandas as pd
 
@@ -55,7 +63,7 @@ def clusterings(
     tables = [own]
     try:
         ks = {int(k) for k in own["K"] if k > 1}
-        tables += [clustering_baselines(source, x, ks, known, key=key, most=most)] if ks else []
+        tables += [clustering_baselines(source, x, ks, known, key=key, most=most, what=what)] if ks else []
     except ValueError as error:
         said = f"left out: {error}"
     table = side_by_side(pd.concat(tables, ignore_index=True))

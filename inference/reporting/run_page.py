@@ -45,6 +45,7 @@ FILES = {
     "posterior.nc": "posterior draws, densities, predictive draws (ArviZ DataTree, netCDF)",
     "evidence.csv": "log p(x), its error, ELBO, effective sample size and k-hat of each datum",
     "diagnosis.csv": "the checks of this page",
+    "baselines.csv": "log p(x) of each datum under classical densities fitted to the training data, nats",
     "clustering.csv": "clusterings against known factors, and those of k-means and mixtures with as many clusters",
     "figures": "the figures of this page as PNG",
 }
@@ -80,8 +81,8 @@ def report(
     ``factors``  known factors of the data by name, (N,) each; they colour the latents.
     ``tree``, ``table``, ``verdict``  results of ``posterior``, ``evidence`` and ``diagnose``; what is not given is
                  computed, with their default numbers of draws, and written beside the page.
-    ``train``    stored training data: the classical clusterings that stand beside the model's are fitted to them;
-                 without, to ``x``.
+    ``train``    stored training data: the classical clusterings that stand beside the model's are fitted to them
+                 (without, to ``x``), and the classical densities of the diagnosis, which is made without them else.
     ``names``    of the data (N), for a table: what its rows are called in the page; default: their numbers.
     ``out``      folder of the page; default: the fit's run folder.
 
@@ -109,9 +110,10 @@ def report(
         save_evidence(table, folder)
     rates = criticism.site_rates(fit, x, key=rate_key)
     if verdict is None:
-        from inference.checking.diagnostics import assemble
+        from inference.checking.diagnostics import assemble, quick_baselines
 
-        verdict = assemble(fit, table, tree, rates)
+        beside = {} if train is None else quick_baselines(fit.program, train, x, key=table_key)
+        verdict = assemble(fit, table, tree, rates, beside)
         write_text(folder / "diagnosis.csv", verdict.to_csv(index=False))
 
     drawn = Drawn(folder / "figures")
@@ -119,7 +121,8 @@ def report(
 
     def clustered() -> str:
         source = None if train is None else plain_numbers(fit.program, train)
-        return clusterings(tree, plain_numbers(fit.program, x), factors, source, folder, key=baseline_key)
+        return clusterings(tree, plain_numbers(fit.program, x), factors, source, folder, key=baseline_key,
+                           what="columns" if fit.program.observation.columns else "pixels")  # fmt: skip
 
     parts.append(drawn.text("clusterings", clustered))
     declared, training = _declared(fit, x, drawn), _training(fit, drawn)

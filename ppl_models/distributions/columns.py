@@ -111,13 +111,7 @@ class Columns:
 
     def floors(self) -> np.ndarray:
         """Least scale (G,) of the real and positive columns, standardised."""
-        own = []
-        for i in groups(self.columns).gaussian:
-            column = self.columns[i]
-            step = column.resolution / column.scale
-            if column.kind == "positive":
-                step = step * math.exp(-min(max(column.loc, -80.0), 80.0))
-            own.append(min(max(self.floor, step / math.sqrt(2 * math.pi)), 0.5))
+        own = [self.columns[i].least_scale(self.floor) for i in groups(self.columns).gaussian]
         return np.asarray(own, "float64")
 
     def parameters(self) -> dict[str, Array]:
@@ -162,12 +156,16 @@ class Columns:
         return jnp.concatenate([*parts, there.astype("float32")], -1)
 
     def numbers(self, x: Mapping[str, Array]) -> Float[Array, "*batch P"]:
-        """Prepared rows as plain numbers for classical methods: :meth:`encode` without the mask, one-hot classes scaled
-        to weigh about as much as a number; 0, the mean, where an entry is missing."""
+        """Prepared rows as plain numbers for classical methods: :meth:`encode` without the mask, classes centred and
+        scaled so that two different ones are as far apart as the codes of a binary column; where an entry is missing
+        0, which is the mean of a number and equally far from all classes."""
         found = self.encode(x)[..., : -len(self.columns)]
-        weight = np.ones(found.shape[-1], "float32")
-        weight[len(self._single) :] = math.sqrt(2.0)
-        return found * weight
+        there, slices = x["there"], self.slices()
+        for i, k in self._classes.items():
+            at = slices[self.columns[i].name]
+            centred = jnp.where(there[..., i, None], found[..., at] - 1 / k, 0.0)
+            found = found.at[..., at].set(math.sqrt(2.0) * centred)
+        return found
 
     def distribution(
         self,

@@ -28,6 +28,8 @@ BINS = 6
 """Quantiles into which a number is cut to measure its dependence on other columns."""
 ROUNDS = 10
 """Of filling missing entries by the leading directions."""
+RIDGE = 1e-3
+"""Of the regression of scores on features, as a share of their mean variance."""
 LARGEST = 20_000
 """Rows that regressions of counts and classes read at most."""
 
@@ -225,6 +227,18 @@ def _regress(likelihood: Columns, x: Any, blocks: Sequence[Block], group: np.nda
         else:
             block.decode[:, at.start + model.classes_] = model.coef_.T
             bias[at.start + model.classes_] = model.intercept_
+
+
+def linear_map(
+    features: Float[np.ndarray, "n F"], target: Float[np.ndarray, "n dim"]
+) -> tuple[Float[np.ndarray, "F dim"], Float[np.ndarray, " dim"]]:
+    """``(A, b)`` of the ridge regression ``target ~ features A + b``: a linear encoder of scores."""
+    centre = features.mean(0)
+    moved = features - centre
+    gram = moved.T @ moved / len(moved)
+    gram += RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram))
+    A = np.linalg.solve(gram, moved.T @ (target - target.mean(0)) / len(moved))
+    return A, target.mean(0) - centre @ A
 
 
 def noise_parameters(

@@ -1,11 +1,11 @@
 """Hierarchical VAE: very deep pyramids of latent images, each level a sample site that reads the state above it."""
 
-from ppl_models.distributions import Bernoulli, Categorical, LogisticMixture, Normal
+from ppl_models.distributions import Bernoulli, Categorical, Columns, LogisticMixture, Normal
 from ppl_models.hvae.program import program
 from ppl_models.hvae.spec import HVAE, PRESETS
 from ppl_models.program import register
 
-__all__ = ["HVAE", "PRESETS", "Bernoulli", "Categorical", "LogisticMixture", "Normal"]
+__all__ = ["HVAE", "PRESETS", "Bernoulli", "Categorical", "Columns", "LogisticMixture", "Normal"]
 
 register(
     "hvae",

@@ -18,6 +18,7 @@ from flax import nnx
 from jax.scipy.special import erf
 from jaxtyping import Array, Float, Key
 
+from ppl_models.distributions import Columns
 from ppl_models.networks.separable import separable_convolution
 
 if TYPE_CHECKING:
@@ -127,13 +128,34 @@ class Block(nnx.Module):
         return self.c4(drop(gelu(h)))
 
 
+class Direct(nnx.Module):
+    """The linear path ``x A + b`` of a hierarchy of tables, at one position: it can hold a classical fit."""
+
+    def __init__(self, c_in: int, c_out: int, *, rng: np.random.Generator) -> None:
+        bound = 1 / math.sqrt(c_in)
+        self.kernel = nnx.Param(jnp.asarray(rng.uniform(-bound, bound, (c_in, c_out)), "float32"))
+        self.bias = _constant(0.0, c_out)
+
+    def __call__(self, x: Float[Array, "batch c_in"]) -> Float[Array, "batch c_out"]:
+        return x @ self.kernel[...] + self.bias[...]
+
+
+def is_table(spec: HVAE) -> bool:
+    """Whether the data are rows of a table, whose hierarchy has linear paths beside its blocks."""
+    return isinstance(spec.likelihood, Columns)
+
+
 def _bounded(log_sd: Image) -> Image:
     return jnp.clip(log_sd, -LOG_SD_BOUND, LOG_SD_BOUND)
 
 
 # ------------------------------------------------------------------------------------------------- encoder
 class Encoder(nnx.Module):
-    """What only the posterior needs: the bottom-up pyramid, and one block ``[Z, a] -> (qm, qv)`` a level."""
+    """What only the posterior needs: the bottom-up pyramid, and one block ``[Z, a] -> (qm, qv)`` a level.
+
+    Of a table, each level has a linear map ``A`` of the features ``h`` of a row beside its block, whose last layer
+    starts at zero: ``qm = block + A h + b``, ``qv = block + l``.
+    """
 
     def __init__(self, spec: HVAE, *, rng: np.random.Generator) -> None:
         self.spec = spec
@@ -147,13 +169,20 @@ class Encoder(nnx.Module):
             ]
         )
         self.posteriors = nnx.List(
-            [Block(2 * w, mid, 2 * spec.zdim, spec.decoder_cells[i].res, rng=rng) for i in _first(spec.decoder_groups)]
+            [
+                Block(2 * w, mid, 2 * spec.zdim, spec.decoder_cells[i].res, scale=float(not is_table(spec)), rng=rng)
+                for i in _first(spec.decoder_groups)
+            ]
         )
+        if is_table(spec):
+            self.direct = nnx.List([Direct(spec.channels, spec.zdim, rng=rng) for _ in spec.latents])
+            self.log_sd = nnx.List([_constant(0.0, spec.zdim) for _ in spec.latents])
 
     def __call__(self, x: Float[Array, "batch ..."], drop: Drop = no_drop) -> dict[int, Array]:
-        """The last activation at every resolution, of data in [0, 1]."""
+        """The last activation at every resolution, of data in [0, 1] or features of rows."""
         side = self.spec.grid
-        h = self.in_conv(2.0 * x.reshape(x.shape[0], side, side, self.spec.channels) - 1.0)
+        x = x.reshape(x.shape[0], side, side, self.spec.channels)
+        h = self.in_conv(x if is_table(self.spec) else 2.0 * x - 1.0)
         found = {side: h}
         for cell, group in zip(self.spec.encoder_cells, self.spec.encoder_groups, strict=True):
             if self.blocks:
@@ -166,6 +195,11 @@ class Encoder(nnx.Module):
         """``(qm, qv)``: mean and log standard deviation of q(z_level | Z, x)."""
         both = self.posteriors[self.spec.decoder_groups[level]](Z, a, drop=drop)
         return both[..., : self.spec.zdim], _bounded(both[..., self.spec.zdim :])
+
+    def linear(self, level: int, h: Float[Array, "batch features"]) -> tuple[Mapped, Mapped]:
+        """What the linear path of a level of a table adds to ``(qm, qv)``."""
+        qm = self.direct[level](h)[:, None, None]
+        return qm, jnp.broadcast_to(self.log_sd[level][...], qm.shape)
 
 
 def _first(groups: Sequence[int]) -> list[int]:
@@ -189,7 +223,10 @@ class Cell(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """The generative side: a learned constant at each resolution, the cells, and the read-out of the finest state."""
+    """The generative side: a learned constant at each resolution, the cells, and the read-out of the finest state.
+
+    Of a table, the read-out is ``b + sum_i W_i z_i + head(Z_L)``, the head at first zero.
+    """
 
     def __init__(self, spec: HVAE, *, rng: np.random.Generator) -> None:
         self.spec = spec
@@ -200,7 +237,10 @@ class Decoder(nnx.Module):
         self.cells = nnx.List([Cell(spec, cells[i].res, rng=rng) for i in _first(spec.decoder_groups)])
         self.gain = _constant(1.0, w)
         self.shift = _constant(0.0, w)
-        self.head = Conv(w, math.prod(spec.decoded_shape) // spec.grid**2, 1, rng=rng)
+        outputs = math.prod(spec.decoded_shape) // spec.grid**2
+        self.head = Conv(w, outputs, 1, scale=float(not is_table(spec)), rng=rng)
+        if is_table(spec):
+            self.direct = Direct(len(cells) * spec.zdim, outputs, rng=rng)
 
     def cell(self, level: int) -> Cell:
         """The weights of a level; tied levels share them."""
@@ -231,7 +271,8 @@ class Decoder(nnx.Module):
         Z = Z + drift + cell.z_proj(z)
         return Z + cell.resnet(Z, drop=drop)
 
-    def read_out(self, Z: Image) -> Float[Array, "batch ..."]:
-        """The likelihood's input (batch, *decoded_shape) from the finest state."""
+    def read_out(self, Z: Image, zs: Sequence[Array] = ()) -> Float[Array, "batch ..."]:
+        """The likelihood's input (batch, *decoded_shape) from the finest state; of a table, also from all levels."""
         gain, shift = self.gain[...][None, None, None], self.shift[...][None, None, None]
-        return self.head(Z * gain + shift).reshape(Z.shape[0], *self.spec.decoded_shape)
+        decoded = self.head(Z * gain + shift).reshape(Z.shape[0], *self.spec.decoded_shape)
+        return decoded + self.direct(jnp.concatenate(zs, -1)[:, 0, 0]) if is_table(self.spec) else decoded

@@ -6,7 +6,7 @@ Notation (level i = 0..L-1, coarse to fine; everything an image, written (batch,
     z_i | Z_i ~ N(pm_i, exp(pv_i)^2)          site z_<i>;  (pm, pv, drift) = prior block of Z_i
     Z_{i,+} = Z_i + drift_i + W_i z_i + b_i   first half step, stochastic
     Z_{i+1} = Z_{i,+} + resnet_i(Z_{i,+})     second half step, deterministic
-    x | Z_L ~ p(x | f(Z_L))                   site x, f the read-out of the finest state
+    x | Z_L ~ p(x | f(Z_L))                   site x, f the read-out of the finest state; of a table f(Z_L, z)
     q(z_i | Z_i, x) = N(qm_i, exp(qv_i)^2)    (qm, qv) = posterior block of [Z_i, a_i(x)], a the encoder
 
 Where the resolution changes, the state of the new one starts at its own learned constant plus the coarser state,
@@ -24,13 +24,15 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
 from numpyro.distributions.kl import kl_divergence
 
+from ppl_models.distributions import Columns
 from ppl_models.hvae import checks, panels
-from ppl_models.hvae.networks import Decoder, Drop, Dropout, Encoder, no_drop, rms
-from ppl_models.program import Observation, Posterior, Program, Training, Views, bind, knob
+from ppl_models.hvae.networks import Decoder, Drop, Dropout, Encoder, is_table, no_drop, rms
+from ppl_models.hvae.observed import encoder_input, observation
+from ppl_models.hvae.table_start import START_SIZE, table_start
+from ppl_models.program import Event, Posterior, Program, Training, Views, bind, knob, rows
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -62,14 +64,13 @@ def program(spec: HVAE, key: Key[Array, ""]) -> Program:
         model=generative(spec, decoder),
         posterior=amortised(spec, encoder),
         latents=spec.latents,
-        shape=spec.shape,
-        observation=Observation(
-            spec.likelihood.observation(spec.shape, spec.levels),
-            prepare=lambda x, key, training: spec.likelihood.prepare(x, key, training, spec.levels),
-            check=lambda x: spec.likelihood.check(x, spec.shape, spec.levels),
-            bits_offset=spec.likelihood.bits_offset(spec.levels),
+        shape=spec.likelihood.shape if isinstance(spec.likelihood, Columns) else spec.shape,
+        observation=observation(spec),
+        training=Training(
+            {"dropout": 0.0} if spec.dropout else {},
+            {"dropout": lambda step: spec.dropout} if spec.dropout else {},
+            (Event(0, "fitting a factor analysis", table_start(spec), START_SIZE),) if is_table(spec) else (),
         ),
-        training=Training({"dropout": 0.0}, {"dropout": lambda step: spec.dropout}) if spec.dropout else Training(),
         views=Views(
             density(spec),
             {"encoder": encoder, "decoder": decoder},
@@ -99,17 +100,19 @@ def generative(spec: HVAE, decoder: nnx.Module) -> Any:
     less varied samples, 0 the mean of each level given those above.
     """
 
-    def model(x: ArrayLike | None = None, *, size: int | None = None) -> Array:
+    likelihood = spec.likelihood
+
+    def model(x: Any = None, *, size: int | None = None) -> Array:
         if x is None and size is None:
             raise ValueError("the model needs data x or a size: model(x) scores x, model(size=n) draws n fresh data")
-        x = None if x is None else jnp.asarray(x)
-        batch = x.shape[0] if x is not None else int(size or 0)
+        x = jax.tree.map(jnp.asarray, x)
+        batch = int(size or 0) if x is None else rows(x)
         net: Decoder = bind("decoder", decoder)
-        start = spec.likelihood.parameters(spec.shape)
+        start = likelihood.parameters() if isinstance(likelihood, Columns) else likelihood.parameters(spec.shape)
         parameters = numpyro.param("likelihood", start) if start else start
         drop, temperature = _dropout(spec), knob("temperature", 1.0)
         states: dict[int, Array] = {}
-        norms = []
+        zs, norms = [], []
         with numpyro.plate("data", batch):
             for level, (name, cell) in enumerate(zip(spec.latents, spec.decoder_cells, strict=True)):
                 Z = net.enter(level, states, batch)
@@ -117,10 +120,14 @@ def generative(spec: HVAE, decoder: nnx.Module) -> Any:
                 prior = dist.Normal(pm, jnp.exp(pv) * temperature).to_event(3)
                 z = numpyro.sample(name, prior, infer={"ctx": Above(Z, prior)})
                 states[cell.res] = net.step(level, Z, drift, z, drop)
+                zs.append(z)
                 norms.append(rms(states[cell.res]))
             numpyro.deterministic(NORM, jnp.stack(norms, axis=-1))
-            decoded = net.read_out(states[spec.grid])
-            return numpyro.sample("x", spec.likelihood.distribution(decoded, parameters, spec.levels), obs=x)
+            decoded = net.read_out(states[spec.grid], zs)
+            if isinstance(likelihood, Columns):
+                law = likelihood.distribution(decoded, parameters, None if x is None else x["there"])
+                return numpyro.sample("x", law, obs=None if x is None else x["x"])
+            return numpyro.sample("x", likelihood.distribution(decoded, parameters, spec.levels), obs=x)
 
     return model
 
@@ -129,17 +136,21 @@ def amortised(spec: HVAE, encoder: nnx.Module) -> Any:
     """``q(z | x)`` of a spec with the weights of ``encoder``; records each level's rate beside it."""
     level_of = {name: level for level, name in enumerate(spec.latents)}
 
-    def posterior(x: ArrayLike | None = None, *, size: int | None = None) -> Posterior:
+    def posterior(x: Any = None, *, size: int | None = None) -> Posterior:
         del size
         if x is None:
             raise ValueError("the posterior q(z | x) needs data x; for draws from the prior run the model alone")
         net: Encoder = bind("encoder", encoder)
         drop = _dropout(spec)
-        activations = net(jnp.asarray(x), drop)
+        given = encoder_input(spec, jax.tree.map(jnp.asarray, x))
+        activations = net(given, drop)
 
         def q(site: str, ctx: Above) -> dist.Distribution:
             level = level_of[site]
-            found = _gaussian(*net.posterior(level, ctx.state, activations[spec.decoder_cells[level].res], drop))
+            heads = net.posterior(level, ctx.state, activations[spec.decoder_cells[level].res], drop)
+            if is_table(spec):
+                heads = tuple(a + b for a, b in zip(heads, net.linear(level, given), strict=True))
+            found = _gaussian(*heads)
             # Unused in training, where it costs nothing; in a posterior it is the exact KL at the sampled state.
             numpyro.deterministic(rate(site), kl_divergence(found, ctx.prior))
             return found
@@ -161,12 +172,14 @@ def density(spec: HVAE) -> tuple[str, ...]:
     grids = ", ".join(f"{n} of {side}×{side}×{spec.zdim}" for side, n in zip(sides, many, strict=True))
     total = sum(n * side**2 * spec.zdim for side, n in zip(sides, many, strict=True))
     symbols = spec.likelihood.symbols()
+    linear = ("f(Z) = b + ∑ᵢ Wᵢ′ zᵢ + g(Z), qmᵢ with Aᵢ x beside its block: at first a factor analysis",)
     return (
         f"p(x, z₀, …, z{last}) = p(x | Z) ∏ᵢ p(zᵢ | Zᵢ), levels i = 0…{count - 1}: {grids}; {total:,} dimensions",
         "p(zᵢ | Zᵢ) = N(zᵢ; pmᵢ(Zᵢ), diag exp(pvᵢ(Zᵢ))²), Z₀ a learned constant",
         "Zᵢ₊₁ = Zᵢ,₊ + resnetᵢ(Zᵢ,₊), Zᵢ,₊ = Zᵢ + driftᵢ(Zᵢ) + Wᵢ zᵢ + bᵢ",
         symbols.replace("z)", "Z)"),
         "q(z | x) = ∏ᵢ N(zᵢ; qmᵢ(Zᵢ, aᵢ(x)), diag exp(qvᵢ(Zᵢ, aᵢ(x)))²), a the encoder",
+        *(linear if is_table(spec) else ()),
     )
 
 

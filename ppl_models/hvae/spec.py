@@ -13,11 +13,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from jaxtyping import Array, Key
 from pydantic import Field
 
-from ppl_models.distributions import Bernoulli, Categorical, LogisticMixture, Normal
+from ppl_models.distributions import Bernoulli, Categorical, Columns, LogisticMixture, Normal
 from ppl_models.hvae.blocks import DecoderCell, EncoderCell, groups, parse_decoder, parse_encoder
-from ppl_models.program import Program, build
+from ppl_models.program import Column, Program, build
 
-Likelihood = Annotated[Bernoulli | Normal | Categorical | LogisticMixture, Field(discriminator="kind")]
+Likelihood = Annotated[Bernoulli | Normal | Categorical | LogisticMixture | Columns, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,17 @@ class HVAE:
     ``width``       channels of the state and of the encoder.
     ``zdim``        channels of each z: level i has R_i * R_i * zdim latent dimensions.
     ``mid_ratio``   width inside a block as a share of ``width``.
-    ``likelihood``  :class:`Bernoulli`, :class:`Normal`, :class:`Categorical` or :class:`LogisticMixture`.
+    ``likelihood``  :class:`Bernoulli`, :class:`Normal`, :class:`Categorical`, :class:`LogisticMixture` or
+                    :class:`Columns`.
     ``share``       ``"resolution"``: all plain cells of a resolution use the same weights, in encoder and decoder
                     separately; ``None``: each cell has its own.
     ``encoder``     ``"learned"``, or ``"pool"``: no blocks, activations are averages of the first layer's (the Haar
                     truncation of it); the posteriors of the levels stay learned.
     ``dropout``     share of hidden units dropped in each block while training; none in evaluation or stock ``SVI``.
+
+    A table: ``likelihood=Columns(...)`` as ``datasets.table`` makes it, ``shape`` (columns,), ``enc`` and ``dec`` at 1,
+    ``levels`` unused.  Each level then has a linear path to the decoder's numbers and from the row, and before the
+    first update the program is a factor analysis of training data (:mod:`ppl_models.hvae.table_start`).
 
     >>> spec = HVAE(enc="8x1,8d8,1x1", dec="1x2,8m1", shape=(8, 8), levels=17, width=32)
     >>> [cell.res for cell in spec.decoder_cells]
@@ -78,7 +83,21 @@ class HVAE:
             raise ValueError(f"encoder must be 'learned' or 'pool', got {self.encoder!r}")
         if not isinstance(self.levels, int) or self.levels < 2:
             raise ValueError(f"levels counts the grey levels of the stored data, expected >= 2, got {self.levels}")
+        self._check_table()
         self._check_pyramid()
+
+    def _check_table(self) -> None:
+        if not isinstance(self.likelihood, Columns):
+            return
+        D = len(self.likelihood.columns)
+        if self.shape != (D,):
+            raise ValueError(f"a table of {D} columns has shape ({D},), got {self.shape}")
+        sides = sorted({cell.res for cell in (*self.encoder_cells, *self.decoder_cells)} - {1})
+        if sides:
+            raise ValueError(
+                f"columns of a table have no grid, got cells at resolution {sides[-1]} in enc {self.enc!r} or dec "
+                f"{self.dec!r}; write both at 1, for example enc='1x1', dec='1x2'"
+            )
 
     def _check_pyramid(self) -> None:
         if not self.shape or any(not isinstance(n, int) or n < 1 for n in self.shape):
@@ -132,12 +151,17 @@ class HVAE:
 
     @property
     def channels(self) -> int:
-        """Values of a datum at each position of the finest resolution."""
+        """Numbers that the encoder sees at each position of the finest resolution: values of a datum, or features of
+        a row."""
+        if isinstance(self.likelihood, Columns):
+            return self.likelihood.features
         return math.prod(self.shape) // self.grid**2
 
     @property
     def decoded_shape(self) -> tuple[int, ...]:
         """Shape of what the read-out gives the likelihood of one datum."""
+        if isinstance(self.likelihood, Columns):
+            return (self.likelihood.outputs,)
         return self.likelihood.decoded_shape(self.shape, self.levels)
 
     @property
@@ -176,6 +200,18 @@ SMALL32 = HVAE(
     enc="32x2,32d2,16x2,16d2,8x2,8d8,1x1", dec="1x1,8m1,8x2,16m8,16x2,32m16,32x2", shape=(32, 32, 3), width=64, zdim=16,
     likelihood=LogisticMixture(),
 )  # fmt: skip
+# Stands for a table of any columns: those of the data take their place.
+_EXAMPLE = (
+    Column("length", "real", loc=170.0, scale=10.0),
+    Column("dose", "positive", loc=0.5, scale=1.0),
+    Column("visits", "count", loc=1.2, scale=0.6),
+    Column("smoker", "binary", values=("no", "yes")),
+    Column("site", "categorical", values=("east", "north", "west")),
+)
+TABLE = HVAE(
+    enc="1x1", dec="1x2", shape=(len(_EXAMPLE),), width=64, zdim=10, mid_ratio=1.0,
+    likelihood=Columns(columns=_EXAMPLE, correlated=True, scales="decoded"),
+)  # fmt: skip
 PRESETS = {
     "tiny": TINY,
     "digits": DIGITS,
@@ -184,4 +220,5 @@ PRESETS = {
     "small28": SMALL28,
     "small28_tied": replace(SMALL28, share="resolution"),
     "small32": SMALL32,
+    "table": TABLE,
 }

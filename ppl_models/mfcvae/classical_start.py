@@ -16,15 +16,12 @@ import jax
 import numpy as np
 from jaxtyping import Array, Key
 
-from ppl_models.distributions.mixed_factors import Block, mixed_factors, noise_parameters, partition
+from ppl_models.distributions.mixed_factors import Block, linear_map, mixed_factors, noise_parameters, partition
 from ppl_models.mfcvae.mixture import from_moments
 from ppl_models.mfcvae.refit import em
 
 if TYPE_CHECKING:
     from ppl_models.mfcvae.spec import MFCVAE
-
-RIDGE = 1e-3
-"""Of the regression of scores on features, as a share of their mean variance."""
 
 
 def classical_start(spec: MFCVAE) -> Any:
@@ -71,12 +68,8 @@ def _set_encoder(encoder: dict[str, Any], j: int, block: Block, prior: np.ndarra
     covariance = np.linalg.inv(precision)
     gain = covariance / np.where(np.isfinite(block.noise), block.noise, np.inf)
     target = block.score @ gain.T
-    centre = features.mean(0)
-    moved = features - centre
-    gram = moved.T @ moved / len(moved)
-    gram += RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram))
-    A = np.linalg.solve(gram, moved.T @ (target - target.mean(0)) / len(moved))
-    encoder["linear"][j] = {"kernel": A, "bias": target.mean(0) - centre @ A}
+    A, b = linear_map(features, target)
+    encoder["linear"][j] = {"kernel": A, "bias": b}
     root = np.linalg.cholesky(covariance)
     scale = np.diag(root)
     # 6 tanh(raw / 6) = log scale; T = diag(scale)^-1 L has a unit diagonal.

@@ -81,7 +81,7 @@ def test_each_observation_has_its_baselines():
         assert {t.attrs["estimator"] for t in tables.values()} == {"exact"}
         names[what] = list(tables)
     assert names["binary"] == ["bernoulli-mixture"]
-    assert names["grey"] == ["gaussian", "ppca", "gaussian-mixture", "categorical-mixture"]
+    assert names["grey"] == ["gaussian", "ppca", "factor-analysis", "gaussian-mixture", "categorical-mixture"]
 
 
 @pytest.mark.parametrize("like", [Categorical(), LogisticMixture(components=2)])
@@ -101,11 +101,11 @@ def test_grey_levels_as_masses_get_the_categorical_mixture_of_the_stored_levels(
 def test_real_data_get_densities_that_compare_and_come_near_the_truth():
     x = toy_data(2000)
     tables = baselines(PPCA().build(KEY), x[:1500], x[1500:], key=KEY, progress=False)
-    assert list(tables) == ["gaussian", "ppca", "gaussian-mixture"]
+    assert list(tables) == ["gaussian", "ppca", "factor-analysis", "gaussian-mixture"]
     truth = multivariate_normal(x.mean(0), np.cov(x.T)).logpdf(x[1500:]).mean()
-    for name in ("gaussian", "ppca"):
+    for name in ("gaussian", "ppca", "factor-analysis"):
         assert tables[name]["log_px"].mean() == pytest.approx(truth, abs=0.02)
-    assert list(compare(tables)["rank"]) == [0, 1, 2]
+    assert list(compare(tables)["rank"]) == [0, 1, 2, 3]
 
 
 def test_dequantised_categorical_density_is_mass_times_levels():
@@ -137,3 +137,9 @@ def test_an_exact_table_needs_one_value_a_datum():
     assert list(table["log_px"]) == [0, 1, 2, 3] and table.attrs["dims"] == 64
     with pytest.raises(ValueError, match=r"shape \(3,\), expected \(4,\)"):
         exact_table(program(shape=(8, 8)), x, np.arange(3))
+
+
+def test_ranks_that_few_data_do_not_allow_are_passed_over():
+    x = np.random.default_rng(0).normal(size=(30, 64)).astype("float32")
+    tables = baselines(program(shape=(64,), offset=None), x, x[:5] + 0.1, key=KEY, quick=True, progress=False)
+    assert np.isfinite(tables["ppca"]["log_px"]).all() and tables["ppca"].attrs["baseline"]["rank"] < 30

@@ -43,8 +43,9 @@ def tree(**sites: np.ndarray) -> xr.DataTree:
 
 
 def assemble(rates: dict[str, float], draws: dict[str, np.ndarray], **given: object) -> pd.DataFrame:
-    views = SimpleNamespace(checks=given.get("checks", lambda tree: []))
-    program = SimpleNamespace(views=views, observation=Observation())
+    program = SimpleNamespace(
+        views=SimpleNamespace(checks=given.get("checks", lambda tree: [])), observation=Observation()
+    )
     fit = SimpleNamespace(
         program=program, params=given.get("params", {"w": np.ones(3)}), history=given.get("history", history()),
         info={"steps": 1000, "skipped": 0, **given.get("info", {})},

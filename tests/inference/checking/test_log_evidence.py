@@ -161,6 +161,12 @@ def test_files_bring_back_the_same_table_to_the_bit(scored, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"evidence.csv", "evidence.json"}
 
 
+def test_tables_from_before_posteriors_were_refined_can_be_read(scored, tmp_path):
+    path = save_evidence(scored[2], tmp_path)
+    pd.read_csv(path).drop(columns="estimator").to_csv(path, index=False)
+    assert (read_evidence(tmp_path)["estimator"] == "amortised").all()
+
+
 def test_damaged_or_missing_files_are_named(scored, tmp_path):
     with pytest.raises(ValueError, match="no evidence.csv"):
         read_evidence(tmp_path)
