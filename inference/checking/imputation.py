@@ -147,8 +147,8 @@ def impute(
     """Draw the missing entries of the rows ``x`` of a table (stored data, or a DataFrame) from p(x_missing | x_there).
 
     ``draws``      S, of each missing entry.
-    ``particles``  K, draws of z a row that these are taken from, half from q, half from the prior; default: ten times
-                   as many, at least 1,000.
+    ``particles``  K, draws of z a row that these are taken from, half from q, half from the prior; default: 20 times
+                   as many, at least 2,000.
 
     Whatever the fit knows is used as it is: the uncertainty is that of the entries, not of the parameters.  A row's
     draws depend on the key and its number alone.
@@ -160,7 +160,7 @@ def impute(
     >>> found.frame(interval=0.9), found.filled()
     """
     check_count("draws", draws, 1)
-    particles = max(10 * draws, 1000) if particles is None else particles
+    particles = max(20 * draws, 2000) if particles is None else particles
     check_count("particles", particles, 2)
     pairs = particles // 2
     check_key(key)
