@@ -64,7 +64,9 @@ def table_claims(work: Path, quick: bool) -> Iterator[Claim]:
                     "se_of_that_nats": float(row["dse"]) / len(test), "rows": len(test), **facts[str(model)],
                 },
             )  # fmt: skip
-        best, bar = (max(group, key=lambda m, g=group: g[m]["log_px"].mean()) for group in (scored, classical))
+        best, bar = (
+            str(compare(group).index[0]) if len(group) > 1 else next(iter(group)) for group in (scored, classical)
+        )
         difference = scored[best]["log_px"].to_numpy() - classical[bar]["log_px"].to_numpy()
         se = float(difference.std(ddof=1)) / math.sqrt(len(difference))
         yield Claim(

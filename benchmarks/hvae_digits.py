@@ -67,7 +67,7 @@ def one_level(key: jax.Array, *, hidden: int = 256, latent: int = 24, dropout: f
         loc, log_sd = jnp.split(bind("encoder", encoder)(2 * x.reshape(x.shape[0], -1) - 1, drop()), 2, -1)
         return lambda site, ctx: dist.Normal(loc, jnp.exp(jnp.clip(log_sd, -10, 10))).to_event(1)
 
-    like = SPEC.likelihood
+    like: Any = SPEC.likelihood
     return Program(
         None, model, posterior, ("z",), (8, 8),
         observation=Observation(

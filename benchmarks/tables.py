@@ -99,10 +99,10 @@ def fold_scores(name: str, table: Any, y: np.ndarray, repeat: int, fold: int, qu
         log_p[other] = found["log_px"].to_numpy()
     labels = mfcvae.assign(fitted, held_out, key=key)["cluster"].labels
     both = jax.tree.map(lambda *leaf: np.concatenate(leaf), train, validation)
-    plain = [plain_numbers(fitted.program, x) for x in (both, held_out)]
-    classical = clustering_baselines(*plain, {CLASSES[name]}, {"class": y[test]}, key=key, restarts=10)
+    seen, unseen = (plain_numbers(fitted.program, x) for x in (both, held_out))
+    classical = clustering_baselines(seen, unseen, {CLASSES[name]}, {"class": y[test]}, key=key, restarts=10)
     ari = {"mfcvae": adjusted_rand(labels, y[test])} | dict(zip(classical["method"], classical["ari"], strict=True))
-    full = _full_mixture(*plain, CLASSES[name], seed)
+    full = _full_mixture(seen, unseen, CLASSES[name], seed)
     return {
         "test": test, "log_p": log_p, "ari": ari | {"mixture, full": adjusted_rand(full, y[test])},
         "khat": float((scored["khat"] > 0.7).mean()), "gap": float((scored["log_px"] - scored["elbo"]).mean()),
@@ -224,7 +224,7 @@ def imputed(fitted: Any, table: Any, frame: pd.DataFrame, whole: pd.DataFrame, k
     lost = frame.isna()
     numeric = [c.name for c in table.columns if c.kind in ("real", "positive", "count")]
     classes = [c.name for c in table.columns if c.kind in ("binary", "categorical")]
-    bounds = filled.frame(0.9).set_index(["row", "column"])
+    bounds = filled.frame(0.9).set_index(["index", "column"])
     inside, ours, mean, iterated = [], [], [], []
     other = iterative(frame, numeric)
     for name in numeric:
@@ -233,7 +233,7 @@ def imputed(fitted: Any, table: Any, frame: pd.DataFrame, whole: pd.DataFrame, k
         found = bounds.loc[[(row, name) for row in rows]]
         low, high = found["lower"].to_numpy(float), found["upper"].to_numpy(float)
         inside.append((low <= truth) & (truth <= high))
-        ours.append((found["mean"].to_numpy(float) - truth) / scale)
+        ours.append((found["value"].to_numpy(float) - truth) / scale)
         mean.append((frame[name].mean() - truth) / scale)
         iterated.append((other[name].to_numpy()[rows] - truth) / scale)
     wrong, mode = [], []

@@ -57,6 +57,8 @@ def test_fit_evidence_diagnosis_and_report(run):
     assert len(pd.read_csv(run / "evidence.csv")) == 12
     checks = pd.read_csv(run / "diagnosis.csv").set_index("check")
     assert checks.loc["non-finite values", "verdict"] == "ok"
+    assert "the best classical model of the same data" in checks.loc["log p(x) against classical models", "meaning"]
+    assert set(pd.read_csv(run / "baselines.csv")) == {"datum", "x_crc", "categorical-mixture", "independent"}
     page = (run / "report.html").read_text()
     assert "poisson_factor fitted to digits" in page and "could not be drawn" not in page
 
@@ -67,7 +69,9 @@ def test_it_is_compared_with_baselines_and_later_commands_find_the_plugin(run, c
     assert code == 0 and {row["name"] for row in json.loads(text)} == {"counts", "categorical-mixture"}
     code, text = call(capsys, "compare", run, out / "baselines" / "categorical-mixture", "--out", out)
     assert code == 0 and "64 counts as stored" in text  # a folder with no more than a table of evidence
+    kept = (run / "baselines.csv").stat().st_mtime_ns
     code, text = call(capsys, "diagnose", run, "--json")
+    assert (run / "baselines.csv").stat().st_mtime_ns == kept
     assert code == 0 and "non-finite values" in {row["check"] for row in json.loads(text)}
 
 

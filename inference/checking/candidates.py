@@ -42,6 +42,14 @@ def grid(**values: Iterable[Any]) -> tuple[dict[str, Any], ...]:
 def choose(view: View, candidates: Candidates) -> tuple[Mapping[str, Any], np.ndarray]:
     """The setting with the highest validation log density, and log p (n,) of the test data after refitting with it."""
     settings = candidates.settings
-    means = [candidates.learn(view.train, **s)(view.validation).mean() if len(settings) > 1 else 0.0 for s in settings]
+    means = [_validated(view, candidates, s) if len(settings) > 1 else 0.0 for s in settings]
     setting = settings[int(np.argmax(np.nan_to_num(means, nan=-np.inf)))]
     return setting, candidates.learn(view.both, **setting)(view.test) + view.constant
+
+
+def _validated(view: View, candidates: Candidates, setting: Mapping[str, Any]) -> float:
+    """Mean validation log density; -inf where the setting has no density, of too high a rank for few data, say."""
+    try:
+        return float(candidates.learn(view.train, **setting)(view.validation).mean())
+    except np.linalg.LinAlgError:
+        return -np.inf

@@ -39,15 +39,16 @@ class Layout:
 
     @classmethod
     def of(cls, columns: Sequence[Column], x: Float[np.ndarray, "n D"]) -> Layout:
-        kinds = np.asarray([column.kind for column in columns])
-        gaussian, count = np.flatnonzero((kinds == "real") | (kinds == "positive")), np.flatnonzero(kinds == "count")
+        def of(*kinds: str) -> np.ndarray:
+            return np.asarray([i for i, column in enumerate(columns) if column.kind in kinds], int)
+
+        gaussian, count, classes = of("real", "positive"), of("count"), of("binary", "categorical")
         least = np.asarray([columns[i].least_scale() for i in gaussian])
         values, there = np.nan_to_num(x[:, gaussian]), ~np.isnan(x[:, gaussian])
         known = np.maximum(there.sum(0), 1)
         loc = values.sum(0) / known
         scale = np.sqrt(((values - loc) ** 2 * there).sum(0) / known)
         scale = np.maximum(np.where(there.sum(0) > 1, scale, 1.0), least)
-        classes = np.flatnonzero((kinds == "binary") | (kinds == "categorical"))
         return cls(tuple(columns), gaussian, count, classes, loc, scale, least / scale)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +13,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FILE, ABOUT = "baselines.csv", "baselines.json"
+OWN_N = 1024
+"""Draws of a program's own data that these are fitted to."""
 
 
-def classical(
-    folder: Path, program: Any, train: Any, x: Any, *, key: Any, validation: Any = None
-) -> dict[str, pd.DataFrame]:
-    """Quick baselines (``inference.baselines(..., quick=True)``) of held-out data ``x`` by name.
+def classical(fitted: Any, data: Any, *, own: Callable[..., Any], key: Any) -> dict[str, pd.DataFrame]:
+    """Quick baselines (``inference.baselines(..., quick=True)``) of a run's held-out data by name.
 
-    Those of the folder where they scored these data, else fitted to ``train`` (data, or a function that makes them)
-    and kept: they depend on the data and on what is scored, not on the parameters.  None where no baseline shares the
-    score of the program.
+    Those of the folder where they scored these data, else fitted to ``data.train`` and kept: they depend on the data
+    and on what is scored, not on the parameters.  Where training data are drawn by the program, ``own(sampler, card,
+    "baselines", n)`` makes them.  None where no baseline shares the score of the program.
     """
     from inference.checking.classical import QUICK_TEST
     from inference.checking.diagnostics import quick_baselines
@@ -29,12 +30,14 @@ def classical(
     from inference.fitting.sources import stored
     from ppl_models.program import rows, take
 
-    x = stored(program, x)
+    program, folder = fitted.program, fitted.folder
+    x = stored(program, data.test)
     n = min(rows(x), QUICK_TEST)
     x = take(x, slice(n))
     if (kept := read(folder, program, x)) is not None:
         return kept
-    found = quick_baselines(program, train() if callable(train) else train, x, key=key, validation=validation)
+    train = own(data.train, fitted.card, "baselines", OWN_N) if callable(data.train) else data.train
+    found = quick_baselines(program, train, x, key=key, validation=data.validation)
     if found:
         first = next(iter(found.values()))
         frame = first[["datum", "x_crc"]].assign(**{name: table["log_px"] for name, table in found.items()})

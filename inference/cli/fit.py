@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -122,7 +122,7 @@ def fit(command: Fit) -> None:
     spec = read_spec(command.model)
     if command.clusters is not None:
         spec = runs.with_clusters(spec, command.clusters)
-    sizes = {"validation": command.validation or 0, "test_n": command.evaluation.test_n}
+    sizes: dict[str, Any] = {"validation": command.validation or 0, "test_n": command.evaluation.test_n}
     batch_size = command.batch_size
     if command.data == runs.OWN:
         program = runs.build(spec, command.seed)

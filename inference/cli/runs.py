@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,8 +39,6 @@ for ``split`` makes the keys of the small ones: no training batch shares a key w
 OWN_BLOCK = 256
 """Own draws made at once.  Whole blocks are drawn, so that the first N of a set are the same for every N."""
 
-QUICK_N = 1024
-"""Draws of a program's own data that the baselines of a diagnosis are fitted to."""
 
 Sampler = Callable[[Any, int], Any]
 
@@ -293,12 +290,7 @@ def evaluate(fitted: Any, data: Data, *, particles: int, draws: int, progress: b
 
 def beside(fitted: Any, data: Data) -> dict[str, Any]:
     """Classical densities of the run's held-out data: those in its folder, else fitted to its training data."""
-    train = data.train
-    if callable(data.train):
-        train = functools.partial(own_draws, data.train, fitted.card, "baselines", QUICK_N)
-    return classical(
-        fitted.folder, fitted.program, train, data.test, key=keys()["evidence"], validation=data.validation
-    )
+    return classical(fitted, data, own=own_draws, key=keys()["evidence"])
 
 
 def draw_posterior(fitted: Any, x: Any, *, draws: int, factors: Any, progress: bool = True) -> Any:

@@ -33,7 +33,8 @@ def explained(
     A share is 0 where nothing varies, and below 0 where a facet works against the others.
     """
     assert isinstance(spec.likelihood, Columns)
-    graph, params, rest = nnx.split(fit.program.views.modules["decoder"], nnx.Param, ...)
+    split: Any = nnx.split
+    graph, params, rest = split(fit.program.views.modules["decoder"], nnx.Param, ...)
     nnx.replace_by_pure_dict(params, fit.params["decoder$params"])
     decoder = nnx.merge(graph, params, rest)
     effects = [np.asarray(e, np.float64) for e in decoder.effects([jnp.asarray(z[f.name]) for f in spec.facets])]
@@ -103,7 +104,10 @@ def _draw_shares(spec: MFCVAE, share: Float[np.ndarray, "J D"], spread: Float[np
         axes[0].set_title("share of each facet", fontsize=10, loc="left")
         axes[0].legend(fontsize=8, frameon=False)
     classes = np.asarray([bool(column.values) for column in spec.likelihood.columns[:SHOWN]])
-    for mine, colour, label in ((~classes, "#5b6675", "numbers"), (classes, "#b9c0ca", "classes (log odds)")):
+    for mine, colour, label in (
+        (np.logical_not(classes), "#5b6675", "numbers"),
+        (classes, "#b9c0ca", "classes (log odds)"),
+    ):
         if mine.any():
             axes[-1].barh(where[mine], spread[mine], color=colour, label=label)
     axes[-1].axvline(1.0, color="black", lw=0.8, ls=":")

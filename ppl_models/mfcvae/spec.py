@@ -340,7 +340,7 @@ _EXAMPLE = (
     Column("site", "categorical", values=("east", "north", "west")),
 )
 TABLE = MFCVAE(
-    facets=(Facet("cluster", dim=10, clusters=10, covariance="tied"),),
+    facets=(Facet("cluster", dim=15, clusters=10, covariance="tied"),),
     shape=(len(_EXAMPLE),),
     likelihood=Columns(columns=_EXAMPLE, correlated=True, scales="decoded"),
     network=Additive((64,)),

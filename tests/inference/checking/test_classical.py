@@ -137,3 +137,9 @@ def test_an_exact_table_needs_one_value_a_datum():
     assert list(table["log_px"]) == [0, 1, 2, 3] and table.attrs["dims"] == 64
     with pytest.raises(ValueError, match=r"shape \(3,\), expected \(4,\)"):
         exact_table(program(shape=(8, 8)), x, np.arange(3))
+
+
+def test_ranks_that_few_data_do_not_allow_are_passed_over():
+    x = np.random.default_rng(0).normal(size=(30, 64)).astype("float32")
+    tables = baselines(program(shape=(64,), offset=None), x, x[:5] + 0.1, key=KEY, quick=True, progress=False)
+    assert np.isfinite(tables["ppca"]["log_px"]).all() and tables["ppca"].attrs["baseline"]["rank"] < 30

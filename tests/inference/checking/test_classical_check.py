@@ -1,5 +1,7 @@
 """The lines of a diagnosis that compare with classical models, and those of a table's columns."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pandas as pd
@@ -58,7 +60,7 @@ def test_no_baselines_no_line_and_others_data_are_refused():
     assert classical_check(ours, {"gaussian": evidence_of(np.zeros(3))})[0].verdict == "ok"  # the first rows are enough
 
 
-def test_a_model_that_loses_to_a_gaussian_fails_and_the_true_one_does_not(tmp_path):
+def test_a_model_that_loses_to_a_gaussian_fails_and_the_true_one_does_not():
     x, fresh = toy_data(1200)[:1000], toy_data(1200)[1000:]
     wrong, right = fitted(0.3 * TRUTH), fitted(TRUTH)
     lines = {}
@@ -69,14 +71,24 @@ def test_a_model_that_loses_to_a_gaussian_fails_and_the_true_one_does_not(tmp_pa
     assert lines["right"]["verdict"] == "ok" and abs(lines["right"]["value"]) < 0.1
     without = diagnose(right, fresh, key=jax.random.key(1), particles=16, draws=10)
     assert "log p(x) against classical models" not in set(without["check"])
-    # A run folder keeps them: the second call fits nothing.
-    first = classical(tmp_path, right.program, x, fresh, key=jax.random.key(1))
-    again = classical(tmp_path, right.program, lambda: 1 / 0, fresh[:50], key=jax.random.key(1))
+
+
+def test_a_run_folder_keeps_its_baselines(tmp_path):
+    x, fresh, key = toy_data(1200)[:1000], toy_data(1200)[1000:], jax.random.key(1)
+    fit = SimpleNamespace(program=fitted(TRUTH).program, folder=tmp_path, card={})
+
+    def of(test, own=lambda *args: x):
+        return classical(
+            fit, SimpleNamespace(train=own, validation=None, test=test), own=lambda draw, *a: draw(), key=key
+        )
+
+    first = of(fresh)
+    again = of(fresh[:50], own=lambda: 1 / 0)  # fits nothing
     assert list(first) == list(again) == ["gaussian", "ppca", "gaussian-mixture"]
     np.testing.assert_array_equal(again["ppca"]["log_px"], first["ppca"]["log_px"][:50])
     assert again["ppca"].attrs["baseline"] == dict(first["ppca"].attrs["baseline"])
     with pytest.raises(ZeroDivisionError):
-        classical(tmp_path, right.program, lambda: 1 / 0, x[:50], key=jax.random.key(1))
+        of(x[:50], own=lambda: 1 / 0)
 
 
 def column_tree(shift=0.0, spread=1.0, red=0.5, n=400, draws=20):

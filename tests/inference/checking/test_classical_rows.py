@@ -193,7 +193,7 @@ def test_no_conditional_scale_is_below_the_floor_of_its_column():
 
 
 def test_a_table_gets_its_baselines_and_clusters_lift_the_mixture():
-    x, fresh = mixed(500), mixed(300, seed=3)
+    x, fresh = mixed(250), mixed(300, seed=3)
     for quick in (True, False):
         tables = baselines(program(MIXED), as_stored(x), as_stored(fresh), key=KEY, quick=quick, progress=False)
         assert list(tables) == ["independent", "gaussian", "gaussian-mixture"]
