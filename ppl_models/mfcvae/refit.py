@@ -27,7 +27,7 @@ from ppl_models.program import Event, bind
 if TYPE_CHECKING:
     from ppl_models.mfcvae.spec import MFCVAE, Facet
 
-START_SIZE = 20_000
+START_SIZE = 5_000
 """Rows that a classical start is fitted to at most."""
 
 RESTARTS = 4
