@@ -18,6 +18,7 @@ from inference.checking import criticism
 from inference.checking.classical_check import classical_check
 from inference.checking.column_checks import column_lines
 from inference.checking.criticism import EFFECT as EFFECT, TAIL as TAIL
+from inference.checking.training_lines import SKIPPED as SKIPPED, held_out_check, training_checks, verdict_of
 from inference.fitting.sources import stored
 from ppl_models.program import Check, numbers, rows
 
@@ -37,17 +38,8 @@ MONTE_CARLO = (0.25, 1.0)
 """Monte Carlo error of mean log p(x) as a share of its sampling error over data: warns, fails (ours)."""
 SILENT = 0.01
 """Rate in nats per datum below which a latent site is silent (ours)."""
-SKIPPED = 0.01
-"""Share of skipped updates from which the line fails (ours)."""
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Check))
-
-
-def _verdict(value: float, warn: float, fail: float) -> str:
-    """Verdict of a value that should stay at or below ``warn`` (not a number fails)."""
-    if not value <= fail:
-        return "fail"
-    return "ok" if value <= warn else "warn"
 
 
 def diagnose(
@@ -167,88 +159,6 @@ def finite_checks(fit: Any, table: pd.DataFrame, tree: Any) -> list[Check]:
     ]  # fmt: skip
 
 
-# -------------------------------------------------------------------------------------------- training
-def training_checks(history: pd.DataFrame, info: Mapping[str, Any]) -> list[Check]:
-    """Were updates skipped, and was the loss still falling when training ended?"""
-    steps, skipped = int(info.get("steps", 0)), int(info.get("skipped", 0))
-    checks = []
-    if steps:
-        share = skipped / steps
-        checks.append(
-            Check(
-                "updates skipped", share, f"0 (fails above {SKIPPED:g})", _verdict(share, 0.0, SKIPPED),
-                f"{skipped} of {steps} updates had a loss or gradient that was not finite and were left out."
-                if skipped else "Every update had a finite loss and gradient.",
-                "Lower the learning rate or set clip=; if it persists, look for data outside the support of the "
-                "likelihood or a scale parameter that runs to zero." if skipped else "",
-            )
-        )  # fmt: skip
-    found, which = None, "training"
-    if "validation_elbo" in history:
-        step, elbo = criticism.last_fifth(history, "validation_elbo")
-        found, which = criticism.trend(step, -elbo), "validation"
-    if found is None and "loss" in history:
-        found, which = criticism.trend(*criticism.last_fifth(history, "loss")), "training"
-    if found is None:
-        return checks
-    # A fall must be both clear of the noise and worth something: a thousandth of the loss, or 0.01 nats.
-    bound = max(2 * found.se, 1e-3 * abs(found.level), 0.01)
-    best = info.get("best_step")
-    verdict, rest, remedy = "ok", "that is within its noise or too small to matter.", ""
-    if found.gain > bound:
-        verdict, remedy = "warn", "Train for more steps."
-        rest = (
-            "clearly more than its noise: training ended before it had settled, and every other line describes an "
-            "unfinished fit."
-        )
-    elif found.gain < -bound and best is not None:
-        rest = f"so it got worse; the parameters of step {best}, the best by validation, are the ones in use."
-    elif found.gain < -bound:
-        verdict = "warn"
-        rest = "so it got worse: the step size is too large, a weight was still fading in, or the fit overfits."
-        remedy = "Lower the learning rate, end schedules earlier, or use validation= with patience=."
-    checks.append(
-        Check(
-            "still improving", found.gain, f"<= {bound:.3g} nats (2 s.e., 0.1 % of the loss)", verdict,
-            f"Over the last fifth of training the {which} loss fell by {found.gain:.3g} ± {found.se:.2g} nats per "
-            f"datum; {rest}", remedy,
-        )
-    )  # fmt: skip
-    return checks
-
-
-def training_elbo(history: pd.DataFrame) -> float | None:
-    """Mean ELBO of the training batches in the last fifth of training: nats per datum, unweighted; None if unknown."""
-    if "elbo" not in history:
-        return None
-    values = criticism.last_fifth(history, "elbo")[1]
-    return float(values.mean()) if len(values) else None
-
-
-def held_out_check(history: pd.DataFrame, table: pd.DataFrame) -> list[Check]:
-    """Is the ELBO (or the exact log p(x)) of the data given here worse than that of the training batches?"""
-    trained = training_elbo(history)
-    column = "log_px" if _exact(table) else "elbo"
-    values = table[column].to_numpy(float)
-    sd = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-    if trained is None or not math.isfinite(trained) or not sd > 0:
-        return []
-    what = "log p(x)" if _exact(table) else "ELBO"
-    gap, se = trained - float(values.mean()), sd / math.sqrt(len(values))
-    warn = max(EFFECT[0] * sd, 2 * se)
-    verdict = _verdict(gap, warn, max(EFFECT[1] * sd, 2 * se))
-    return [
-        Check(
-            "held-out gap", gap, f"<= {warn:.3g} nats ({EFFECT[0]:g} sd over data, 2 s.e.)", verdict,
-            f"{what} of the last training batches minus that of these data: {gap:.3g} ± {se:.2g} nats per datum. "
-            + ("The model describes new data about as well as those it was fitted to." if verdict == "ok" else
-               "The model describes the data it was fitted to clearly better than new ones: it overfits."),
-            "" if verdict == "ok" else
-            "More data, a smaller network, validation= with patience= (early stop), weight decay in optimizer=.",
-        )
-    ]  # fmt: skip
-
-
 # -------------------------------------------------------------------------------------------- evidence
 def evidence_checks(table: pd.DataFrame, rates: Mapping[str, np.ndarray]) -> list[Check]:
     """Can the importance-sampled log p(x) be trusted, and how loose is the ELBO?"""
@@ -258,11 +168,11 @@ def evidence_checks(table: pd.DataFrame, rates: Mapping[str, np.ndarray]) -> lis
     particles = table.attrs.get("particles")
     # A weight distribution too broken for a fit has no k-hat: not trusted either.
     share = float(np.mean(~(table["khat"].to_numpy(float) <= KHAT)))
-    heavy = _verdict(share, *KHAT_SHARE)
+    heavy = verdict_of(share, *KHAT_SHARE)
     refined = int((table["estimator"] == "refined").sum()) if "estimator" in table else 0
     ess = table["ess"].to_numpy(float)
     middle = float(np.nanmedian(ess)) if np.isfinite(ess).any() else math.nan
-    few = _verdict(-middle, -ESS[0], -ESS[1])
+    few = verdict_of(-middle, -ESS[0], -ESS[1])
     checks = [
         Check(
             "share of data with Pareto k-hat > 0.7", share, f"<= {KHAT_SHARE[0]:g} (fails above {KHAT_SHARE[1]:g})",
@@ -286,7 +196,7 @@ def evidence_checks(table: pd.DataFrame, rates: Mapping[str, np.ndarray]) -> lis
     if n > 1:
         error = float(np.sqrt(np.sum(np.square(table["se"].to_numpy(float))))) / n
         sampling = float(np.std(log_px, ddof=1)) / math.sqrt(n)
-        verdict = _verdict(error, MONTE_CARLO[0] * sampling, MONTE_CARLO[1] * sampling)
+        verdict = verdict_of(error, MONTE_CARLO[0] * sampling, MONTE_CARLO[1] * sampling)
         checks.append(
             Check(
                 "Monte Carlo error of mean log p(x)", error,
@@ -316,7 +226,7 @@ def _gap_check(log_px: np.ndarray, elbo: np.ndarray, rates: Mapping[str, np.ndar
             "different data or weights, or the particles are far too few.",
             "Compute table again from this fit and these data, with more particles.",
         )  # fmt: skip
-    verdict = _verdict(gap, warn, fail)
+    verdict = verdict_of(gap, warn, fail)
     return Check(
         "evidence - ELBO gap", gap, f"<= {warn:.3g} nats ({100 * GAP[0]:.0f} % of the rate)", verdict, meaning,
         "" if verdict == "ok" else

@@ -1,14 +1,17 @@
 """Missing entries of the rows of a table, drawn from what is there: p(x_missing | x_there).
 
-    z_k ~ q(z | x_there),   w_k = p(x_there, z_k) / q(z_k | x_there),   x_k ~ p(x_missing | z_k, x_there)
+    z_k ~ m(z) = q(z | x_there) / 2 + p(z) / 2,   w_k = p(x_there, z_k) / m(z_k),   x_k ~ p(x_missing | z_k, x_there)
 
 and draws are taken from the pairs (z_k, x_k) in proportion to w_k (sampling importance resampling, Rubin 1987, "The
 calculation of posterior distributions by data augmentation: comment"), with one uniform number a row (systematic
-resampling): the more particles, the closer to the exact conditional law, however rough q is.
+resampling): the more particles, the closer to the exact conditional law.  Half of the particles come from the prior
+because q of a row that lacks much is rough and may miss a mode; no weight exceeds 2 p(x_there | z_k) then (Hesterberg
+1995, "Weighted average importance sampling and defensive mixture distributions").
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,6 +33,7 @@ from inference.checking.per_datum import (
     prepare_one,
     sweep,
 )
+from inference.fitting.objectives import joint_draw
 from inference.fitting.sources import stored
 from ppl_models.program import Column, Program, decode_frame, take
 
@@ -143,7 +147,8 @@ def impute(
     """Draw the missing entries of the rows ``x`` of a table (stored data, or a DataFrame) from p(x_missing | x_there).
 
     ``draws``      S, of each missing entry.
-    ``particles``  K, draws of z a row that these are taken from; default: four times as many, at least 256.
+    ``particles``  K, draws of z a row that these are taken from, half from q, half from the prior; default: 20 times
+                   as many, at least 2,000.
 
     Whatever the fit knows is used as it is: the uncertainty is that of the entries, not of the parameters.  A row's
     draws depend on the key and its number alone.
@@ -155,8 +160,9 @@ def impute(
     >>> found.frame(interval=0.9), found.filled()
     """
     check_count("draws", draws, 1)
-    particles = max(4 * draws, 256) if particles is None else particles
-    check_count("particles", particles, 1)
+    particles = max(20 * draws, 2000) if particles is None else particles
+    check_count("particles", particles, 2)
+    pairs = particles // 2
     check_key(key)
     program = fit.program
     columns = program.observation.columns
@@ -187,13 +193,16 @@ def impute(
         lambda datum, index: kernel(
             fit.params, fit.mutable, key, take(x, chosen[datum]), chosen[datum].astype("uint32"), index
         ),
-        len(chosen), particles, pairs_at_once(program, chunk), what="missing entries", progress=progress,
+        len(chosen), pairs, pairs_at_once(program, chunk), what="missing entries", progress=progress,
     )  # fmt: skip
     for where, part, block in blocks:
         waiting.append(block)
-        if part.stop < particles:
+        if part.stop < pairs:
             continue
-        log_weight, drawn = (np.concatenate(leaves, 1) for leaves in zip(*waiting, strict=True))
+        log_weight, drawn = (
+            np.concatenate(leaves, 1).reshape(len(leaves[0]), 2 * pairs, *leaves[0].shape[3:])
+            for leaves in zip(*waiting, strict=True)
+        )
         waiting = []
         members = chosen[where]
         weight, picked = _resample(log_weight, key, members, draws)
@@ -206,17 +215,18 @@ def impute(
 
 
 def _kernel(program: Program) -> Any:
-    """``(params, mutable, key, x, datum, draw) -> (log weight, row)``, each with leading axes (datum, draw)."""
-    site = program.observed[0]
+    """``(params, mutable, key, x, datum, draw) -> (log weight, row)``, each with leading axes (datum, draw, 2): of one
+    z from q and one from the prior."""
+    site, given = program.observed[0], program.observation.given
 
     def one(params: Any, mutable: Any, key: jax.Array, x: Any, datum: jax.Array, index: jax.Array) -> Any:
         x = prepare_one(program, key, x, datum)
         fixed = {**params, **{name: dict(state) for name, state in (mutable or {}).items()}}
 
-        def draw(i: jax.Array) -> tuple[jax.Array, jax.Array]:
-            found = draw_one(program, params, mutable, key, x, datum, i)
-            noise = pair_key(key, GENERATE, datum, i)
-            with trace() as sites, seed(rng_seed=noise), substitute(data={**fixed, **found.latents}):
+        def at(z: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            """Log weight of z, and a row drawn given z and what is there."""
+            found = joint_draw(program, {**params, **z}, key, x, mutable=mutable)
+            with trace() as sites, seed(rng_seed=key), substitute(data={**fixed, **z}):
                 program.model(x)
             law = sites[site]["fn"]
             if not hasattr(law, "sample_missing"):
@@ -224,7 +234,18 @@ def _kernel(program: Program) -> Any:
                     f"the law of site {site!r}, {type(law).__name__}, cannot draw missing entries: it has no "
                     "sample_missing(key, value)"
                 )
-            return found.log_weight[0], law.sample_missing(noise, sites[site]["value"])[0]
+            prior, lik, q = (sum(part.values(), jnp.zeros(1)) for part in (found.log_prior, found.log_lik, found.log_q))
+            mixture = jnp.logaddexp(prior, q) - math.log(2)
+            return (prior + lik - mixture)[0], law.sample_missing(key, sites[site]["value"])[0]
+
+        def draw(i: jax.Array) -> tuple[jax.Array, jax.Array]:
+            prior_key, *keys = jax.random.split(pair_key(key, GENERATE, datum, i), 3)
+            own = draw_one(program, params, mutable, key, x, datum, i).latents
+            with trace() as sites, seed(rng_seed=prior_key), substitute(data=fixed):
+                program.model({name: x[name] for name in given}) if given else program.model(size=1)
+            fresh = {name: sites[name]["value"] for name in own}
+            both = [at(z, k) for z, k in zip((own, fresh), keys, strict=True)]
+            return jax.tree.map(lambda *leaf: jnp.stack(leaf), *both)
 
         return jax.vmap(draw)(index)
 

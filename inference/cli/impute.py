@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -75,7 +76,7 @@ def impute(command: Impute) -> None:
     with usage():
         found = inference.impute(fitted, x, draws=command.draws, key=jax.random.key(command.seed))
     path = fitted.folder / "imputed.csv" if path is None else path
-    entries = found.frame(command.interval).assign(index=frame.index.to_numpy()[found.row])
+    entries = by_day(found.frame(command.interval), found.columns).assign(index=frame.index.to_numpy()[found.row])
     runs.write_table(entries.rename(columns={"index": frame.index.name or "index"}), path)
     filled = path.with_name(f"{path.stem}_table{path.suffix}")
     runs.write_table(fill(frame, found), filled, index=frame.index.name is not None)
@@ -86,6 +87,16 @@ def impute(command: Impute) -> None:
         say(f"warning: the weights of {low:,} rows rest on fewer than 10 draws; --draws {4 * command.draws} takes more")
     print(f"{path}: {len(entries):,} missing entries of {len(frame):,} rows, {command.draws} draws each")
     print(f"{filled}: the table, filled")
+
+
+def by_day(entries: pd.DataFrame, columns: Sequence[Any]) -> pd.DataFrame:
+    """The entries with dates as text, without the time of day."""
+    for column in columns:
+        mine = entries["column"] == column.name
+        if column.date and mine.any():
+            for name in ("value", "lower", "upper"):
+                entries.loc[mine, name] = [day.strftime("%Y-%m-%d") for day in entries.loc[mine, name]]
+    return entries
 
 
 def fill(frame: pd.DataFrame, found: Imputation) -> pd.DataFrame:
@@ -111,6 +122,8 @@ def fill(frame: pd.DataFrame, found: Imputation) -> pd.DataFrame:
 
 def summary(column: Any, entries: pd.DataFrame, n: int) -> list[Any] | None:
     """One line on the missing entries of a column; ``None`` where it has none."""
+    import pandas as pd
+
     mine = entries[entries["column"] == column.name]
     if mine.empty:
         return None
@@ -121,7 +134,7 @@ def summary(column: Any, entries: pd.DataFrame, n: int) -> list[Any] | None:
         return [column.name, column.kind, missing, listed, f"(class of probability {mine['probability'].mean():.2f})"]
     low, high = mine["value"].min(), mine["value"].max()
     if column.date:
-        return [column.name, column.kind, missing, f"{low:%Y-%m-%d} to {high:%Y-%m-%d}",
-                f"{(mine['upper'] - mine['lower']).mean().days} days on average"]  # fmt: skip
+        width = (pd.to_datetime(mine["upper"]) - pd.to_datetime(mine["lower"])).mean()
+        return [column.name, column.kind, missing, f"{low} to {high}", f"{width.days} days on average"]
     width = (mine["upper"] - mine["lower"]).astype(float).mean()
     return [column.name, column.kind, missing, f"{low:.4g} to {high:.4g}", f"{width:.4g} on average"]

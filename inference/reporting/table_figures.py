@@ -64,11 +64,22 @@ def _classes(column: Column, codes: np.ndarray) -> tuple[np.ndarray, list[str]]:
     return kept, [_short(str(column.values[k]), 12) for k in kept]
 
 
-def _time_axis(axis: Any, column: Column) -> None:
-    """Few, short dates on the axis of a column of dates; a logarithmic one for a positive column."""
-    if column.date:
-        axis.tick_params(axis="x", labelrotation=30)
-        axis.locator_params(axis="x", nbins=4)
+def _logarithmic(axis: Any) -> None:
+    """Marks at 1, 2 and 5 of each decade, plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _dates(axis: Any) -> None:
+    """Few, short dates on an axis of days since 1970."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(3))
+    # matplotlib's own locator of dates warns of ranges that it has no good interval for.
+    axis.set_major_formatter(FuncFormatter(lambda day, _: str(np.datetime64(round(day), "D"))))
 
 
 @styled
@@ -94,13 +105,16 @@ def predicted(
             axis.set_xticks(range(len(kept)), names, rotation=30, ha="right")
             axis.set_ylim(0, 1)
             continue
-        found, expected = column.decode(real), column.decode(np.median(drawn, 0))
+        found, expected = (_numbers(column, stored) for stored in (real, np.median(drawn, 0)))
         axis.plot(found, expected, ".", color=BLUE, ms=3, alpha=0.6, label="a row")
         both = np.concatenate([found, expected])
-        axis.plot([both.min(), both.max()], [both.min(), both.max()], color=ORANGE, lw=1, label="as predicted")
+        axis.plot([both.min(), both.max()], [both.min(), both.max()], color=ORANGE, lw=1, label="as in the table")
         if column.kind == "positive":
             axis.set(xscale="log", yscale="log")
-        _time_axis(axis, column)
+            _logarithmic(axis.xaxis)
+            _logarithmic(axis.yaxis)
+        for side in (axis.xaxis, axis.yaxis) if column.date else ():
+            _dates(side)
         axis.set_xlabel("in the table", fontsize=7.5)
         axis.set_ylabel("predicted", fontsize=7.5)
     _legend(figure, axes)
@@ -135,15 +149,15 @@ def beside(
         else:
             edges = np.linspace(low - margin, high + margin, 26)
             inside = np.clip(made, edges[0], edges[-1])
-        shown = edges if column.kind == "count" else _numbers(column, edges)
+        shown = _numbers(column, edges)
         for values, color, label in ((real, MUTED, "data"), (inside, ORANGE, "model")):
             height = np.histogram(values, edges)[0] / max(1, len(values))
             axis.stairs(height, shown, color=color, fill=label == "data", alpha=0.8, lw=1.4, label=label)
         if column.kind == "positive":
             axis.set_xscale("log")
+            _logarithmic(axis.xaxis)
         if column.date:
-            axis.xaxis_date()
-        _time_axis(axis, column)
+            _dates(axis.xaxis)
         axis.set_yticks([])
     _legend(figure, axes)
     return figure
@@ -151,6 +165,8 @@ def beside(
 
 def _numbers(column: Column, stored: np.ndarray) -> np.ndarray:
     """Cells as floats; dates as days since 1970."""
+    if column.kind == "count":
+        return stored
     v = column.loc + column.scale * stored
     return np.exp(v) if column.kind == "positive" else v
 

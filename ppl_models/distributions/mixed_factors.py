@@ -30,7 +30,7 @@ ROUNDS = 10
 """Of filling missing entries by the leading directions."""
 RIDGE = 1e-3
 """Of the regression of scores on features, as a share of their mean variance."""
-LARGEST = 20_000
+LARGEST = 2_000
 """Rows that regressions of counts and classes read at most."""
 
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Float
+from numpyro.handlers import substitute
 
 from ppl_models.distributions import Columns
 from ppl_models.mfcvae.networks import Additive
-from ppl_models.program import Panel
+from ppl_models.program import Panel, bind
 
 if TYPE_CHECKING:
     from ppl_models.mfcvae.spec import MFCVAE
@@ -33,10 +33,8 @@ def explained(
     A share is 0 where nothing varies, and below 0 where a facet works against the others.
     """
     assert isinstance(spec.likelihood, Columns)
-    split: Any = nnx.split
-    graph, params, rest = split(fit.program.views.modules["decoder"], nnx.Param, ...)
-    nnx.replace_by_pure_dict(params, fit.params["decoder$params"])
-    decoder = nnx.merge(graph, params, rest)
+    with substitute(data=fit.params):
+        decoder = bind("decoder", fit.program.views.modules["decoder"])
     effects = [np.asarray(e, np.float64) for e in decoder.effects([jnp.asarray(z[f.name]) for f in spec.facets])]
     effects = [e - e.mean(0) for e in effects]
     share, spread = [], []
@@ -102,7 +100,6 @@ def _draw_shares(spec: MFCVAE, share: Float[np.ndarray, "J D"], spread: Float[np
             axes[0].barh(where, share[j], left=start, color=_COLOURS[j % len(_COLOURS)], label=facet.name)
             above, below = above + np.maximum(share[j], 0), below + np.minimum(share[j], 0)
         axes[0].set_title("share of each facet", fontsize=10, loc="left")
-        axes[0].legend(fontsize=8, frameon=False)
     classes = np.asarray([bool(column.values) for column in spec.likelihood.columns[:SHOWN]])
     for mine, colour, label in (
         (np.logical_not(classes), "#5b6675", "numbers"),
@@ -111,9 +108,9 @@ def _draw_shares(spec: MFCVAE, share: Float[np.ndarray, "J D"], spread: Float[np
         if mine.any():
             axes[-1].barh(where[mine], spread[mine], color=colour, label=label)
     axes[-1].axvline(1.0, color="black", lw=0.8, ls=":")
-    axes[-1].legend(fontsize=8, frameon=False)
     axes[-1].set_title("standard deviation over data", fontsize=10, loc="left")
     for axis in axes:
+        axis.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.5 / len(names)), ncols=4)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(where, names, fontsize=8)
     axes[0].invert_yaxis()

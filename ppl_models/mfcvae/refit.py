@@ -27,7 +27,7 @@ from ppl_models.program import Event, bind
 if TYPE_CHECKING:
     from ppl_models.mfcvae.spec import MFCVAE, Facet
 
-START_SIZE, START_NUMBERS = 20_000, 2**24
+START_SIZE, START_NUMBERS = 5_000, 2**24
 """Rows that a classical start is fitted to at most, and numbers of a matrix of counts."""
 
 RESTARTS = 4

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 
 from inference.checking import criticism
 from inference.fitting import Fit
+from ppl_models.program import Column
 from tests.toy import PPCA, toy_data
 
 rng = np.random.default_rng
@@ -106,3 +108,38 @@ def test_predictive_checks_accept_the_truth_and_find_noise() -> None:
 def test_nonfinite_counts_numbers_wherever_they_are() -> None:
     nested = {"a": np.array([1.0, np.nan]), "b": {"c": np.array([np.inf]), "d": np.array([1, 2])}}
     assert criticism.nonfinite(nested) == 2
+
+
+COLUMNS = (
+    Column("a", "real", loc=10.0, scale=2.0), Column("b", "positive", loc=1.0, scale=0.5), Column("n", "count"),
+    Column("site", "categorical", values=("east", "north", "west")),
+)  # fmt: skip
+
+
+def test_columns_are_checked_in_their_units_where_entries_are_there() -> None:
+    x = np.array([[0.0, 1.0, 3, 2], [1.0, -1.0, 5, 2], [9.0, 0.0, 0, 0], [2.0, 0.0, 4, 1]])
+    there = np.array([[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1]], bool)
+    drawn = np.stack([x, x + [0.5, 0, 1, 0]])
+    a, b, n, site = criticism.column_checks(COLUMNS, x, drawn, there)
+    assert [check.statistic for check in (a, b, n, site)] == ["mean a", "mean log b", "mean n", "share of site = west"]
+    assert a.observed == pytest.approx(10 + 2 * np.mean([0, 1, 2]))  # without the entry that is missing
+    np.testing.assert_allclose(a.replicated, [a.observed, a.observed + 1.0])
+    assert a.shift == pytest.approx(0.5 / np.std([10, 12, 14], ddof=1))
+    assert b.observed == pytest.approx(1.0) and n.replicated.tolist() == [3.0, 4.0] and site.observed == 0.5
+    many = [Column(f"c{d}", "real") for d in range(20)]
+    y = np.random.default_rng(0).normal(size=(30, 20))
+    kept = criticism.column_checks(many, y, np.stack([y + np.arange(20.0)] * 2), np.ones(y.shape, bool))
+    assert len(kept) == criticism.COLUMNS_CHECKED and kept[-1].statistic == "mean c19"
+
+
+def test_a_tree_of_rows_is_checked_by_column_only_where_columns_are_given() -> None:
+    x = np.zeros((5, 4), "float32")
+    x[:, 3] = [0, 1, 1, 2, 1]
+    tree = xr.DataTree.from_dict(
+        {
+            "observed_data": xr.Dataset({"x": (("datum", "d"), x), "there": (("datum", "d"), np.ones((5, 4), bool))}),
+            "posterior_predictive": xr.Dataset({"x": (("chain", "draw", "datum", "d"), np.stack([[x, x]]))}),
+        }
+    )
+    assert [c.statistic for c in criticism.predictive_by_site(tree)["x"]] == ["mean", "share of low values", "spread"]
+    assert len(criticism.predictive_by_site(tree, COLUMNS)["x"]) == 4

@@ -85,6 +85,18 @@ def grid_posterior(row: dict[str, float]) -> tuple[np.ndarray, np.ndarray]:
 STORED = [{"a": 1.5, "site": 1}, {"b": (np.log(3.0) - 1) / 0.5}, None, {"a": -0.5}]
 
 
+def test_a_posterior_that_misses_the_mode_does_no_harm():
+    """q is N(5, .1^2): far from every row's posterior, where the prior is near enough."""
+    far = lambda x: lambda site, ctx: dist.Normal(jnp.full(len(x["x"]), 5.0), 0.1)  # noqa: E731
+    missed = dataclasses.replace(PROGRAM, posterior=far)
+    found = impute(Fitted(missed), FRAME, draws=4000, particles=16_000, key=KEY, progress=False)
+    z, p = grid_posterior(STORED[0])
+    mean = p @ z
+    assert found.draws[:, 0].mean() == pytest.approx(W[1] * mean, abs=0.05)
+    assert found.draws[:, 0].std() == pytest.approx(np.sqrt(W[1] ** 2 * (p @ (z - mean) ** 2) + S[1] ** 2), rel=0.05)
+    assert found.ess[0] > 500
+
+
 @pytest.mark.parametrize("r", [0, 1, 3])
 def test_draws_have_the_conditional_law_though_q_is_wrong(found, r):
     z, p = grid_posterior(STORED[r])

@@ -233,3 +233,29 @@ def test_use_refuses_other_tables_and_other_runs(place, capsys):
     assert "nothing is missing" in capsys.readouterr().err
     assert run("impute", place / "p", "--interval", 90) == 2
     assert "between 0 and 1" in capsys.readouterr().err
+
+
+def test_dates_and_true_or_false_are_filled_as_they_are_written():
+    from inference.checking.imputation import Imputation
+    from inference.cli.impute import by_day, fill, summary
+    from ppl_models.program import Column
+
+    columns = (
+        Column("seen", "real", loc=19_000.0, scale=10.0, date=True), Column("ok", "binary", values=(False, True)),
+        Column("n", "count"), Column("grade", "categorical", values=(1, 2, 3)),
+    )  # fmt: skip
+    frame = pd.DataFrame({"seen": ["2022-01-09", None], "ok": [True, None], "n": [7.0, None], "grade": [3.0, None]})
+    there = np.array([[True] * 4, [False] * 4])
+    draws = np.array([[1.0, 1, 4, 0], [2.0, 1, 5, 0], [3.0, 0, 6, 2]], "float32")
+    at = np.array([1, 1, 1, 1]), np.arange(4)
+    x = np.zeros((2, 4), "float32")
+    found = Imputation(columns, x, there, *at, draws, np.array([np.nan, 3.0]), frame.index)
+    filled = fill(frame, found)
+    assert filled.iloc[1].tolist() == ["2022-01-28", True, 5, 1]
+    assert filled.iloc[0].tolist() == ["2022-01-09", True, 7, 3]
+    assert filled["n"].dtype.kind == "i" and filled["grade"].dtype.kind == "i"
+    entries = by_day(found.frame(0.5), columns)
+    assert entries.loc[0, ["value", "lower", "upper"]].tolist() == ["2022-01-28", "2022-01-18", "2022-02-07"]
+    assert entries["probability"].tolist()[1] == pytest.approx(2 / 3)
+    lines = [summary(column, entries, 2) for column in columns]
+    assert lines[0][3:] == ["2022-01-28 to 2022-01-28", "20 days on average"] and lines[3][3] == "1 100%"
