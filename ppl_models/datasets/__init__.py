@@ -1,9 +1,10 @@
-"""Named data with provenance, factors and checksums; tables; procedural facets. Nothing is read on import.
+"""Named data with provenance, factors and checksums; tables; counts; procedural facets. Nothing is read on import.
 
     from ppl_models import datasets
     x, factors = datasets.load("digits", "train", n=500)
     datasets.info("fashion_mnist").how_to_get
     datasets.table(datasets.read_table("patients.csv"), labels="diagnosis").describe()
+    datasets.read_counts("cells.h5ad", labels="cell_type", top=2000)
 
 The table of sets, the layout of your own files and the licences are in the README beside this file.
 """
@@ -21,6 +22,8 @@ from ppl_models.datasets.images import folder_dataset as folder_dataset, images_
 from ppl_models.datasets.locate import DataMissingError as DataMissingError
 
 if TYPE_CHECKING:
+    from ppl_models.datasets.count_files import read_counts as read_counts
+    from ppl_models.datasets.count_matrices import CountMatrix as CountMatrix, counts as counts
     from ppl_models.datasets.table_files import read_table as read_table
     from ppl_models.datasets.tables import (
         Table as Table,
@@ -29,11 +32,16 @@ if TYPE_CHECKING:
         table as table,
     )
 
-_LATE = {"read_table": "table_files", **dict.fromkeys(("Table", "decode_frame", "encode_frame", "table"), "tables")}
+_LATE = {
+    "read_table": "table_files",
+    **dict.fromkeys(("Table", "decode_frame", "encode_frame", "table"), "tables"),
+    "read_counts": "count_files",
+    **dict.fromkeys(("CountMatrix", "counts"), "count_matrices"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """What works on tables is imported when it is first used: it needs pandas."""
+    """What works on tables and counts is imported when it is first used: it needs pandas."""
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_LATE[name]}"), name)

@@ -3,6 +3,8 @@
 from ppl_models.distributions.columns import Columns
 from ppl_models.distributions.denoising_bound import DenoisingBound
 from ppl_models.distributions.diffusion_prior import DiffusionPrior, Moments
+from ppl_models.distributions.library_counts import Counts
+from ppl_models.distributions.library_laws import MultinomialLibrary, NegativeBinomialLibrary
 from ppl_models.distributions.logistic_mixture import DiscretisedLogistics, LogisticMixture
 from ppl_models.distributions.mixture import MeanFieldMixture, MixtureOfGaussians, SampledMixture
 from ppl_models.distributions.ode import RK4, Adaptive, Exact, Hutchinson
@@ -21,6 +23,7 @@ __all__ = [
     "Adaptive",
     "Bernoulli",
     "Columns",
+    "Counts",
     "Denoiser",
     "DenoisingBound",
     "DiffusionPrior",
@@ -31,6 +34,8 @@ __all__ = [
     "LogisticMixture",
     "MixtureOfGaussians",
     "Moments",
+    "MultinomialLibrary",
+    "NegativeBinomialLibrary",
     "Noise",
     "Normal",
     "RowLaw",

@@ -1,6 +1,6 @@
 """Multi-facet clustering VAE: several partitions of one data set at once, each with its own latent and mixture."""
 
-from ppl_models.distributions import Bernoulli, Categorical, Columns, GreyBernoulli, LogisticMixture, Normal
+from ppl_models.distributions import Bernoulli, Categorical, Columns, Counts, GreyBernoulli, LogisticMixture, Normal
 from ppl_models.mfcvae.explicit import explicit
 from ppl_models.mfcvae.networks import MLP, Additive, Concat, ConvLadder, GatedAdd, Layers, MLPLadder, NormAdd
 from ppl_models.mfcvae.observed import pack
@@ -14,6 +14,7 @@ __all__ = [
     "explicit",
     "Additive",
     "Columns",
+    "Counts",
     "ConvLadder",
     "pack",
     "Progressive",

@@ -15,6 +15,7 @@ import numpyro.distributions as dist
 from numpyro import handlers
 
 from ppl_models.mfcvae.mixture import mixture
+from ppl_models.mfcvae.observed import library
 from ppl_models.mfcvae.program import arrange, law_of
 from ppl_models.program import Program, bind, knob
 
@@ -54,7 +55,8 @@ def explicit(program: Program) -> Any:
                     component = dist.MultivariateNormal(prior.means[c], scale_tril=prior._tril[c])
                 zs.append(numpyro.sample(f"z_{name}", component, infer={"ctx": None}))
             fades = [knob(f"fade_{facet.name}", 1.0) for facet in spec.facets]
-            law = law_of(spec, decode(zs, fades), parameters, there)
+            beside = there if there is not None else library(spec, x, batch)
+            law = law_of(spec, decode(zs, fades), parameters, beside)
             return numpyro.sample("x", law, obs=pixels)
 
     return model

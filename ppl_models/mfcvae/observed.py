@@ -2,7 +2,8 @@
 
 Stored data are one array (n, *shape) where all pixels and no labels are known.  Otherwise a datum is a dict: ``x`` the
 pixels; ``there``, where pixels may be missing, True for those that are known; ``c_<facet>``, for each labelled facet,
-its cluster, -1 where unknown.  :func:`pack` makes it.  Prepared data have the same layout, pixels on the scale of the
+its cluster, -1 where unknown; ``library``, for counts, the library size of the row, which is given and not scored.
+:func:`pack` makes it.  Prepared data have the same layout, pixels on the scale of the
 likelihood, 0 where missing.
 """
 
@@ -15,14 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from ppl_models.distributions import Columns
+from ppl_models.distributions import Columns, Counts
 from ppl_models.program import did_you_mean, encode_frame
 
 if TYPE_CHECKING:
     from ppl_models.mfcvae.spec import MFCVAE
 
 UNKNOWN = -1
-THERE = "there"
+THERE, LIBRARY = "there", "library"
 
 
 def labelled(spec: MFCVAE) -> tuple[str, ...]:
@@ -38,6 +39,8 @@ def table(spec: MFCVAE) -> bool:
 def datum_shape(spec: MFCVAE) -> Any:
     """Shape of one datum: that of the image, or of each array of the dict."""
     names, masked = labelled(spec), spec.missing or table(spec)
+    if isinstance(spec.likelihood, Counts):
+        return {**spec.likelihood.datum_shape(spec.shape), **{f"c_{name}": () for name in names}}
     if not names and not masked:
         return spec.shape
     there = {THERE: spec.shape} if masked else {}
@@ -45,17 +48,19 @@ def datum_shape(spec: MFCVAE) -> Any:
 
 
 def pack(spec: MFCVAE, x: Any, labels: Mapping[str, Any] | None = None, missing: Any = None) -> Any:
-    """Stored data of images ``x`` (n, *shape) with what is known and missing of them.
+    """Stored data of images ``x`` (n, *shape) with what is known and missing of them; of rows of a table or of counts,
+    which are a dict already, with their labels.
 
     ``labels``   the cluster of each datum by labelled facet, -1 where unknown; a facet left out is unknown throughout.
     ``missing``  True where a pixel is missing; needs ``spec.missing``.
 
     Raises ``ValueError`` for a facet that is not labelled, labels out of range, or shapes that disagree.
     """
-    x, names = np.asarray(x), labelled(spec)
+    names = labelled(spec)
+    found = {name: np.asarray(leaf) for name, leaf in (x if isinstance(x, Mapping) else {"x": x}).items()}
+    x = found["x"]
     if x.shape[1:] != spec.shape:
         raise ValueError(f"x must have shape (n, {', '.join(map(str, spec.shape))}), got {x.shape}")
-    found: dict[str, Any] = {"x": x}
     if missing is not None:
         if not spec.missing:
             raise ValueError("missing pixels need a spec that expects them; set missing=True")
@@ -84,7 +89,14 @@ def unpack(x: Any) -> tuple[Any, Any, dict[str, Any]]:
     if not isinstance(x, Mapping):
         return x, None, {}
     labels = {name.removeprefix("c_"): value for name, value in x.items() if name.startswith("c_")}
-    return x["x"], x.get(THERE), labels
+    return x.get("x"), x.get(THERE), labels
+
+
+def library(spec: MFCVAE, x: Any, n: int) -> Array | None:
+    """Library sizes (n,) of data or of inputs alone; the typical one where there are none; ``None`` but for counts."""
+    if not isinstance(spec.likelihood, Counts):
+        return None
+    return jnp.full(n, spec.likelihood.library) if x is None else jnp.asarray(x[LIBRARY], "float32")
 
 
 def check(spec: MFCVAE, x: Any) -> None:
@@ -92,6 +104,8 @@ def check(spec: MFCVAE, x: Any) -> None:
     pixels, there, labels = unpack(x)
     if isinstance(spec.likelihood, Columns):
         spec.likelihood.check({"x": pixels, THERE: there})
+    elif isinstance(spec.likelihood, Counts):
+        spec.likelihood.check(x)
     else:
         spec.likelihood.check(pixels, spec.shape, spec.levels)
     if there is not None and not np.asarray(there).any():
@@ -109,13 +123,13 @@ def check(spec: MFCVAE, x: Any) -> None:
 def prepare(spec: MFCVAE, x: Any, key: Key[Array, ""], training: bool) -> Any:
     """The likelihood's ``prepare`` on the pixels; 0 where one is missing; labels as whole numbers."""
     pixels, there, labels = unpack(x)
-    if isinstance(spec.likelihood, Columns):
-        known = {f"c_{name}": c.astype("int32") for name, c in labels.items()}
-        return {**spec.likelihood.prepare({"x": pixels, THERE: there}, key, training), **known}
+    known = {f"c_{name}": c.astype("int32") for name, c in labels.items()}
+    if isinstance(spec.likelihood, Columns | Counts):
+        return {**spec.likelihood.prepare(x, key, training), **known}
     ready = spec.likelihood.prepare(pixels, key, training, spec.levels)
     if not isinstance(x, Mapping):
         return ready
-    found = {"x": ready, **{f"c_{name}": c.astype("int32") for name, c in labels.items()}}
+    found = {"x": ready, **known}
     if there is not None:
         found |= {"x": jnp.where(there.astype(bool), ready, 0.0), THERE: there.astype(bool)}
     return found
@@ -125,7 +139,10 @@ def drawn(spec: MFCVAE, values: Mapping[str, Array]) -> Any:
     """Prepared data of a draw of the model: nothing is missing."""
     if not isinstance(shape := datum_shape(spec), Mapping):
         return values["x"]
-    return {name: jnp.ones_like(values["x"], bool) if name == THERE else values[name] for name in shape}
+    found = {THERE: jnp.ones_like(values["x"], bool), **values}
+    if isinstance(spec.likelihood, Counts) and LIBRARY not in found:
+        found[LIBRARY] = jnp.full(values["x"].shape[:-1], spec.likelihood.library)
+    return {name: found[name] for name in shape}
 
 
 def read(spec: MFCVAE, x: Any) -> Any:
@@ -139,6 +156,8 @@ def encoder_shape(spec: MFCVAE) -> tuple[int, ...]:
     """Shape of what the encoder sees of a datum."""
     if isinstance(spec.likelihood, Columns):
         return (spec.likelihood.features,)
+    if isinstance(spec.likelihood, Counts):
+        return (spec.likelihood.features(spec.shape),)
     if not spec.missing:
         return spec.shape
     return (*spec.shape[:2], 2 * spec.shape[2]) if len(spec.shape) == 3 else (*spec.shape, 2)
@@ -146,10 +165,10 @@ def encoder_shape(spec: MFCVAE) -> tuple[int, ...]:
 
 def encoder_input(spec: MFCVAE, x: Any) -> Float[Array, "batch ..."]:
     """The pixels; where some may be missing, 0 for those and a second channel that is 1 for the others."""
+    if isinstance(spec.likelihood, Columns | Counts):
+        return spec.likelihood.encode(x)
     pixels, there, _ = unpack(x)
     if there is None:
         return pixels
-    if isinstance(spec.likelihood, Columns):
-        return spec.likelihood.encode(x)
     parts = (pixels, there.astype(pixels.dtype))
     return jnp.concatenate(parts, -1) if len(spec.shape) == 3 else jnp.stack(parts, -1)

@@ -26,10 +26,11 @@ import numpyro.distributions as dist
 from flax import nnx
 from jaxtyping import Array, Key
 
-from ppl_models.distributions import Columns, MeanFieldMixture, MixtureOfGaussians, SampledMixture
+from ppl_models.distributions import Columns, Counts, MeanFieldMixture, MixtureOfGaussians, SampledMixture
 from ppl_models.distributions.correlated_row_law import unit_lower
 from ppl_models.mfcvae import checks, observed, panels
 from ppl_models.mfcvae.classical_start import classical_start
+from ppl_models.mfcvae.counts_start import counts_start
 from ppl_models.mfcvae.mixture import initial, mixture
 from ppl_models.mfcvae.refit import events
 from ppl_models.mfcvae.views import VIEWS
@@ -63,7 +64,8 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
     }
     names = tuple(mixtures)
     known, modules = observed.labelled(spec), {"encoder": encoder, "decoder": decoder}
-    posterior = amortised(spec, encoder)
+    posterior, likelihood = amortised(spec, encoder), spec.likelihood
+    start = counts_start(spec) if isinstance(likelihood, Counts) else classical_start(spec)
     return Program(
         spec=spec,
         model=generative(spec, decoder, mixtures),
@@ -76,12 +78,15 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
             prepare=lambda x, key, training: observed.prepare(spec, x, key, training),
             check=lambda x: observed.check(spec, x),
             read=lambda x: observed.read(spec, x),
-            columns=spec.likelihood.columns if isinstance(spec.likelihood, Columns) else (),
-            features=spec.likelihood.numbers if isinstance(spec.likelihood, Columns) else None,
+            given=(observed.LIBRARY,) if isinstance(likelihood, Counts) else (),
+            columns=likelihood.columns if isinstance(likelihood, Columns) else (),
+            features=likelihood.numbers
+            if isinstance(likelihood, Columns)
+            else likelihood.shares
+            if isinstance(likelihood, Counts)
+            else None,
             drawn=lambda values: observed.drawn(spec, values),
-            bits_offset=None
-            if known or spec.missing or isinstance(spec.likelihood, Columns)
-            else spec.likelihood.bits_offset(spec.levels),
+            bits_offset=None if known or spec.missing else bits_offset(spec),
         ),
         training=Training(
             knobs={
@@ -90,7 +95,7 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
                 **({"batch_statistics": 0.0} if _batch_norm(spec) else {}),
             },
             weights=schedules(spec),
-            events=events(spec, posterior, modules, classical_start(spec)),
+            events=events(spec, posterior, modules, start),
         ),
         views=Views(
             density(spec),
@@ -105,7 +110,16 @@ def decoded_shape(spec: MFCVAE) -> tuple[int, ...]:
     """Shape of what the decoder returns: one number a pixel, or several in a last axis; for a row, all in one axis."""
     if isinstance(spec.likelihood, Columns):
         return (spec.likelihood.outputs,)
+    if isinstance(spec.likelihood, Counts):
+        return spec.shape
     return spec.likelihood.decoded_shape(spec.shape, spec.levels)
+
+
+def bits_offset(spec: MFCVAE) -> float | None:
+    """What makes the score of a datum a code length: see ``Program.observation.bits_offset``."""
+    if isinstance(spec.likelihood, Columns | Counts):
+        return spec.likelihood.bits_offset
+    return spec.likelihood.bits_offset(spec.levels)
 
 
 def schedules(spec: MFCVAE) -> dict[str, Any]:
@@ -171,7 +185,8 @@ def generative(spec: MFCVAE, decoder: nnx.Module, mixtures: Mapping[str, Mapping
                 numpyro.factor("dirichlet", jnp.full(batch, strength * excess * log_prior))
             with running(decode):
                 decoded = decode(zs, fades)
-            return numpyro.sample("x", law_of(spec, decoded, parameters, there), obs=pixels)
+            beside = there if there is not None else observed.library(spec, x, batch)
+            return numpyro.sample("x", law_of(spec, decoded, parameters, beside), obs=pixels)
 
     return model
 
@@ -186,8 +201,13 @@ def arrange(x: Any, size: int | None) -> tuple[int, Array | None, Array | None, 
     return rows(x), *observed.unpack(x)
 
 
-def law_of(spec: MFCVAE, decoded: Array, parameters: Mapping[str, Array], there: Array | None) -> dist.Distribution:
-    """The law of what is there of a datum: the rest is summed out, its values do not matter."""
+def law_of(spec: MFCVAE, decoded: Array, parameters: Mapping[str, Array], beside: Array | None) -> dist.Distribution:
+    """The law of a datum given what stands ``beside`` it: of counts their library size; else where it is there, for
+    the rest is summed out, its values do not matter."""
+    there = beside
+    if isinstance(spec.likelihood, Counts):
+        assert beside is not None
+        return spec.likelihood.distribution(decoded, parameters, beside)
     if isinstance(spec.likelihood, Columns):
         return spec.likelihood.distribution(decoded, parameters, there)
     law = spec.likelihood.distribution(decoded, parameters, spec.levels)
@@ -217,6 +237,8 @@ def observation(spec: MFCVAE) -> str:
     """What is scored, in one line."""
     if isinstance(spec.likelihood, Columns):
         line = spec.likelihood.observation()
+    elif isinstance(spec.likelihood, Counts):
+        line = spec.likelihood.observation(spec.shape)
     else:
         line = spec.likelihood.observation(spec.shape, spec.levels)
     if spec.missing:

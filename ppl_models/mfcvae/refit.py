@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 from numpyro.handlers import seed, substitute
 
-from ppl_models.distributions import Columns
+from ppl_models.distributions import Columns, Counts
 from ppl_models.mfcvae.mixture import from_moments
 from ppl_models.mfcvae.networks import Additive, ConvLadder, Layers
 from ppl_models.mfcvae.observed import unpack
@@ -27,8 +27,8 @@ from ppl_models.program import Event, bind
 if TYPE_CHECKING:
     from ppl_models.mfcvae.spec import MFCVAE, Facet
 
-START_SIZE = 5_000
-"""Rows that a classical start is fitted to at most."""
+START_SIZE, START_NUMBERS = 5_000, 2**24
+"""Rows that a classical start is fitted to at most, and numbers of a matrix of counts."""
 
 RESTARTS = 4
 """Starts of EM by k-means++; the likeliest is kept."""
@@ -39,21 +39,24 @@ REGULAR = 1e-3
 
 def events(spec: MFCVAE, posterior: Any, modules: Mapping[str, nnx.Module], start: Any = None) -> tuple[Event, ...]:
     """One event for each entry of each facet's ``refit``, after the layout's own start from the data, if it has one:
-    of an additive layout, ``start``.
+    of an additive layout, and of counts, ``start``.
     """
     begin: tuple[Event, ...] = ()
     if isinstance(spec.network, ConvLadder) and spec.network.data_init:
         begin = (Event(0, "scaling the layers to the data", _scaled(modules), 150),)
     if isinstance(spec.network, Layers):
         network, likelihood = spec.network, spec.likelihood
-        assert not isinstance(likelihood, Columns)  # layers compose images
+        assert not isinstance(likelihood, Columns | Counts)  # layers compose images
 
         def colours(params: Mapping[str, Any], x: Any, key: Array) -> dict[str, Any]:
             del key
             return {"decoder$params": network.begin(params["decoder$params"], unpack(x)[0], likelihood.decoded)}
 
         begin = (Event(0, "setting the colours of the layers", colours, 500),)
-    if isinstance(spec.network, Additive) and spec.network.start == "classical":
+    if isinstance(spec.likelihood, Counts):
+        most = min(START_SIZE, max(1000, START_NUMBERS // spec.shape[0]))
+        begin = (Event(0, "fitting the shares of the columns", start, most),)
+    elif isinstance(spec.network, Additive) and spec.network.start == "classical":
         begin = (Event(0, "fitting a mixture of factor analysers", start, START_SIZE),)
     if spec.published_start:
         begin += tuple(

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from jaxtyping import Array, Key
 from pydantic import Field
 
-from ppl_models.distributions import Bernoulli, Categorical, Columns, GreyBernoulli, LogisticMixture, Normal
+from ppl_models.distributions import Bernoulli, Categorical, Columns, Counts, GreyBernoulli, LogisticMixture, Normal
 from ppl_models.distributions.logistic_mixture import is_colour
 from ppl_models.mfcvae.mixture import Covariance
 from ppl_models.mfcvae.networks import MLP, Additive, ConvLadder, Layers, LayoutSpec, MLPLadder
@@ -24,7 +24,7 @@ from ppl_models.mfcvae.views import VIEWS
 from ppl_models.program import Column, Program, build
 
 Likelihood = Annotated[
-    Bernoulli | GreyBernoulli | Normal | Categorical | LogisticMixture | Columns, Field(discriminator="kind")
+    Bernoulli | GreyBernoulli | Normal | Categorical | LogisticMixture | Columns | Counts, Field(discriminator="kind")
 ]
 
 
@@ -135,6 +135,8 @@ class MFCVAE:
                        needs ``Additive`` and the marginal bound.
 
     A table: ``likelihood=Columns(...)`` as ``datasets.table`` makes it, ``shape`` (columns,), ``levels`` unused.
+    Documents or genes: ``likelihood=Counts(...)`` on what ``datasets.counts`` makes, ``shape`` (columns,); x is scored
+    given the library size of its row.
 
     >>> spec = MFCVAE(facets=(Facet("style", 2, 5), Facet("digit", 5, 10)), shape=(8, 8), levels=17)
     >>> [facet.name for facet in spec.facets]
@@ -228,12 +230,13 @@ class MFCVAE:
                 f"a full posterior needs network=Additive(...) and bound='marginal', got {type(self.network).__name__} "
                 f"and {self.bound!r}"
             )
-        if not isinstance(likelihood, Columns):
+        if not isinstance(likelihood, Columns | Counts):
             if additive:
-                raise ValueError(f"Additive is for tables, got {type(likelihood).__name__}; use MLP or MLPLadder")
+                raise ValueError(f"Additive is for tables and counts, got {type(likelihood).__name__}; use MLP or MLPLadder")
             return
-        D = len(likelihood.columns)
-        if self.shape != (D,):
+        if isinstance(likelihood, Counts):
+            likelihood.check_shape(self.shape)
+        elif self.shape != (D := len(likelihood.columns),):
             raise ValueError(f"a table of {D} columns has shape ({D},), got {self.shape}")
         if not isinstance(self.network, Additive | MLP | MLPLadder):
             raise ValueError(
@@ -349,6 +352,13 @@ TABLE = MFCVAE(
 TABLE_TWO = dataclasses.replace(
     TABLE, facets=tuple(Facet(name, dim=5, clusters=5, covariance="tied") for name in ("first", "second"))
 )
+# Stands for counts of any columns: `fit --data FILE.h5ad|.npz` puts those of the file in its place.
+COUNTS = dataclasses.replace(
+    TABLE,
+    facets=(Facet("cluster", dim=10, clusters=10, covariance="tied"),),
+    shape=(3,),
+    likelihood=Counts(names=("ball", "goal", "vote")),
+)
 _EPOCH = 234  # updates of 256 images
 MNIST = dataclasses.replace(
     PAPER_MNIST,
@@ -364,6 +374,7 @@ MNIST = dataclasses.replace(
 )
 PRESETS = {
     "tiny": TINY,
+    "counts": COUNTS,
     "digits": DIGITS,
     "digits_grey": DIGITS_GREY,
     "digits_ladder": DIGITS_LADDER,
