@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from tyro.conf import Positional, arg
 
-from inference.cli import facets, runs, table_file
+from inference.cli import facets, files, runs
 from inference.cli.arguments import Common, Run, check_at_least, opt
 from inference.cli.common import (
     UsageError,
@@ -72,10 +72,10 @@ def assign(command: Assign) -> None:
     from ppl_models.program import rows as row_count
 
     rows = None
-    if table_file.is_table_card(card):
+    if (kind := files.of_card(card)) is not None:
         if command.examples is not None:
             raise UsageError("--examples pictures images; the report shows the most typical rows of a table")
-        x, rows = table_file.rows_for(command.data, card, fitted.program.observation.columns)
+        x, rows = kind.rows_for(command.data, card, files.columns_of(fitted.program))
     else:
         x = data_of(command.data, fitted, card)
     with usage():

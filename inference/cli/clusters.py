@@ -187,7 +187,7 @@ def with_baselines(table: pd.DataFrame, entry: Entry, x: Any, factors: Mapping[s
     key = jax.random.fold_in(runs.keys()["report"], 3)  # as in the report
     try:
         train, x = (plain_numbers(entry.fit.program, data) for data in (train, x))
-        what = "columns" if entry.fit.program.observation.columns else "pixels"
+        what = "columns" if entry.fit.program.observation.features is not None else "pixels"
         rows = clustering_baselines(train, x, ks, factors, key=key, what=what)
     except ValueError as error:
         say(f"no baselines: {error}")

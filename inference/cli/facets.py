@@ -46,14 +46,22 @@ def use_of(fitted: Any, name: str) -> Callable[..., Any]:
     return found
 
 
-def opened(command: Any, name: str, n: int) -> tuple[Any, Callable[..., Any], np.ndarray]:
-    """Return the fit of a command's run, its family's function ``name``, and the first ``n`` held-out data."""
+def opened(command: Any, name: str, n: int) -> tuple[Any, Callable[..., Any], Any]:
+    """Return the fit of a command's run, its family's function ``name``, and the first ``n`` held-out images."""
+    from inference.reporting import pictures
+    from ppl_models.program import rows, take
+
     fitted, card = runs.open_run(command.folder, command.common.plugin)
     function = use_of(fitted, name)
+    if not pictures.is_image(fitted.program.scored_shape):
+        raise UsageError(
+            f"{name} writes pictures of images, {str(command.folder)!r} models data of shape "
+            f"{fitted.program.scored_shape}; `ppl-models sample` with --facet, and {name}(fit, ...) in Python, give numbers"
+        )
     x, _ = runs.test_of(fitted.program, card)
-    if len(x) < n:
-        raise UsageError(f"--n {command.n} takes {n} held-out data, the run has {len(x)}; give a smaller N")
-    return fitted, function, x[:n]
+    if rows(x) < n:
+        raise UsageError(f"--n {command.n} takes {n} held-out data, the run has {rows(x)}; give a smaller N")
+    return fitted, function, take(x, slice(n))
 
 
 def save_grid(fitted: Any, name: str, rows: Any, columns: list[str]) -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from inference.cli import runs, table_file
+from inference.cli import files, runs
 from inference.cli.arguments import Common, Evaluation, check_at_least, check_evaluation, opt
 from inference.cli.common import (
     UsageError,
@@ -68,11 +68,13 @@ class Fit:
     checkpoint_every: Annotated[int | None, opt("N", "chosen from --steps")] = None
     """Steps between two checkpoints [steps]."""
     labels: Annotated[str | None, opt("COLUMN", "none")] = None
-    """Column of a table (--data FILE.csv|.tsv|.parquet) to keep out of the model, to score clusters against."""
+    """Column of a table (--data FILE.csv|.tsv|.parquet), or of the rows of FILE.h5ad, to keep out of the model, to score clusters against."""
     columns: Annotated[str | None, opt("NAME=KIND,...", "as found")] = None
     """Kinds of columns of a table: real, positive, count, binary, categorical, or drop."""
     index: Annotated[str | None, opt("COLUMN", "the number of the row")] = None
     """Column of a table that names its rows."""
+    top: Annotated[int | None, opt("N", "all")] = None
+    """Keep the N most variable columns of a matrix of counts (--data FILE.h5ad|.npz) [columns]."""
     clusters: Annotated[str | None, opt("K[,K...]", "as in the spec")] = None
     """Number of clusters of every facet, or one number a facet."""
     overwrite: bool = False
@@ -103,11 +105,12 @@ def check_numbers(command: Fit) -> None:
         raise UsageError(
             f"--n {command.n} takes a subset of a data set; --data {runs.OWN} draws every batch anew: leave it out"
         )
-    table = table_file.is_table(command.data)
-    for name in ("labels", "columns", "index"):
-        if getattr(command, name) is not None and not table:
-            raise UsageError(f"--{name} is for a table, --data FILE.csv|.tsv|.parquet, got --data {command.data}")
-    validated = command.validation or (table and command.validation is None)
+    file = files.of_name(command.data)
+    for name, which in {"labels": "", "columns": "table", "index": "table", "top": "counts"}.items():
+        if getattr(command, name) is not None and (file is None or which not in ("", file.KIND)):
+            wanted = "counts, --data FILE.h5ad|.npz" if which == "counts" else "a table, --data FILE.csv|.tsv|.parquet"
+            raise UsageError(f"--{name} is for {wanted}, got --data {command.data}")
+    validated = command.validation or (file and command.validation is None)
     for name, value in (("--patience", command.patience), ("--validate-every", command.validate_every)):
         if value is not None and not validated:
             raise UsageError(f"{name} needs validation data; add --validation N, or leave {name} out")
@@ -129,12 +132,12 @@ def fit(command: Fit) -> None:
         card = runs.own_card(program, plugins=plugins, **sizes)
         claim(command.out, overwrite=command.overwrite)
         data = runs.load_data(card, program.observation.sampler)
-    elif table_file.is_table(command.data):
+    elif (file := files.of_name(command.data)) is not None:
         sizes["validation"] = command.validation
-        card = table_file.make_card(
-            command.data, labels=command.labels, columns=command.columns, index=command.index, n=command.n,
-            seed=runs.DATA_SEED, plugins=plugins, **sizes,
-        )  # fmt: skip
+        asked = {"columns": command.columns, "index": command.index} if file.KIND == "table" else {"top": command.top}
+        card = file.make_card(
+            command.data, labels=command.labels, n=command.n, seed=runs.DATA_SEED, plugins=plugins, **asked, **sizes
+        )
         spec = runs.fitted_to(spec, card)
         claim(command.out, overwrite=command.overwrite)
         program = runs.build(spec, command.seed)

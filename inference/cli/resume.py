@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inference.cli import runs, table_file
+from inference.cli import files, runs
 from inference.cli.arguments import Common, Evaluation, Run, check_evaluation
 from inference.cli.common import (
     clear,
@@ -45,7 +45,7 @@ def resume(command: Resume) -> None:
     from inference.fitting import load
     from inference.fitting.folder import RunFolder
 
-    asks = card["name"] == runs.OWN or table_file.is_table_card(card)
+    asks = card["name"] == runs.OWN or files.of_card(card) is not None
     if asks:  # the program draws its data, or says how the rows of a file are stored
         program = runs.build(RunFolder(command.folder).read_spec(), 0)
         data = runs.data_of(program, card, test_n=command.evaluation.test_n)

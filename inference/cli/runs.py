@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from inference.cli import table_file
+from inference.cli import files
 from inference.cli.arguments import Evaluation
 from inference.cli.classical import classical
 from inference.cli.common import (
@@ -110,12 +110,12 @@ def own_draws(sampler: Sampler, card: Mapping[str, Any], which: str, n: int) -> 
 
 def data_of(program: Any, card: Mapping[str, Any], *, test_n: int | None = None) -> Data:
     """:func:`load_data` for a program."""
-    return load_data(card, program.observation.sampler, columns=program.observation.columns, test_n=test_n)
+    return load_data(card, program.observation.sampler, columns=files.columns_of(program), test_n=test_n)
 
 
 def test_of(program: Any, card: Mapping[str, Any], *, test_n: int | None = None) -> tuple[Any, Mapping[str, Any]]:
     """:func:`load_test` for a program."""
-    return load_test(card, program.observation.sampler, columns=program.observation.columns, test_n=test_n)
+    return load_test(card, program.observation.sampler, columns=files.columns_of(program), test_n=test_n)
 
 
 def load_data(
@@ -123,12 +123,12 @@ def load_data(
 ) -> Data:
     """Load the data that a card names; ``test_n`` replaces its number of held-out data.
 
-    ``sampler`` is that of the program, for a card of own draws; ``columns`` are its columns, for that of a table.
+    ``sampler`` is that of the program, for a card of own draws; ``columns`` are its columns, for that of a file.
     """
     from ppl_models import datasets
 
-    if table_file.is_table_card(card):
-        found = table_file.load(card, columns, test_n=test_n)
+    if (kind := files.of_card(card)) is not None:
+        found = kind.load(card, columns, test_n=test_n)
         return Data(found.train, found.validation, found.test, found.factors, found.names)
     if card["name"] == OWN:
         test, factors = load_test(card, sampler, test_n=test_n)
@@ -148,8 +148,8 @@ def load_test(
     """Load the held-out data of a card: all in stored order, or a seeded subset of ``test_n``; own draws; rows."""
     from ppl_models import datasets
 
-    if table_file.is_table_card(card):
-        found = table_file.load(card, columns, test_n=test_n)
+    if (kind := files.of_card(card)) is not None:
+        found = kind.load(card, columns, test_n=test_n)
         return found.test, found.factors
     if card["name"] == OWN:
         return own_draws(checked_sampler(sampler), card, "test", card["test_n"] if test_n is None else test_n), {}
@@ -167,10 +167,10 @@ def checked_sampler(sampler: Sampler | None) -> Sampler:
 
 def fitted_to(spec: Any, card: Mapping[str, Any]) -> Any:
     """Return the spec with the shape and grey levels of the data, or its columns, and say in one line what changed."""
-    if table_file.is_table_card(card):
-        return fitted_to_table(spec, card)
-    if scores_columns(spec):
-        raise UsageError(f"{type(spec).__name__} scores the columns of a table, {card['name']!r} is none; give a .csv")
+    if (kind := files.of_card(card)) is not None:
+        return kind.fitted_to(spec, card)
+    if (wanted := files.wanted_by(spec)) is not None:
+        raise UsageError(f"{card['name']!r} is no data for {type(spec).__name__}, which scores {wanted}")
     fields = {field.name for field in dataclasses.fields(spec)}
     wanted = {"shape": tuple(card["shape"]), "levels": card["levels"]}
     changes = {k: v for k, v in wanted.items() if k in fields and v is not None and getattr(spec, k) != v}
@@ -181,27 +181,6 @@ def fitted_to(spec: Any, card: Mapping[str, Any]) -> Any:
     told = ", ".join(f"{name} {getattr(spec, name)} -> {value}" for name, value in changes.items())
     say(f"spec: {told}, as in data {card['name']!r}")
     return changed
-
-
-def scores_columns(spec: Any) -> bool:
-    """Whether a spec has a likelihood of the columns of a table."""
-    return getattr(getattr(spec, "likelihood", None), "kind", None) == "columns"
-
-
-def fitted_to_table(spec: Any, card: Mapping[str, Any]) -> Any:
-    """Return the spec of a table with the columns of a file; a usage error for a spec of other data."""
-    from ppl_models.program import families
-
-    if not scores_columns(spec):
-        able = [f"{n}:{p}" for n, f in families().items() for p, known in f.presets.items() if scores_columns(known)]
-        raise UsageError(
-            f"{card['name']!r} is a table, {type(spec).__name__} with these settings scores no columns; "
-            f"fit one of {', '.join(able)}, or a spec with a likelihood of kind 'columns'"
-        )
-    columns = table_file.opened(card)[0].columns
-    with usage():
-        likelihood = dataclasses.replace(spec.likelihood, columns=columns)
-        return dataclasses.replace(spec, likelihood=likelihood, shape=(len(columns),))
 
 
 def with_clusters(spec: Any, text: str) -> Any:
@@ -383,13 +362,13 @@ def resumable(folder: Path) -> Iterator[None]:
 def finish(fitted: Any, data: Data, options: Evaluation) -> None:
     """Evaluate a fit unless told not to, and print what came of it."""
     folder = shell(fitted.folder)
-    if table_file.is_table_card(fitted.card):
-        table_file.write_columns(fitted.card, fitted.folder)
+    if (kind := files.of_card(fitted.card)) is not None:
+        kind.write_columns(fitted.card, fitted.folder)
     if options.no_evaluate:
         print(fit_line(fitted))
         print(f"next: ppl-models resume {folder}   (evaluates it)")
         return
     found = evaluate(fitted, data, particles=options.particles, draws=options.draws, progress=not options.quiet)
     summarise(fitted, found)
-    use = "assign {0}; ppl-models impute {0}" if table_file.is_table_card(fitted.card) else "sample {0}"
+    use = "sample {0}" if kind is None else f"assign {{0}}; ppl-models {kind.NEXT} {{0}}"
     print(f"next: ppl-models {use.format(folder)}; ppl-models compare {folder} OTHER")

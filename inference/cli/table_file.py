@@ -6,6 +6,7 @@ A run keeps the path and the checksum of the file, not the rows: later commands 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import re
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from ppl_models.datasets.tables import Table
     from ppl_models.program import Column
 
-KIND = "table"
+KIND, NEXT = "table", "impute"
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
 HELD_OUT, VALIDATION = 5, 7
 """One row in so many is held out; of the others one in so many is for validation unless the user says otherwise."""
@@ -71,6 +72,16 @@ def make_card(
     table, _ = opened(card)
     print_columns(table, file.name)
     rows = len(table)
+    validation, held_out = dealt(rows, n=n, validation=validation)
+    return {
+        **card, "split": "train", "n": n, "rows": rows, "seed": seed, "validation": validation, "held_out": "test",
+        "test_n": min(test_n, held_out), "shape": [len(table.columns)], "levels": None,
+        "licence": "as the file", "plugins": list(plugins),
+    }  # fmt: skip
+
+
+def dealt(rows: int, *, n: int | None, validation: int | None) -> tuple[int, int]:
+    """Numbers of rows for validation and held out; a usage error where they leave none to fit."""
     held_out = max(1, rows // HELD_OUT)
     left = rows - held_out
     if n is not None and n > left:
@@ -84,11 +95,7 @@ def make_card(
         )
     if validation >= used:
         raise UsageError(f"--validation {validation} leaves nothing to fit of {used:,} rows; give at most {used - 1}")
-    return {
-        **card, "split": "train", "n": n, "rows": rows, "seed": seed, "validation": validation, "held_out": "test",
-        "test_n": min(test_n, held_out), "shape": [len(table.columns)], "levels": None,
-        "licence": "as the file", "plugins": list(plugins),
-    }  # fmt: skip
+    return validation, held_out
 
 
 def overrides(text: str | None) -> dict[str, str]:
@@ -211,19 +218,47 @@ def load(card: Mapping[str, Any], columns: Sequence[Column] = (), *, test_n: int
 
     ``columns`` are those of the run; without, those that are found in the file.
     """
-    from ppl_models.program import take
-
     table, frame = opened(card)
     x, _ = all_rows(card, columns or table.columns)
-    order = np.random.default_rng(card["seed"]).permutation(len(table))
-    held_out = max(1, len(table) // HELD_OUT)
+    return deal(x, frame.index, table.factors, card, test_n=test_n)
+
+
+def deal(
+    x: Any, index: pd.Index, codes: Mapping[str, np.ndarray], card: Mapping[str, Any], *, test_n: int | None = None
+) -> Split:
+    """Deal stored rows by the seed and the sizes of a card; ``codes`` are those of their labels."""
+    from ppl_models.program import take
+
+    order = np.random.default_rng(card["seed"]).permutation(len(index))
+    held_out = max(1, len(index) // HELD_OUT)
     test = order[: min(card["test_n"] if test_n is None else test_n, held_out)]
     rest = order[held_out:][: card["n"]]
     cut = len(rest) - card["validation"]
-    names = frame.index.to_numpy()[test].tolist()
-    factors = {name: codes[test] for name, codes in table.factors.items()}
+    names = index.to_numpy()[test].tolist()
+    factors = {name: mine[test] for name, mine in codes.items()}
     validation = take(x, rest[cut:]) if card["validation"] else None
     return Split(take(x, rest[:cut]), validation, take(x, test), factors, names)
+
+
+def scores_columns(spec: Any) -> bool:
+    """Whether a spec has a likelihood of the columns of a table."""
+    return getattr(getattr(spec, "likelihood", None), "kind", None) == "columns"
+
+
+def fitted_to(spec: Any, card: Mapping[str, Any]) -> Any:
+    """Return the spec of a table with the columns of a file; a usage error for a spec of other data."""
+    from ppl_models.program import families
+
+    if not scores_columns(spec):
+        able = [f"{n}:{p}" for n, f in families().items() for p, known in f.presets.items() if scores_columns(known)]
+        raise UsageError(
+            f"{card['name']!r} is a table, {type(spec).__name__} with these settings scores no columns; "
+            f"fit one of {', '.join(able)}, or a spec with a likelihood of kind 'columns'"
+        )
+    columns = opened(card)[0].columns
+    with usage():
+        likelihood = dataclasses.replace(spec.likelihood, columns=columns)
+        return dataclasses.replace(spec, likelihood=likelihood, shape=(len(columns),))
 
 
 def as_options(text: str) -> str:

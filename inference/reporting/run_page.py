@@ -122,7 +122,7 @@ def report(
     def clustered() -> str:
         source = None if train is None else plain_numbers(fit.program, train)
         return clusterings(tree, plain_numbers(fit.program, x), factors, source, folder, key=baseline_key,
-                           what="columns" if fit.program.observation.columns else "pixels")  # fmt: skip
+                           what="columns" if fit.program.observation.features is not None else "pixels")  # fmt: skip
 
     parts.append(drawn.text("clusterings", clustered))
     declared, training = _declared(fit, x, drawn), _training(fit, drawn)
