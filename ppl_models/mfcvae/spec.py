@@ -232,7 +232,9 @@ class MFCVAE:
             )
         if not isinstance(likelihood, Columns | Counts):
             if additive:
-                raise ValueError(f"Additive is for tables and counts, got {type(likelihood).__name__}; use MLP or MLPLadder")
+                raise ValueError(
+                    f"Additive is for tables and counts, got {type(likelihood).__name__}; use MLP or MLPLadder"
+                )
             return
         if isinstance(likelihood, Counts):
             likelihood.check_shape(self.shape)
