@@ -56,7 +56,7 @@ def opened(command: Any, name: str, n: int) -> tuple[Any, Callable[..., Any], An
     if not pictures.is_image(fitted.program.scored_shape):
         raise UsageError(
             f"{name} writes pictures of images, {str(command.folder)!r} models data of shape "
-            f"{fitted.program.scored_shape}; `ppl-models sample` with --facet, and {name}(fit, ...) in Python, give numbers"
+            f"{fitted.program.scored_shape}; `ppl-models sample` --facet, or {name}(fit, ...) in Python, give numbers"
         )
     x, _ = runs.test_of(fitted.program, card)
     if rows(x) < n:

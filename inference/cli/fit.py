@@ -35,6 +35,7 @@ class Fit:
       ppl-models fit mfcvae:digits --data digits --out runs/digits
       ppl-models fit mfcvae:digits --data digits --out runs/stop --validation 200 --patience 5
       ppl-models fit my_spec.toml --data facets --out runs/mine --steps 5000 --seed 1
+      ppl-models fit mfcvae:counts --data cells.h5ad --labels cell_type --top 2000 --out runs/cells
       ppl-models fit in_context:coin --data own --out runs/coin
       ppl-models fit mine:tiny --plugin mine.py --data digits --out runs/plug
     """
@@ -68,7 +69,8 @@ class Fit:
     checkpoint_every: Annotated[int | None, opt("N", "chosen from --steps")] = None
     """Steps between two checkpoints [steps]."""
     labels: Annotated[str | None, opt("COLUMN", "none")] = None
-    """Column of a table (--data FILE.csv|.tsv|.parquet), or of the rows of FILE.h5ad, to keep out of the model, to score clusters against."""
+    """Column of a table (--data FILE.csv|.tsv|.parquet), or of the cells of FILE.h5ad, kept out of the model: to score
+    clusters against."""
     columns: Annotated[str | None, opt("NAME=KIND,...", "as found")] = None
     """Kinds of columns of a table: real, positive, count, binary, categorical, or drop."""
     index: Annotated[str | None, opt("COLUMN", "the number of the row")] = None

@@ -169,8 +169,8 @@ def fitted_to(spec: Any, card: Mapping[str, Any]) -> Any:
     """Return the spec with the shape and grey levels of the data, or its columns, and say in one line what changed."""
     if (kind := files.of_card(card)) is not None:
         return kind.fitted_to(spec, card)
-    if (wanted := files.wanted_by(spec)) is not None:
-        raise UsageError(f"{card['name']!r} is no data for {type(spec).__name__}, which scores {wanted}")
+    if (other := files.wanted_by(spec)) is not None:
+        raise UsageError(f"{card['name']!r} is no data for {type(spec).__name__}, which scores {other}")
     fields = {field.name for field in dataclasses.fields(spec)}
     wanted = {"shape": tuple(card["shape"]), "levels": card["levels"]}
     changes = {k: v for k, v in wanted.items() if k in fields and v is not None and getattr(spec, k) != v}

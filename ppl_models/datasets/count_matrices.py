@@ -53,8 +53,8 @@ def counts(
     matrix: Any,
     *,
     library: Any = None,
-    names: Sequence[Any] | None = None,
-    index: Sequence[Any] | None = None,
+    names: Any = None,
+    index: Any = None,
     labels: Mapping[str, Any] | None = None,
     columns: Sequence[str] | None = None,
     top: int | None = None,
@@ -194,7 +194,7 @@ def _kept(
             )
         return np.asarray([place[str(name)] for name in columns], int), {}
     used = np.asarray(X.sum(0)).ravel() > 0
-    left_out = {names[i]: "no count in any row" for i in np.flatnonzero(~used)}
+    left_out = {names[i]: "no count in any row" for i in np.flatnonzero(~used).tolist()}
     keep = np.flatnonzero(used)
     if top is None or top >= len(keep):
         return keep, left_out
@@ -202,7 +202,7 @@ def _kept(
         raise ValueError(f"top is a number of columns, at least 2, got {top!r}")
     spread = variability(X)[keep]
     chosen = np.sort(keep[np.argsort(-spread, kind="stable")[:top]])
-    left_out |= {names[i]: f"not among the {top} most variable" for i in np.setdiff1d(keep, chosen)}
+    left_out |= {names[i]: f"not among the {top} most variable" for i in np.setdiff1d(keep, chosen).tolist()}
     return chosen, left_out
 
 

@@ -1,6 +1,6 @@
 """Rows of a matrix of counts as data: documents and their words, cells and their genes, given how much was read.
 
-Stored data are ``{"x": (n, D) whole numbers, "library": (n,)}``.  The library size is an input: it is given, not scored.
+Stored data are ``{"x": (n, D) whole numbers, "library": (n,)}``.  The library size is an input: given, not scored.
 """
 
 from __future__ import annotations

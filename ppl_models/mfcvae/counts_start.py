@@ -1,11 +1,11 @@
-"""Where a multi-facet model of counts starts: at the shares of its columns, and for additive layouts at a factor analysis.
+"""Where a multi-facet model of counts starts: at the shares of its columns; additive layouts at a factor analysis.
 
 The log shares and concentrations of the columns are set for every layout.  An additive one starts at principal
 directions ``U`` of ``h = log1p(x L / l)``, L the typical library size l: ``h = h_0 + U z / c + noise``, z of total
-variance 1 a dimension on average, isotropic noise (probabilistic principal components); each facet takes the next ones.
-A Gaussian mixture of the scores, less their noise, is its prior.  The decoder's linear path is the Poisson regression of
-the counts on the scores of all facets, ``E[x_d | z] = l exp(b_d + W_d z)``; the encoder starts at the posterior of the
-linear Gaussian model under one Gaussian prior.  Hidden layers start silent.
+variance 1 a dimension on average, the noise isotropic (probabilistic principal components); each facet takes the next
+directions.  A Gaussian mixture of the scores, less their noise, is its prior.  The decoder's linear path is the Poisson
+regression of the counts on the scores of all facets, ``E[x_d | z] = l exp(b_d + W_d z)``; the encoder starts at the
+posterior of the linear Gaussian model under one Gaussian prior.  Hidden layers start silent.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from ppl_models.distributions import Columns
-from ppl_models.mfcvae import panels_table
+from ppl_models.distributions import Columns, Counts
+from ppl_models.mfcvae import panels_counts, panels_table
 from ppl_models.mfcvae.checks import assignment_probabilities, normalised_mutual_information
 from ppl_models.mfcvae.use import Assignment, decode, encode, sample, top_examples, traverse
 from ppl_models.program import Panel
@@ -41,6 +41,8 @@ def panels(spec: MFCVAE, fit: Any, x: Any, factors: Mapping[str, Any] | None, tr
     found = [_assignments_panel(tree, p)] if any(facet.clusters > 1 for facet in spec.facets) else []
     if isinstance(spec.likelihood, Columns):
         found += panels_table.panels(spec, fit, tree)
+    elif isinstance(spec.likelihood, Counts):
+        found += panels_counts.panels(spec, p, x)
     elif _is_image(spec.shape):
         x = np.asarray(x)[: len(p[names[0]])]
         images = _images(x / (spec.levels - 1), spec.shape)
