@@ -35,7 +35,6 @@ class Fit:
       ppl-models fit mfcvae:digits --data digits --out runs/digits
       ppl-models fit mfcvae:digits --data digits --out runs/stop --validation 200 --patience 5
       ppl-models fit my_spec.toml --data facets --out runs/mine --steps 5000 --seed 1
-      ppl-models fit mfcvae:counts --data cells.h5ad --labels cell_type --top 2000 --out runs/cells
       ppl-models fit in_context:coin --data own --out runs/coin
       ppl-models fit mine:tiny --plugin mine.py --data digits --out runs/plug
     """
