@@ -7,6 +7,7 @@
     categorical mixture   sum_k pi_k prod_i P_ki(x_i): for whole numbers; of two symbols, the Bernoulli mixture
     independent           the same with one component: every number by itself
     linear regression     N(y; B x + b, S), of programs p(y | x)
+    count mixture         of counts given how much was read (:mod:`inference.checking.exposures`)
 
 The rows of a table, of columns of several kinds, have their own (:mod:`inference.checking.classical_rows`).
 Each is fitted by maximum likelihood (the mixtures by EM) to data as the program prepares them, and scored exactly, on
@@ -36,6 +37,7 @@ from inference.checking.densities import (
     linear_regression as linear_regression,
     ppca as ppca,
 )
+from inference.checking.exposures import exposure_view
 from inference.checking.log_evidence import exact_table
 from inference.checking.per_datum import check_key, prepare_one
 from inference.fitting.progress import Progress
@@ -119,7 +121,8 @@ def baselines(
     constant within each level: log p(x) = log P(stored) + D bits_offset log 2.  It takes at most 32 symbols.  Rows of a
     table (``observation.columns``) get ``independent``, ``gaussian``, ``factor-analysis``, ``ppca`` and
     ``gaussian-mixture`` or ``latent-class`` (:mod:`inference.checking.classical_rows`); conditional programs
-    ``gaussian``, of what is scored alone, and ``linear-regression``.  The settings chosen stand in
+    ``gaussian``, of what is scored alone, and ``linear-regression``, or where counts are scored given one positive
+    number ``independent`` and ``count-mixture`` (:mod:`inference.checking.exposures`).  The settings chosen stand in
     ``table.attrs["baseline"]``.
 
     Raises ``ValueError`` before any work for data that the program cannot score, and where its score is neither a
@@ -176,6 +179,10 @@ def _views(program: Any, x: Any, held_out: Any, x_test: Any, key: jax.Array, qui
     if scored.bits_offset == 0 and integers:
         unit = _unit(program.scored(x), train)
         train, held, both, test = (_near_whole(a * unit) for a in (train, held, both, test))
+    if scored.bits_offset == 0 and given and (sizes := _sizes(program, x, held_out, joined, x_test)) is not None:
+        counts = (evaluated(program, x, train_key), held, evaluated(program, joined, train_key), test)
+        found = [np.concatenate([a, size], 1) for a, size in zip(counts, sizes, strict=True)]
+        return [exposure_view(found[0], found[1], found[2], found[3], seed=seed, quick=quick)]
     if scored.bits_offset == 0 and all((a == np.round(a)).all() for a in (train, test, held)):
         symbols = int(max(a.max() for a in (train, test, held))) + 1
         found = _masses(n, symbols, seed, quick) if min(a.min() for a in (train, test, held)) >= 0 else []
@@ -243,6 +250,12 @@ def _inputs(program: Any, x: Any) -> Float[np.ndarray, "n d"]:
     ready = program.observation.prepare(jax.tree.map(jnp.asarray, x), jax.random.key(0), False)
     parts = [np.asarray(ready[name], np.float64).reshape(rows(x), -1) for name in program.observation.given]
     return np.concatenate(parts, 1)
+
+
+def _sizes(program: Any, *data: Any) -> list[Float[np.ndarray, "n 1"]] | None:
+    """How much was read of each datum, where that is all that is given: one positive number; else ``None``."""
+    found = [_inputs(program, a) for a in data]
+    return found if all(a.shape[1] == 1 and (a > 0).all() for a in found) else None
 
 
 def evaluated(program: Any, x: Any, key: jax.Array) -> Float[np.ndarray, "n d"]:
