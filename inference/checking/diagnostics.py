@@ -116,11 +116,12 @@ def assemble(
     """Return the table of :func:`diagnose` from its ingredients: nothing is sampled here."""
     import pandas as pd
 
+    fresh = getattr(fit, "card", {}).get("fresh")
     checks = [
         *finite_checks(fit, table, tree),
         *training_checks(fit.history, fit.info),
         # Where every batch was drawn afresh there is nothing to overfit to.
-        *([] if getattr(fit, "card", {}).get("fresh") else held_out_check(fit.history, table)),
+        *([] if fresh else held_out_check(fit.history, table, fit.info.get("best_step"))),
         *evidence_checks(table, rates),
         *classical_check(table, baselines or {}),
         *site_checks(rates, criticism.group(tree, "posterior")),

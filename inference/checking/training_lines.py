@@ -93,8 +93,13 @@ def training_elbo(history: pd.DataFrame) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
-def held_out_check(history: pd.DataFrame, table: pd.DataFrame) -> list[Check]:
-    """Is the ELBO (or the exact log p(x)) of the data given here worse than that of the training batches?"""
+def held_out_check(history: pd.DataFrame, table: pd.DataFrame, best_step: int | None = None) -> list[Check]:
+    """Is the ELBO (or the exact log p(x)) of the data given here worse than that of the training batches?
+
+    Where validation kept an earlier step, the batches are those before it: what came after is not in use.
+    """
+    if best_step:
+        history = history[history["step"] <= max(best_step, history["step"].min())]
     trained = training_elbo(history)
     column = "log_px" if (table.attrs.get("estimator") == "exact") else "elbo"
     values = table[column].to_numpy(float)
@@ -108,7 +113,7 @@ def held_out_check(history: pd.DataFrame, table: pd.DataFrame) -> list[Check]:
     return [
         Check(
             "held-out gap", gap, f"<= {warn:.3g} nats ({EFFECT[0]:g} sd over data, 2 s.e.)", verdict,
-            f"{what} of the last training batches minus that of these data: {gap:.3g} ± {se:.2g} nats per datum. "
+            f"{what} of the last training batches in use minus that of these data: {gap:.3g} ± {se:.2g} nats a datum. "
             + ("The model describes new data about as well as those it was fitted to." if verdict == "ok" else
                "The model describes the data it was fitted to clearly better than new ones: it overfits."),
             "" if verdict == "ok" else

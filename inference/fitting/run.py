@@ -45,8 +45,9 @@ def fit(
     """Maximise the ELBO of ``program`` on ``data`` and return the fitted program.
 
     ``data``           stored data (n, *shape), kept as stored on the device, a dict (tuple, dataclass) of arrays where
-                       the program's datum is one; or what the program can read, such as a DataFrame; or a sampler
-                       ``(key, n) -> batch``; or a grain dataset of single records.
+                       the program's datum is one; or what the program can read, such as a DataFrame; or a Hugging Face
+                       data set with such columns; or a sampler ``(key, n) -> batch``; or a grain dataset of single
+                       records.
     ``learning_rate``  Adam's rate, a number (default 1e-3) or an optax schedule; ``optimizer`` replaces Adam.
     ``clip``           largest global gradient norm, in nats per datum.
     ``weights``        numbers or schedules of the step by name: a site (its log-likelihood or KL), a knob of the

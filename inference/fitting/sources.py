@@ -8,7 +8,7 @@ resumed run sees the batches that the uninterrupted one would have seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -37,11 +37,12 @@ class Source(Protocol):
 def stored(program: Program, x: Any, what: str = "data") -> Any:
     """Validate stored data of a program and return them as NumPy arrays: one, or a pytree as its ``shape`` says.
 
-    Whatever the program can ``read`` (a DataFrame, where it is a model of a table) is read first.  Raises
+    Whatever the program can ``read`` (a DataFrame, where it is a model of a table) is read first, and the columns of a
+    Hugging Face data set are taken as arrays.  Raises
     ``ValueError`` for other leaves than those of a datum, a wrong shape, leaves of different lengths, no data, a dtype
     that is neither integer, bool nor float, NaN or infinite values, and whatever the program's own ``check`` refuses.
     """
-    x = program.observation.read(x)
+    x = program.observation.read(_records(program, x))
     wanted = leaves(program.shape)
     if list(wanted) == [""]:
         found = _array(x, wanted[""], what)
@@ -58,6 +59,20 @@ def stored(program: Program, x: Any, what: str = "data") -> Any:
         found = jax.tree.unflatten(jax.tree.structure(x), arrays)
     program.observation.check(found)
     return found
+
+
+def _records(program: Program, x: Any) -> Any:
+    """The columns of a Hugging Face data set as arrays, those that the program knows; anything else as it is."""
+    if type(x).__module__.partition(".")[0] != "datasets" or not hasattr(x, "with_format"):
+        return x
+    found = x.with_format("numpy")[:]
+    if isinstance(program.shape, Mapping):
+        wanted = list(program.shape)
+    else:
+        wanted = list(found) if len(found) == 1 else [program.observed[0]]
+    if lacking := [name for name in wanted if name not in found]:
+        raise ValueError(f"the data set has the columns {sorted(found)}, expected {lacking}; rename_column(OLD, NEW)")
+    return {name: found[name] for name in wanted} if isinstance(program.shape, Mapping) else found[wanted[0]]
 
 
 def _array(x: Any, shape: tuple[int, ...], what: str) -> np.ndarray:

@@ -210,7 +210,7 @@ _EXAMPLE = (
     Column("site", "categorical", values=("east", "north", "west")),
 )
 TABLE = HVAE(
-    enc="1x1", dec="1x2", shape=(len(_EXAMPLE),), width=32, zdim=10, mid_ratio=1.0, dropout=0.1,
+    enc="1x1", dec="1x2", shape=(len(_EXAMPLE),), width=32, zdim=6, mid_ratio=1.0, dropout=0.2,
     likelihood=Columns(columns=_EXAMPLE, correlated=True, scales="decoded"),
 )  # fmt: skip
 PRESETS = {

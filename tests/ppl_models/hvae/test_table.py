@@ -89,9 +89,9 @@ def test_the_start_with_independent_noise_is_a_factor_analysis(found):
     assert whole.mean() - got["log_px"].mean() < 0.5
 
 
-def test_leading_directions_are_on_top_and_every_level_has_a_standard_normal_prior(found, correlated):
+def test_leading_directions_are_in_the_last_level_and_every_level_has_a_standard_normal_prior(found, correlated):
     kernel = np.asarray(correlated.params["decoder$params"]["direct"]["kernel"])[:, :D]
-    size = (kernel**2).sum(1)
+    size = (kernel**2).sum(1).reshape(2, 2)[::-1].ravel()
     assert (np.diff(size) <= 1e-5).all() and size[:2].sum() > 0.8 * size.sum()
     tree = posterior(correlated, take(found.x, slice(4)), draws=3, key=KEY)
     sites = trace(seed(correlated.model, KEY)).get_trace(size=3)
