@@ -185,11 +185,11 @@ def _views(program: Any, x: Any, held_out: Any, x_test: Any, key: jax.Array, qui
         return [exposure_view(sized[0], sized[1], sized[2], sized[3], seed=seed, quick=quick)]
     if scored.bits_offset == 0 and all((a == np.round(a)).all() for a in (train, test, held)):
         symbols = int(max(a.max() for a in (train, test, held))) + 1
-        found = _masses(n, symbols, seed, quick) if min(a.min() for a in (train, test, held)) >= 0 else []
-        if not found:
+        masses = _masses(n, symbols, seed, quick) if min(a.min() for a in (train, test, held)) >= 0 else []
+        if not masses:
             raise ValueError(f"the categorical mixture takes whole numbers 0..{SYMBOLS - 1}, got up to {symbols - 1}")
         whole = [a.astype(np.int64) for a in (train, held, both, test)]
-        return [View(whole[0], whole[1], whole[2], whole[3], found)]
+        return [View(whole[0], whole[1], whole[2], whole[3], masses)]
     if given:
         scores = (evaluated(program, x, train_key), held, evaluated(program, joined, train_key), test)
         pairs = [
