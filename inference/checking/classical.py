@@ -181,8 +181,8 @@ def _views(program: Any, x: Any, held_out: Any, x_test: Any, key: jax.Array, qui
         train, held, both, test = (_near_whole(a * unit) for a in (train, held, both, test))
     if scored.bits_offset == 0 and given and (sizes := _sizes(program, x, held_out, joined, x_test)) is not None:
         counts = (evaluated(program, x, train_key), held, evaluated(program, joined, train_key), test)
-        found = [np.concatenate([a, size], 1) for a, size in zip(counts, sizes, strict=True)]
-        return [exposure_view(found[0], found[1], found[2], found[3], seed=seed, quick=quick)]
+        sized = [np.concatenate([a, size], 1) for a, size in zip(counts, sizes, strict=True)]
+        return [exposure_view(sized[0], sized[1], sized[2], sized[3], seed=seed, quick=quick)]
     if scored.bits_offset == 0 and all((a == np.round(a)).all() for a in (train, test, held)):
         symbols = int(max(a.max() for a in (train, test, held))) + 1
         masses = _masses(n, symbols, seed, quick) if min(a.min() for a in (train, test, held)) >= 0 else []

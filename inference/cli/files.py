@@ -30,5 +30,5 @@ def columns_of(program: Any) -> Sequence[Any]:
 def wanted_by(spec: Any) -> str | None:
     """The kind of file that a spec needs for its data, in words; ``None`` where it takes a data set."""
     if table_file.scores_columns(spec):
-        return "the columns of a table: give a .csv"
-    return "counts: give an .h5ad or a .npz" if count_file.scores_counts(spec) else None
+        return "the columns of a table; give a .csv"
+    return "counts; give an .h5ad or a .npz" if count_file.scores_counts(spec) else None

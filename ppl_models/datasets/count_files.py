@@ -17,7 +17,6 @@ import pandas as pd
 from ppl_models.datasets.count_matrices import CountMatrix, counts
 from ppl_models.program import did_you_mean
 
-SUFFIXES = (".h5ad", ".npz")
 BLOCK = 2**24
 """Numbers of a dense X that are read at once."""
 
@@ -49,20 +48,6 @@ def read_counts(
     if path.suffix.lower() != ".h5ad":
         raise ValueError(f"{path.name!r} is no matrix of counts that can be read; expected .h5ad or .npz")
     return _h5ad(path, labels, layer, columns, top)
-
-
-def is_counts_file(path: str | os.PathLike[str]) -> bool:
-    """Whether a path names a file of counts: ``.h5ad``, or ``.npz`` in the layout of ``scipy.sparse.save_npz``."""
-    path = Path(path)
-    if path.suffix.lower() == ".h5ad":
-        return True
-    if path.suffix.lower() != ".npz" or not path.is_file():
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {"format.npy", "shape.npy", "data.npy"} <= set(archive.namelist())
-    except (zipfile.BadZipFile, OSError):
-        return False
 
 
 def _named(path: Path, matrix: Any, more: dict[str, Any], **chosen: Any) -> CountMatrix:

