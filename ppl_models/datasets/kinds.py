@@ -287,12 +287,15 @@ def _log_helps(v: np.ndarray) -> bool:
 def _best_of_whole(v: np.ndarray) -> tuple[str, str]:
     sample = v[:: max(len(v) // SAMPLE, 1)]
     m, mean, var = len(sample), float(sample.mean()), float(sample.var())
-    score, parameters = {"real": _normal(sample)}, {"real": 2, "count": 2, "positive": 2}
-    if var > mean > 0:
+    score: dict[str, float] = {}
+    parameters = {"real": 2, "count": 2, "positive": 2}
+    counted = var > mean > 0  # whole numbers that vary less than a Poisson law are measurements, not counts
+    if counted:
         r = mean**2 / (var - mean)
         choose = gammaln(sample + r) - gammaln(sample + 1) - gammaln(r)
         score["count"] = float((choose + r * math.log(r / (r + mean)) + sample * math.log(mean / (r + mean))).mean())
-    if sample.min() > 0 and v.min() > 0:
+    score["real"] = _normal(sample)
+    if counted and sample.min() > 0 and v.min() > 0:
         u = np.log(sample)
         score["positive"] = _normal(u) - float(u.mean())
     counts = np.unique(sample, return_counts=True)[1]
