@@ -14,8 +14,9 @@ is referred to what the rule itself would have drawn.  With two outcomes the mar
 moves after either of them, M_jk = c_jk e_jk with c_jk known before the draw, so the reference draws each Z*_jk from
 p_jk anew and puts e*_jk in place of e_jk: skewed steps and rare symbols, seen or not, have the weight they have (a
 bootstrap of martingale differences, after Wu 1986).  With more outcomes c_jk is that of the symbol seen, exact for
-Dirichlet updating.  For real symbols each step w_jk M_jk is multiplied by an independent two-point variable of mean zero
-and unit variance and third moment (Mammen 1993).  The largest |T| over features, and lags, is the statistic.
+Dirichlet updating.  For real symbols each step w_jk M_jk is multiplied by an independent two-point variable of mean
+zero and unit variance and third moment (Mammen 1993).  Sums of very many steps are Gaussian: those are drawn from their
+covariance.  The largest |T| over features, and lags, is the statistic.
 
 ``drift_from_draws`` is the first with g(Z) in place of p, by Student's t, where a rule shows its draws only.
 """
@@ -37,6 +38,8 @@ from inference.coherence.paths import Paths
 
 LAGS = (2, 3, 4, 5)
 FLIPS = 400
+GAUSSIAN = 8192
+"""Steps of all paths together from which their sums are drawn as Gaussian."""
 
 
 class Outcome(NamedTuple):
@@ -119,6 +122,35 @@ def contrasts(g: Float[Array, "J N feature"], p: Float[Array, "J step_1 feature"
     return jnp.einsum("jnsf,jnf->jsf", _weights(g - p[:, :-1]), jnp.diff(p, axis=1))
 
 
+def _multipliers(key: Key[Array, ""], before: Float[Array, "J N feature"], finite: bool) -> Array:
+    """What stands in place of the innovations (finite symbols) or multiplies the steps (real ones)."""
+    J, N, F = before.shape
+    u = jax.random.uniform(key, (J, N, 1))
+    if not finite:
+        five = math.sqrt(5)
+        return jnp.where(u < (five + 1) / (2 * five), (1 - five) / 2, (1 + five) / 2) * jnp.ones(F)
+    if F == 1:
+        return (u < before) - before
+    edge = jnp.cumsum(before, -1)
+    return ((u < edge) & (u >= edge - before)) - before
+
+
+def _gaussian(key: Key[Array, ""], step: Float[Array, "J N stat feature"], before: Array, finite: bool) -> Array:
+    """Draws (FLIPS, stat, feature) of the sum of very many steps, from its covariance."""
+    J, N, S, F = step.shape
+    if finite and F > 1:  # symbols of one draw exclude each other: Cov(e_f, e_h) = [f = h] p_f - p_f p_h
+        root = step * jnp.sqrt(before)[:, :, None]
+        whole = step * before[:, :, None]
+        apart = jnp.einsum("jnsf,jntf->sft", root, root)
+        covariance = jnp.einsum("sft,fh->sfth", apart, jnp.eye(F)) - jnp.einsum("jnsf,jnth->sfth", whole, whole)
+    else:
+        scaled = step * jnp.sqrt(before * (1 - before))[:, :, None] if finite else step
+        covariance = jnp.einsum("jnsf,jnth->sfth", scaled, scaled)
+    values, vectors = jnp.linalg.eigh(covariance.reshape(S * F, S * F))
+    noise = jax.random.normal(key, (FLIPS, S * F)) * jnp.sqrt(jnp.maximum(values, 0.0))
+    return (noise @ vectors.T).reshape(FLIPS, S, F)
+
+
 def martingale_tests(
     g: Float[Array, "J N feature"], p: Float[Array, "J step_1 feature"], key: Key[Array, ""], *, finite: bool
 ) -> tuple[Outcome, Outcome]:
@@ -139,24 +171,19 @@ def martingale_tests(
         step, broken = w * moved[:, :, None], jnp.asarray(False)
         variance = jnp.sum(step**2, (0, 1))
 
-    def multipliers(key: Key[Array, ""]) -> Float[Array, "J N feature"]:
-        if not finite:
-            low = jax.random.uniform(key, (J, N, 1)) < (math.sqrt(5) + 1) / (2 * math.sqrt(5))
-            return jnp.where(low, (1 - math.sqrt(5)) / 2, (1 + math.sqrt(5)) / 2) * jnp.ones((1, 1, F))
-        u = jax.random.uniform(key, (J, N, 1))
-        if F == 1:
-            return (u < before) - before
-        edge = jnp.cumsum(before, -1)
-        return ((u < edge) & (u >= edge - before)) - before
-
     # Rounding of equal probabilities leaves steps of 1e-8, which are none.
     silent = jnp.sqrt(variance / J) <= 1e-7
     scale = jnp.where(silent, jnp.inf, jnp.sqrt(jnp.where(silent, 1.0, variance)))
     effect = jnp.einsum("jnsf,jnf->sf", w, moved)
     t = effect / scale
-    null = jax.lax.map(
-        lambda key: jnp.einsum("jnsf,jnf->sf", step, multipliers(key)) / scale, jax.random.split(key, FLIPS)
-    )
+    if J * N > GAUSSIAN:
+        null = _gaussian(key, step / scale, before, finite)
+    else:
+
+        def drawn(key: Key[Array, ""]) -> Float[Array, "stat feature"]:
+            return jnp.einsum("jnsf,jnf->sf", step, _multipliers(key, before, finite)) / scale
+
+        null = jax.lax.map(drawn, jax.random.split(key, FLIPS))
 
     def outcome(part: slice) -> Outcome:
         statistic = jnp.abs(t[part]).max()

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from inference.coherence import (
+    calibrated,
     calibrated_tests,
     coherence,
     drift_curve,
@@ -73,9 +74,7 @@ def test_contrasts_agree_with_loops(paths):
         assert S[j, 0] == pytest.approx(p[j, :20].mean() - p[j, 20:40].mean(), abs=1e-6)
         for c, k in enumerate((2, 3, 4, 5)):
             # p_i of the definition is the probability before draw i, counted from one.
-            want = np.mean(
-                [(paths.z[j, m - 1] - p[j, m - 1]) * (p[j, m + k - 1] - p[j, m]) for m in range(1, N - 4)]
-            )
+            want = np.mean([(paths.z[j, m - 1] - p[j, m - 1]) * (p[j, m + k - 1] - p[j, m]) for m in range(1, N - 4)])
             assert S[j, c + 1] == pytest.approx(want, abs=1e-6)
 
 
@@ -94,6 +93,20 @@ def test_the_level_holds_for_rare_symbols_in_few_short_paths(n, ones, steps, cou
     drift, lag = (np.asarray(p) for p in jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=50))(keys))
     assert (drift < 0.05).mean() < 0.086 and (lag < 0.05).mean() < 0.086
     assert (drift < 0.3).mean() > 0.2 and (lag < 0.3).mean() > 0.2
+
+
+@pytest.mark.parametrize("rule", [BetaBernoulli(), DirichletCategorical((1.0, 2.0, 1.0))], ids=["binary", "three"])
+def test_very_many_steps_are_drawn_from_the_covariance_of_their_sum(rule, monkeypatch):
+    drawn = predictive_paths(rule, CONTEXT, steps=20, paths=60, key=jax.random.key(1))
+    p = jnp.asarray(drawn.p)
+    step = jax.random.normal(jax.random.key(2), (60, 20, 5, p.shape[-1]))
+    monkeypatch.setattr(calibrated, "FLIPS", 4000)
+    keys = jax.random.split(jax.random.key(3), 4000)
+    one = lambda key: jnp.einsum("jnsf,jnf->sf", step, calibrated._multipliers(key, p[:, :-1], True))  # noqa: E731
+    each = np.asarray(jax.lax.map(one, keys)).reshape(4000, -1)
+    sums = np.asarray(calibrated._gaussian(keys[0], step, p[:, :-1], True)).reshape(4000, -1)
+    size = np.sqrt(np.outer(each.var(0), each.var(0)))
+    np.testing.assert_allclose(np.cov(each.T) / size, np.cov(sums.T) / size, atol=0.1)  # 4 s.e. of either
 
 
 def test_a_mean_that_moves_after_a_sure_symbol_is_no_martingale(paths):
