@@ -88,7 +88,7 @@ def importance_weighted(
     batch = rows(x)
     log_lik = {name: each.sum() / batch / particles for name, each in drawn.log_lik.items()}
     kl = {name: (each - drawn.log_prior[name]).sum() / batch / particles for name, each in drawn.log_q.items()}
-    more = {BOUND: bound_of(drawn.log_weight).mean()}
+    more = {BOUND: bound_of(_tempered(drawn, {})).mean()}
     return -value, Terms(log_lik, kl, jax.tree.map(_merged, states), more)
 
 
