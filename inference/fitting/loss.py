@@ -87,8 +87,8 @@ def make_loss(program: Program, objective: str, particles: int | None, sleep: An
         raise ValueError(f"particles must be a whole number of at least 1, got {particles!r}; try {PARTICLES}")
     if objective != "elbo" and (program.posterior is None or not program.latents):
         raise ValueError(
-            f'objective "{objective}" weighs draws of latents, this program has no latents; use objective="elbo", which is '
-            "the log-likelihood there"
+            f'objective "{objective}" weighs draws of latents, this program has no latents; use objective="elbo", '
+            "which is the log-likelihood there"
         )
     if objective == "dreg":
         check_weights(program, weights)
