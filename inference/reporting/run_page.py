@@ -295,8 +295,8 @@ def _training(fit: Any, drawn: Drawn) -> str:
         "seconds": info.get("seconds"),
         "trainable parameters": info.get("parameters"),
     }
-    shown = ("batch_size", "learning_rate", "optimizer", "clip", "weights", "average", "patience")
-    shown += ("objective", "particles", "sleep")
+    shown = {"batch_size", "learning_rate", "optimizer", "clip", "weights", "average", "patience"}
+    shown |= {"objective", "particles", "sleep"}
     rows |= {n: _plain(v) for n, v in run.get("arguments", {}).items() if n in shown and v not in (None, {}, 0.0)}
     rows |= {f"data: {n}": _plain(v) for n, v in fit.card.items()}
     rows["versions"] = ", ".join(f"{n} {v}" for n, v in run.get("versions", versions()).items())
