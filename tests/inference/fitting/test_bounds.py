@@ -180,6 +180,25 @@ def test_the_exact_posterior_gives_log_p_and_no_gradient_noise() -> None:
     assert abs(float(gradient["m"])) < 1e-5 and abs(float(gradient["s"])) < 1e-5
 
 
+def test_noise_of_the_model_is_that_of_the_draw() -> None:
+    """Dropout and the like: all traces of a draw see the same noise, so one draw has one gradient of the model."""
+
+    def model(x: jax.Array | None = None, *, size: int | None = None) -> None:
+        shift = numpyro.param("shift", jnp.zeros(()))
+        with numpyro.plate("data", 1 if x is None else len(x)):
+            z = numpyro.sample("z", dist.Normal(0, 1), infer={"ctx": None})
+            noise = jax.random.normal(numpyro.prng_key(), z.shape)
+            numpyro.sample("x", dist.Normal(z + shift * noise, 1), obs=x)
+
+    program, x = Program(None, model, one_dimension().posterior, ("z",), ()), jnp.linspace(-1, 1, 7)
+    params = {"shift": jnp.asarray(0.8), "m": jnp.asarray(LOC), "s": jnp.asarray(LOG_SD)}
+    plain, doubly = (
+        jax.grad(lambda p, d=d: importance_weighted(program, p, KEY, x, particles=1, doubly=d)[0])(params)["shift"]
+        for d in (False, True)
+    )
+    assert float(doubly) == pytest.approx(float(plain), rel=1e-5) and abs(float(plain)) > 1e-3
+
+
 def test_running_statistics_are_averaged_over_the_draws() -> None:
     from numpyro.primitives import mutable
 
