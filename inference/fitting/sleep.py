@@ -3,7 +3,7 @@
     S(phi) = E_{p(z, x)} [-log q_phi(z | x)] = E_{p(x)} KL(p(z | x) || q_phi(z | x)) + a constant
 
 at the current parameters of the model (the sleep phase of wake-sleep: Hinton, Dayan, Frey & Neal 1995; Bornschein &
-Bengio 2015, arXiv 1406.2751, sec. 2; inference compilation: Le, Baydin & Wood 2017, arXiv 1610.09900, eq. 4).  Its
+Bengio 2015, arXiv 1406.2751; inference compilation: Le, Baydin & Wood 2017, arXiv 1610.09900).  Its
 minimum over all q is the exact posterior.  Where the ELBO's KL(q || p) lets q drop a part of the posterior, this one
 makes q cover it.  It trusts the program: while p(x) is far from the data, q learns about data that there are not.
 
