@@ -295,8 +295,9 @@ def _training(fit: Any, drawn: Drawn) -> str:
         "seconds": info.get("seconds"),
         "trainable parameters": info.get("parameters"),
     }
-    shown = ("batch_size", "learning_rate", "optimizer", "clip", "weights", "average", "patience")
-    rows |= {n: _plain(v) for n, v in run.get("arguments", {}).items() if n in shown and v not in (None, {})}
+    shown = {"batch_size", "learning_rate", "optimizer", "clip", "weights", "average", "patience"}
+    shown |= {"objective", "particles", "sleep"}
+    rows |= {n: _plain(v) for n, v in run.get("arguments", {}).items() if n in shown and v not in (None, {}, 0.0)}
     rows |= {f"data: {n}": _plain(v) for n, v in fit.card.items()}
     rows["versions"] = ", ".join(f"{n} {v}" for n, v in run.get("versions", versions()).items())
     html = markup.facts({name: value for name, value in rows.items() if value is not None})
