@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -17,7 +18,7 @@ from inference.checking.noise_space import cannot
 from inference.checking.optimise import Settings
 from inference.checking.per_datum import PILOT, locals_of, prepare_key
 from inference.checking.psis import KHAT_BAD
-from inference.checking.refinement import mended, plan
+from inference.checking.refinement import MISSED, mended, plan
 from inference.checking.semi_amortised import Layout, Local
 from inference.checking.sequential import sequential
 from ppl_models.program import rows, take
@@ -28,6 +29,8 @@ PARTICLES = {"importance": 512, "ais": 64, "smc": 64}
 """Draws of a datum where the caller does not say."""
 STUCK = 0.3
 """Mean acceptance of a datum's transitions below which they hardly move it."""
+WIDENING = 0.5
+"""What widening the start may cost, nats: heavier tails reach what q misses, and the path pays for most of it."""
 _TRIALS = 256
 
 
@@ -79,14 +82,16 @@ def starts(fit: Any, x: Any, parts: Layout, refine: str, *, key: Key[Array, ""],
     """Where the path of each datum starts: a Gaussian over the noise of its latents, refined or the guide's N(0, I).
 
     A posterior that was refined is taken where it was found better, without its defensive share: a path needs none.
+    Standard deviations are widened by 1 + sqrt(:data:`WIDENING` / D) for D latent numbers.
     """
     index = np.arange(rows(x))
     local = locals_of(fit, x)
+    wider = 1 + math.sqrt(WIDENING / max(1, parts.size))
     if local is not None:
-        return Data(x, local.noise, _trusted(local), index)
+        return Data(x, local.noise, _trusted(local).widened(wider), index)
     noise = jax.vmap(lambda i: prepare_key(key, i))(jnp.asarray(index, jnp.uint32))
     zero = jnp.zeros((rows(x), parts.size))
-    guide = Data(x, noise, Gaussian(zero, zero), index)
+    guide = Data(x, noise, Gaussian(zero, zero).widened(wider), index)
     if refine == "none":
         return guide
     weigh = Weigher(fit, pairs, progress=progress, what="pilot draws")
@@ -99,10 +104,20 @@ def starts(fit: Any, x: Any, parts: Layout, refine: str, *, key: Key[Array, ""],
         particles=_TRIALS, key=key, pairs=pairs, progress=progress,
     )  # fmt: skip
 
+    far = ~found.better & (found.missed > MISSED)
+    if far.any():
+        warnings.warn(
+            f"a wider proposal finds more of p(x) than the posterior of {int(far.sum())} of {rows(x)} data (first: row "
+            f"{chosen[np.flatnonzero(far)[0]]}), perhaps in another mode, which chains from the posterior may never "
+            "reach; anneal these with start='prior' too, and believe the larger log p(x)",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
     def whole(leaf: Array) -> Array:
         return jnp.zeros((rows(x), *leaf.shape[1:]), leaf.dtype).at[chosen].set(leaf)
 
-    return Data(x, noise, jax.tree.map(whole, _trusted(found.local)), index)
+    return Data(x, noise, jax.tree.map(whole, _trusted(found.local)).widened(wider), index)
 
 
 def _trusted(local: Local) -> Gaussian:

@@ -29,7 +29,7 @@ from jaxtyping import Array, Float, Key
 
 from inference.checking.gaussians import Gaussian
 from inference.checking.noise_space import draw_start, log_densities, log_start, noise_of, place, unplace
-from inference.checking.per_datum import check_count, pair_key
+from inference.checking.per_datum import check_count, compiled, pair_key
 from inference.fitting.progress import Progress
 from ppl_models.program import rows, take
 
@@ -136,11 +136,15 @@ class Annealer:
         def known(params: Any, mutable: Any, x: Any, q: Gaussian, own: Any, latents: Any) -> Array:
             return unplace(q, noise_of(program, params, own, x, latents=take(latents, None), mutable=mutable))
 
-        def over(function: Any, per_chain: bool) -> Any:
+        def over(function: Any, per_chain: bool = True) -> Any:
             chains = jax.vmap(function, in_axes=(None, None, None, None, 0, 0 if per_chain else None))
-            return jax.jit(jax.vmap(chains, in_axes=(None, None, 0, 0, 0, 0)))
+            return jax.vmap(chains, in_axes=(None, None, 0, 0, 0, 0))
 
-        self._evaluate, self._begin, self._known = over(evaluate, True), over(begin, True), over(known, False)
+        self._evaluate, self._begin, self._known = (
+            jax.jit(over(evaluate)),
+            compiled(over(begin)),
+            compiled(over(known, False)),
+        )
         self._prepare = jax.jit(
             jax.vmap(lambda x, key: program.observation.prepare(take(x, None), key, False), in_axes=(0, 0))
         )
@@ -279,24 +283,31 @@ class Annealer:
         self, block: Block, old: Chains, keys: Any, when: tuple[int, int], b: Any, step: Any
     ) -> tuple[Chains, Float[Array, "data chains"]]:
         """One Hamiltonian transition that leaves pi_b as it is, and the probabilities of acceptance."""
-        b, step = jnp.asarray(b, jnp.float32), jnp.asarray(step, jnp.float32)
+        b = jnp.asarray(b, jnp.float32)
+        p, h, uniform = _momenta(old.u, keys, np.uint32(when[0]), np.uint32(when[1]), jnp.asarray(step, jnp.float32))
+        new, q = self.trajectory(block, old, p, h, b)
+        return _decide(old, new, p, q, uniform, b)
+
+    def trajectory(
+        self, block: Block, chains: Chains, p: Float[Array, "data chains D"], h: Float[Array, "data chains"], b: Array
+    ) -> tuple[Chains, Float[Array, "data chains D"]]:
+        """Where leapfrog steps of size ``h`` take the chains and their momenta ``p``: reversible, of volume 1."""
+        p = _kick(chains, p, h / 2, b)
         # A loop in Python: convolutions inside a scan are tens of times slower on a CPU.
-        p, h, accept_keys, energy = _kick_off(old, keys, np.uint32(when[0]), np.uint32(when[1]), b, step)
-        new = old
-        for i in range(self.settings.leapfrog):
-            new = self._at(block, new.u + h[..., None] * p, old.own)
-            p = _kick(new, p, h if i + 1 < self.settings.leapfrog else h / 2, b)
-        return _decide(old, new, p, energy, accept_keys, b)
+        for left in range(self.settings.leapfrog, 0, -1):
+            chains = self._at(block, chains.u + h[..., None] * p, chains.own)
+            p = _kick(chains, p, h if left > 1 else h / 2, b)
+        return chains, p
 
 
 # ------------------------------------------------------------------------------------------------ leapfrog
-@jax.jit
+@compiled
 def pair_keys(key: Any, purpose: Any, index: Array, chain: Array) -> Array:
     """A key for each (datum, chain)."""
     return jax.vmap(lambda i: jax.vmap(lambda c: pair_key(key, purpose, i, c))(chain))(index)
 
 
-@jax.jit
+@compiled
 def _fold(keys: Any, number: Any) -> Array:
     return jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, number)))(keys)
 
@@ -313,31 +324,38 @@ def _energy(chains: Chains, p: Array, b: Array) -> Array:
     return start + b * chains.joint - 0.5 * (p**2).sum(-1)
 
 
-@jax.jit
-def _kick_off(old: Chains, keys: Any, time: Any, rep: Any, b: Array, step: Array) -> tuple[Array, ...]:
-    """New momenta after half a kick, jittered steps, keys to accept with, and minus the energies begun with."""
+@compiled
+def _momenta(u: Array, keys: Any, time: Any, rep: Any, step: Array) -> tuple[Array, Array, Array]:
+    """New momenta, jittered steps, and uniform numbers to accept by."""
 
     def one(key: Any, u: Array) -> tuple[Array, Array, Array]:
         key = jax.random.fold_in(jax.random.fold_in(key, 2 + time), rep)
         momentum_key, jitter_key, accept_key = jax.random.split(key, 3)
         jitter = jax.random.uniform(jitter_key, (), minval=0.8, maxval=1.2)
-        return jax.random.normal(momentum_key, u.shape), jitter, accept_key
+        return jax.random.normal(momentum_key, u.shape), jitter, jax.random.uniform(accept_key)
 
-    p, jitter, accept_keys = jax.vmap(jax.vmap(one))(keys, old.u)
-    h = step[:, None] * jitter
-    return p + h[..., None] / 2 * _gradient(old, b), h, accept_keys, _energy(old, p, b)
-
-
-@jax.jit
-def _kick(new: Chains, p: Array, h: Array, b: Array) -> Array:
-    return p + h[..., None] * _gradient(new, b)
+    p, jitter, uniform = jax.vmap(jax.vmap(one))(keys, u)
+    return p, step[:, None] * jitter, uniform
 
 
 @jax.jit
-def _decide(old: Chains, new: Chains, p: Array, energy: Array, keys: Any, b: Array) -> tuple[Chains, Array]:
-    ratio = _energy(new, p, b) - energy
+def _kick(chains: Chains, p: Array, h: Array, b: Array) -> Array:
+    b = b[:, None, None]
+    return p + h[..., None] * ((1 - b) * chains.start_grad + b * chains.joint_grad)
+
+
+@jax.jit
+def _decide(old: Chains, new: Chains, p: Array, q: Array, uniform: Array, b: Array) -> tuple[Chains, Array]:
+    """Metropolis: the new state, and the probability that it is the proposal ``new`` with momenta ``q``."""
+
+    def minus_energy(chains: Chains, p: Array) -> Array:
+        # At b = 1 the start may be without a density, and does not count.
+        start = jnp.where(b[:, None] < 1, (1 - b[:, None]) * chains.start, 0.0)
+        return start + b[:, None] * chains.joint - 0.5 * (p**2).sum(-1)
+
+    ratio = minus_energy(new, q) - minus_energy(old, p)
     rate = jnp.where(jnp.isnan(ratio), 0.0, jnp.exp(jnp.minimum(ratio, 0.0)))  # what overflowed is refused
-    yes = jax.vmap(jax.vmap(jax.random.uniform))(keys) < rate
+    yes = uniform < rate
 
     def where(a: Array, b: Array) -> Array:
         return jnp.where(yes.reshape(*yes.shape, *[1] * (a.ndim - 2)), a, b)

@@ -102,7 +102,7 @@ def evidence(
     ``temperatures``, ``transitions``, ``leapfrog``   steps from the start to p(z | x), Hamiltonian transitions at each,
                   leapfrog steps in each.  Step sizes and temperatures are found by pilot chains.
     ``start``     of the path: ``"posterior"``, q(z | x), or ``"prior"``, which is much further away, and owes nothing
-                  to the guide but its coordinates.
+                  to the guide but its coordinates.  Chains from q may never reach a mode that q does not know.
 
     Raises ``ValueError`` before any work for data the program cannot score, for arguments out of range, and for
     annealing with a latent whose posterior has no map from noise (discrete, or a mixture).  Rows

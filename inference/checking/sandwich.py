@@ -1,8 +1,8 @@
 """Bidirectional Monte Carlo: log p(x) between a stochastic lower and a stochastic upper bound, on simulated data.
 
-A program's own draw (z, x) comes with one exact draw z of its posterior p(z | x).  Annealed importance sampling from the
-start bounds log p(x) from below; the same chains run backwards from z bound it from above (Grosse, Ghahramani & Adams
-2015, section 3):
+A program's own draw (z, x) comes with one exact draw z of its posterior p(z | x).  Annealed importance sampling from
+the start bounds log p(x) from below; the same chains run backwards from z bound it from above (Grosse, Ghahramani &
+Adams 2015, section 3):
 
     E log (1/S) sum_s w_s <= log p(x) <= E [-log (1/S) sum_s 1/w'_s]
 
@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Key
 from numpyro.handlers import seed, substitute, trace
 
 from inference.checking.annealed_evidence import annealable, starts, warn_stuck
@@ -64,7 +63,7 @@ def sandwich(
     fit: Any,
     n: int = 20,
     *,
-    key: Key,
+    key: jax.Array,
     exact: Callable[[Any], Any] | None = None,
     like: Any = None,
     particles: int = 64,
@@ -152,7 +151,7 @@ def _table(
 
 
 def _reference(
-    fit: Fit, x: Any, data: Any, exact: Any, key: Key, pairs: int, progress: bool
+    fit: Fit, x: Any, data: Any, exact: Any, key: jax.Array, pairs: int, progress: bool
 ) -> tuple[str, np.ndarray, np.ndarray]:
     """What the bounds are compared with: its name, values and standard errors."""
     if exact is not None:
@@ -176,7 +175,7 @@ def _as_drawn(program: Program) -> Program:
     return dataclasses.replace(program, observation=own)
 
 
-def _draw(fit: Fit, program: Program, n: int, key: Key, like: Any) -> tuple[Any, dict[str, np.ndarray]]:
+def _draw(fit: Fit, program: Program, n: int, key: jax.Array, like: Any) -> tuple[Any, dict[str, np.ndarray]]:
     """Draws of the program in the dtypes of its prepared data, and their latents by site."""
     given, call = program.observation.given, {"size": n}
     input_key, prepare_key, draw_key = jax.random.split(key, 3)
