@@ -9,7 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from inference import Fit, evidence, refine, sandwich
+from inference import Fit, diagnose, evidence, refine, sandwich
 from inference.checking.annealed_evidence import WIDENING, annealable, starts
 from inference.checking.annealing import Annealer, Annealing, Ladder
 from inference.checking.per_datum import pairs_at_once
@@ -281,3 +281,10 @@ def test_transitions_that_hardly_move_are_reported():
     fit = Fit(Program(None, model, guide, ("z",), (1,)), {}, {}, None, {})
     with pytest.warns(RuntimeWarning, match="Hamiltonian transitions of 2 of 2 data .* are mostly refused"):
         score(fit, np.array([[0.5], [1.0]]), temperatures=6)
+
+
+def test_annealed_evidence_does_not_judge_the_posterior(gaussian):
+    form, x, _ = gaussian
+    table = score(form.fit, x[:4], temperatures=1)
+    with pytest.raises(ValueError, match="table is of annealed evidence.*method='importance'"):
+        diagnose(form.fit, x[:4], table=table, key=KEY)
