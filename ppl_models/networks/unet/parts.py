@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ppl_models.function_spaces.images import details
-from ppl_models.networks.separable import Image, SeparableConv, pool, upsample
+from ppl_models.networks.separable import Image, SeparableConv, lax_convolution, pool, upsample
 
 Out = Float[Array, "batch height width c_out"]
 Coarse = Float[Array, "batch half_height half_width c_coarse"]
@@ -73,6 +73,8 @@ class Stride(nnx.Module):
         B, H, W, C = e.shape
         if H % 2 or W % 2:
             raise ValueError(f"a stride of 2 needs an even height and width, got {H} x {W}; pad the images")
+        if self.conv.by_lax:
+            return lax_convolution(e, self.conv.kernel[...], 2) + self.conv.bias[...][None, None, None]
         padded = jnp.pad(e, ((0, 0), (1, 1), (1, 1), (0, 0)))
         taps = [padded[:, i : i + H : 2, j : j + W : 2] for i in range(3) for j in range(3)]
         patches = jnp.concatenate(taps, axis=-1).reshape(-1, 9 * C)

@@ -285,6 +285,14 @@ def test_strided_convolution_is_the_library_one():
     np.testing.assert_allclose(stride(x), expected, atol=1e-5)
 
 
+def test_both_ways_to_convolve_are_the_same_function():
+    product = random(ScoreUNet(base=4, multipliers=(1, 1), blocks=1, heads=0))
+    lax = random(ScoreUNet(base=4, multipliers=(1, 1), blocks=1, heads=0, convolution="lax"))
+    x, level = images(2, 4, 4, 1), jnp.zeros(2)
+    assert "conv_general_dilated" in str(jax.make_jaxpr(lambda x: lax(x, level))(x))
+    np.testing.assert_allclose(compiled(product, x, level), compiled(lax, x, level), rtol=1e-4, atol=1e-5)
+
+
 def test_guided_block_is_its_formula():
     block = warmed(GuidedBlock(4, 8, 6, groups=2, rngs=nnx.Rngs(0)))
     h, c = images(2, 4, 4, 4), images(2, 6)
