@@ -26,7 +26,7 @@ NETWORKS = {
 COUNTS = {"residual": 2_175_107, "multi_resnet": 1_557_507}
 ORIGINAL = {"residual": 1333, "multi_resnet": 983}
 """Milliseconds of a training step of the original in PyTorch, one thread of another machine."""
-MEMORY_STEPS = 200
+MEMORY_STEPS = 25
 
 
 class Worker:
@@ -66,7 +66,7 @@ def run(quick: bool) -> Iterator[Claim]:
     if quick:
         size = {"base": 8, "multipliers": (2, 2), "batch": 4, "side": 8}
     names = ("residual", "multi_resnet") if quick else tuple(NETWORKS)
-    rounds, memory_steps = (2, 4) if quick else (8, MEMORY_STEPS)
+    rounds, memory_steps = (2, 4) if quick else (4, MEMORY_STEPS)
     words = f"{size['side']}x{size['side']}x1, batch {size['batch']}, one thread"
     workers: dict[str, Worker] = {}
     try:
