@@ -60,7 +60,7 @@ class Pool(nnx.Module):
                 "levels, or pad the images to a multiple of 2^levels"
             )
         h = pool(e)
-        return h if self.change is None else self.change(h)  # type: ignore[operator]
+        return h if self.change is None else self.change(h)
 
 
 class Stride(nnx.Module):
@@ -102,7 +102,7 @@ class Last(nnx.Module):
         self.project = project
 
     def __call__(self, e: tuple[Array, ...]) -> Coarse:
-        return self.project(e[-1])  # type: ignore[operator]
+        return self.project(e[-1])
 
 
 class Join(nnx.Module):
@@ -120,7 +120,7 @@ class Join(nnx.Module):
     def __call__(self, w: Coarse, v: Image, c: Any = None) -> Out:
         if self.pass_details:
             w = jnp.concatenate([w, details(v[..., : self.pass_details])], axis=-1)
-        h = jnp.concatenate([v, upsample(self.narrow(w))], axis=-1)  # type: ignore[operator]
+        h = jnp.concatenate([v, upsample(self.narrow(w))], axis=-1)
         for block in self.blocks:
             h = block(h, c)
         return h
@@ -139,7 +139,7 @@ class TrailDecoder(nnx.Module):
     def __call__(self, w: Any, e: Any, c: Any = None) -> Out:
         h = upsample(w) if self.resize else w
         if self.conv is not None:
-            h = self.conv(h)  # type: ignore[operator]
+            h = self.conv(h)
         states = reversed(e) if isinstance(e, tuple) else [e] * len(self.blocks)
         for block, state in zip(self.blocks, states, strict=True):
             h = block(jnp.concatenate([h, state], axis=-1), c)

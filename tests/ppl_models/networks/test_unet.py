@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from ppl_models.function_spaces import hats
 from ppl_models.networks.pure import pure
 from ppl_models.networks.separable import pool, upsample
 from ppl_models.networks.unet import (
@@ -16,6 +17,7 @@ from ppl_models.networks.unet import (
     Attention,
     GroupNorm,
     GuidedBlock,
+    HatHead,
     Identity,
     Join,
     OperatorUNet,
@@ -357,6 +359,18 @@ def test_the_small_network_shows_its_parts():
     assert unet.depth == 1 and unet.encoders[1].blocks[0] is net.down[0][0]
     assert isinstance(unet.projections[0], Pool) and unet.projections[0].change is net.widen[0]
     assert unet.at(0).bottleneck.blocks[0] is net.middle[0]
+
+
+def test_a_hat_head_is_zero_on_the_boundary_and_spans_the_inside():
+    head = HatHead(2, 1, rngs=nnx.Rngs(0))
+    head.conv.kernel[...] = jnp.full((1, 1, 2, 1), 3.0)
+    w = images(2, 4, 4, 2)
+    out = np.asarray(compiled(head, w))
+    assert out.shape == (2, 5, 5, 1)
+    assert not (out[:, [0, -1]].any() or out[:, :, [0, -1]].any())
+    nodes = hats(2, np.linspace(0, 1, 5))
+    coefficients = 3 * np.asarray(w)[:, 1:, 1:].sum(-1)
+    np.testing.assert_allclose(out[..., 0], np.einsum("bij,ix,jy->bxy", coefficients, nodes, nodes), atol=1e-5)
 
 
 def test_tiles_repeat_channels():
