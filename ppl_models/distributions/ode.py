@@ -8,6 +8,7 @@ Everything here is for one datum; callers ``vmap``.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -118,6 +119,10 @@ class Adaptive:
         )
         return jax.tree.map(lambda leaf: leaf[0], solution.ys)
 
+    def coarser(self) -> Adaptive:
+        """Ten times the tolerances: the difference between the two solutions is about the error of the coarser one."""
+        return dataclasses.replace(self, rtol=10 * self.rtol, atol=10 * self.atol)
+
 
 def _axpy(y: Any, h: Array, k: Any) -> Any:
     return jax.tree.map(lambda a, b: a + h * b, y, k)
@@ -150,7 +155,8 @@ class Hutchinson:
 
     log_prob must be a function of x, so the signs are drawn once, from ``seed``: redrawn at each call they would make
     the target of an MCMC run random.  Kept, they bias it by their own error, of standard deviation
-    ``sqrt(2 |off-diagonal of J|^2 / n)`` over probes at each time; raise ``n`` and compare seeds.
+    ``sqrt(2 |off-diagonal of J|^2 / n)`` over probes at each time; raise ``n`` and compare seeds, or read the standard
+    error that ``DiffusionPrior.log_prob_and_se`` makes of two probes or more.
     """
 
     n: int = 1
@@ -178,6 +184,29 @@ def transport_with_divergence(
 ) -> tuple[Array, Float[Array, ""]]:
     """``(x_T, integral of div f)`` of the flow that starts at ``x``; ``directions`` are from a :class:`Trace`."""
     vectors, weight = directions
+
+    def gather(diagonal: Array) -> Array:
+        return weight * diagonal.sum()
+
+    return solver.solve(*_with_divergence(drift, x, vectors, gather, ()), schedule)
+
+
+def transport_with_each(
+    drift: Drift, x: Array, schedule: Schedule, solver: Solver, directions: tuple[Array, float]
+) -> tuple[Array, Float[Array, " k"]]:
+    """``x_T``, and the integral of ``v_k . J v_k`` along the flow for each of the k directions.
+
+    Given ``x`` the path is fixed, so independent random probes make independent values whose mean is the integral of
+    div f: their spread says how well it is known.
+    """
+    vectors, _ = directions
+    return solver.solve(*_with_divergence(drift, x, vectors, lambda diagonal: diagonal, (len(vectors),)), schedule)
+
+
+def _with_divergence(
+    drift: Drift, x: Array, vectors: Array, gather: Callable[[Array], Array], shape: tuple[int, ...]
+) -> tuple[Slope, tuple[Array, Array]]:
+    """Slope and start of the state ``(x, what gather makes of the v . J v)``."""
     vectors = vectors.astype(x.dtype)
 
     def slope(y: tuple[Array, Array], t: Array) -> tuple[Array, Array]:
@@ -186,6 +215,6 @@ def transport_with_divergence(
             return velocity, jnp.vdot(v, change)
 
         velocity, diagonal = jax.vmap(along, out_axes=(None, 0))(vectors)
-        return velocity, weight * diagonal.sum()
+        return velocity, gather(diagonal)
 
-    return solver.solve(slope, (x, jnp.zeros((), x.dtype)), schedule)
+    return slope, (x, jnp.zeros(shape, x.dtype))

@@ -189,7 +189,6 @@ def test_nuts_through_the_ode():
         (lambda: DiffusionPrior(Noise(lambda p, x, t: x), VP, (2,)), "small positive start"),
         (lambda: DiffusionPrior(Denoiser(lambda p, x, t: x), VP, (2,)), "small positive start"),
         (lambda: DiffusionPrior(Velocity(lambda p, x, t: x), VP, (2,)), "small positive start"),
-        (lambda: DiffusionPrior(Velocity(lambda p, x, t: x), EDM(), (2,)), r"alpha\^2 \+ sigma\^2 = 1"),
         (lambda: vp_prior(2).log_prob(jnp.zeros((4, 3))), "expected data of shape"),
         (lambda: DiffusionPrior(MixtureScore(VP), VP, (2,), params=mixture(2), base=mixture(3).moments()), "2 values"),
         (lambda: Moments.of(np.zeros((1, 2))), "at least two"),
