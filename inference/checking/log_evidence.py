@@ -82,8 +82,9 @@ def evidence(
                            this datum; ``exact`` where there are none; ``ais`` and ``smc`` where they were annealed
     =============  ======  =======================================================================================
 
-    A program without latents, or with its own ``log_prob``, is scored exactly: ``se`` is 0; ``elbo``, ``ess`` and
-    ``khat`` are nan; ``attrs["estimator"]`` is ``"exact"`` instead of ``method``.  ``attrs`` further hold
+    A program without latents, or with its own ``log_prob``, is scored exactly: ``se`` is 0, or what the program states
+    where its density is an estimate (random probes, an adaptive solver; ``attrs["solver"]`` says which); ``elbo``,
+    ``ess`` and ``khat`` are nan; ``attrs["estimator"]`` is ``"exact"`` instead of ``method``.  ``attrs`` further hold
     ``observation``, ``particles``, and what :func:`bits_per_dim` needs: ``dims`` (numbers in a datum), ``bits_offset``.
 
     ``fit``       what :func:`inference.fit` returns: anything with ``program``, ``params`` and ``mutable``; or what
@@ -122,8 +123,7 @@ def evidence(
     x = stored(program, x)
     exact = program.exact.log_prob is not None or not program.latents
     if exact:
-        log_px = _exact_log_px(fit, x, key, pairs, progress).astype(np.float64)
-        values = _exactly(log_px)
+        values = _exactly(*_exact_log_px(fit, x, key, pairs, progress))
     elif method != "importance":
         values = annealed(
             fit, x, settings, method, refine=refine, particles=particles, key=key, pairs=pairs, progress=progress
@@ -187,9 +187,10 @@ def exact_table(program: Any, x: Any, log_px: np.ndarray) -> pd.DataFrame:
     return _table(program, x, _exactly(log_px), particles=0, estimator="exact")
 
 
-def _exactly(log_px: np.ndarray) -> dict[str, np.ndarray]:
+def _exactly(log_px: np.ndarray, se: np.ndarray | None = None) -> dict[str, np.ndarray]:
     blank, how = np.full(len(log_px), np.nan), np.full(len(log_px), "exact", object)
-    return {"log_px": log_px, "se": np.zeros(len(log_px)), "elbo": blank, "ess": blank, "khat": blank, "estimator": how}
+    se = np.zeros(len(log_px)) if se is None else se
+    return {"log_px": log_px, "se": se, "elbo": blank, "ess": blank, "khat": blank, "estimator": how}
 
 
 def _table(program: Any, x: Any, values: Mapping[str, np.ndarray], *, particles: int, estimator: str) -> pd.DataFrame:
@@ -203,6 +204,8 @@ def _table(program: Any, x: Any, values: Mapping[str, np.ndarray], *, particles:
         "bits_offset": program.observation.bits_offset,
         "estimator": estimator,
     }
+    if estimator == "exact" and program.exact.solver and particles:
+        table.attrs["solver"] = program.exact.solver
     return table
 
 
@@ -218,24 +221,26 @@ def bits_per_dim(table: pd.DataFrame) -> float:
     return -float(table["log_px"].mean()) / (table.attrs["dims"] * math.log(2)) + offset
 
 
-def _exact_log_px(fit: Any, x: Any, key: jax.Array, pairs: int, progress: bool) -> np.ndarray:
-    """log p(x) of each datum where the program knows it, or has no latents: nats, (data,)."""
+def _exact_log_px(fit: Any, x: Any, key: jax.Array, pairs: int, progress: bool) -> tuple[np.ndarray, np.ndarray]:
+    """log p(x) of each datum where the program knows it, or has no latents, and its standard error: nats, (data,)."""
     program = fit.program
     if program.exact.log_prob is None:
-        return Weigher(fit, pairs, progress=progress)(x, 1, key)[:, 0]
+        log_px = Weigher(fit, pairs, progress=progress)(x, 1, key)[:, 0].astype(np.float64)
+        return log_px, np.zeros(len(log_px))
 
     def one(params: Any, key: jax.Array, x: Any, datum: jax.Array, index: jax.Array) -> jax.Array:
         x = prepare_one(program, key, x, datum)
-        return jnp.broadcast_to(program.exact.log_prob(params, jax.random.fold_in(key, datum), x)[0], index.shape)
+        found, se = program.exact.estimate(params, jax.random.fold_in(key, datum), x)
+        return jnp.broadcast_to(jnp.stack([found[0], se[0]]), (*index.shape, 2))
 
-    kernel, out = compiled(jax.vmap(one, in_axes=(None, None, 0, 0, None))), np.empty(rows(x), np.float32)
+    kernel, out = compiled(jax.vmap(one, in_axes=(None, None, 0, 0, None))), np.empty((rows(x), 2))
     blocks = sweep(
         lambda datum, index: kernel(fit.params, key, take(x, datum), datum, index),
         rows(x), 1, pairs, what="evidence", progress=progress,
     )  # fmt: skip
     for found, _, values in blocks:
         out[found] = values[:, 0]
-    return out
+    return out[:, 0], out[:, 1]
 
 
 def save_evidence(table: pd.DataFrame, folder: str | Path) -> Path:
@@ -247,8 +252,9 @@ def save_evidence(table: pd.DataFrame, folder: str | Path) -> Path:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; create it first")
+    kept = (*ATTRIBUTES, *(("solver",) if "solver" in table.attrs else ()))
     texts = {
-        "evidence.json": json.dumps({name: table.attrs[name] for name in ATTRIBUTES}, indent=2) + "\n",
+        "evidence.json": json.dumps({name: table.attrs[name] for name in kept}, indent=2) + "\n",
         "evidence.csv": table.to_csv(index=False, na_rep="nan"),
     }
     for name, text in texts.items():

@@ -36,7 +36,7 @@ from tests.ppl_models.distributions.mixtures import mixture
 NEW = (VarianceExploding(), Cosine(), FlowMatching())
 ALL = tuple(VariancePreserving(start=1e-3) if name == "vp" else make() for name, make in SCHEDULES.items())
 KEY = jax.random.key(0)
-M, SD = jnp.asarray([0.7, -0.4]), 0.6
+M, SD = jnp.asarray([[0.7], [-0.4]]), 0.6
 
 
 def name(schedule):
@@ -102,19 +102,16 @@ def test_known_values_of_the_new_schedules():
 
 @pytest.mark.parametrize("schedule", ALL, ids=name)
 def test_every_prediction_becomes_every_other(schedule):
-    x = jax.random.normal(KEY, (2,)) * 1.5
+    x = jnp.tile(jax.random.normal(KEY, (2, 1)) * 1.5, (1, 3))
     kinds = (Score, Noise, Denoiser, Velocity, Flow)
-    for share in (0.2, 0.5, 0.8):
-        t = schedule.start + share * (schedule.T - schedule.start)
-        truths = {kind: gaussian(kind, schedule).fn(None, x, t) for kind in kinds}
-        drift = truths[Flow]
-        for source in kinds:
-            given = gaussian(source, schedule)
-            np.testing.assert_allclose(given.drift(schedule, None, x, t), drift, rtol=1e-3, atol=1e-4)
-            for to in kinds:
-                found = convert(given, schedule, to).fn(None, x, t)
-                scale = float(jnp.abs(truths[to]).max())
-                np.testing.assert_allclose(found / scale, truths[to] / scale, atol=2e-3)
+    t = schedule.start + jnp.asarray([0.2, 0.5, 0.8]) * (schedule.T - schedule.start)
+    truths = {kind: gaussian(kind, schedule).fn(None, x, t) for kind in kinds}
+    for source in kinds:
+        given = gaussian(source, schedule)
+        np.testing.assert_allclose(given.drift(schedule, None, x, t), truths[Flow], rtol=1e-3, atol=1e-4)
+        for to in kinds:
+            found, scale = convert(given, schedule, to).fn(None, x, t), jnp.abs(truths[to]).max(0)
+            np.testing.assert_allclose(found / scale, truths[to] / scale, atol=2e-3)
 
 
 @pytest.mark.parametrize("schedule", ALL, ids=name)
@@ -164,7 +161,7 @@ class Wrong:
 
 
 @pytest.mark.parametrize("schedule", ALL, ids=name)
-def test_the_bound_is_at_most_the_density_of_the_ode_and_tight_for_an_exact_score(schedule):
+def test_the_bound_is_at_most_the_density_of_the_ode_for_an_exact_score_and_the_entropy_for_any(schedule):
     m = mixture(2)
     solver = RK4(30, {"edm": 7.0, "ve": 1.0}.get(schedule.kind, 1.5))
     noised = m.noised(schedule, schedule.start)
@@ -181,12 +178,13 @@ def test_the_bound_is_at_most_the_density_of_the_ode_and_tight_for_an_exact_scor
 
     keys = jax.random.split(KEY, 4)
     bound, se, density = (float(v) for v in both(0.0, keys))
-    assert density == pytest.approx(truth, abs=3e-3)
-    assert abs(bound - truth) < 4 * se + 3e-3 and se < 0.1
+    assert density == pytest.approx(truth, abs=4e-3)
+    assert abs(bound - density) < 3 * se + 4e-3 and se < 0.1
+    # A wrong score: the two belong to different laws (of the SDE, and of the ODE), which may come in either order; both
+    # lie below minus the entropy, and neither depends on the schedule, which is a clock and a scale of one process.
     bound, se, density = (float(v) for v in both(0.7, keys))
-    print(schedule.kind, bound, se, density, truth)
-    assert bound <= density + 3 * se
-    assert density < truth and bound < truth - 3 * se
+    assert density < truth - 0.1 and bound < truth - 3 * se
+    assert density == pytest.approx(-2.114, abs=5e-3) and bound == pytest.approx(-2.05, abs=4 * se)
 
 
 def test_the_bound_of_a_gaussian_is_its_density():
