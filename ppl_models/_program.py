@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpyro
 from flax import nnx
 from jaxtyping import Array, Float, Key

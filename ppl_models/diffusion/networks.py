@@ -171,14 +171,26 @@ def box_mean(
     return (weights * jnp.where(pick, rough_mean, mean)).sum(-1)
 
 
-class RealDenoiser(nnx.Module):
-    """``E[x_0 | x] = cos(phi) x - sin(phi) net(x, l)``: the network predicts the velocity; silent, it is N(0, I)."""
+PREDICTIONS = ("v", "x", "eps")
+"""What the network of a :class:`RealDenoiser` may predict."""
 
-    def __init__(self, layout: Any, shape: Sequence[int], *, rngs: nnx.Rngs) -> None:
-        self.net = layout.build(tuple(shape), 1, rngs)
+
+class RealDenoiser(nnx.Module):
+    """``E[x_0 | x]`` by a network that predicts the velocity (silent, it is N(0, I)), the datum or the noise.
+
+    ``"v"``: ``cos(phi) x - sin(phi) net``;  ``"x"``: ``net``;  ``"eps"``: ``(x - sin(phi) net) / cos(phi)``.
+    """
+
+    def __init__(self, layout: Any, shape: Sequence[int], *, prediction: str = "v", rngs: nnx.Rngs) -> None:
+        self.net, self.prediction = layout.build(tuple(shape), 1, rngs), prediction
 
     def __call__(self, x: Float[Array, " n *shape"], phi: Float[Array, " n"]) -> Float[Array, " n *shape"]:
         """``E[x_0 | x]``."""
         wide = (-1, *(1,) * (x.ndim - 1))
-        velocity = self.net(x, jnp.log(jnp.tan(phi)))[..., 0]
-        return jnp.cos(phi).reshape(wide) * x - jnp.sin(phi).reshape(wide) * velocity
+        cos, sin = jnp.cos(phi).reshape(wide), jnp.sin(phi).reshape(wide)
+        found = self.net(x, jnp.log(jnp.tan(phi)))[..., 0]
+        if self.prediction == "x":
+            return found
+        if self.prediction == "eps":
+            return (x - sin * found) / cos
+        return cos * x - sin * found

@@ -128,9 +128,7 @@ def test_preconditioning_has_unit_input_and_target(schedule):
     zero_mean = Denoiser(lambda p, x, t: schedule.alpha(t) * 0.25 / (schedule.alpha(t) ** 2 * 0.25 + s**2) * x)
     silent = Preconditioned(lambda p, x, level: jnp.zeros_like(x), sd=0.5)  # D of N(0, .5^2 I), exactly
     x = jnp.asarray([0.4, -1.0])
-    np.testing.assert_allclose(
-        silent.denoise(schedule, None, x, t), zero_mean.denoise(schedule, None, x, t), rtol=1e-4
-    )
+    np.testing.assert_allclose(silent.denoise(schedule, None, x, t), zero_mean.denoise(schedule, None, x, t), rtol=1e-4)
     np.testing.assert_allclose(convert(silent, schedule, Denoiser).fn(None, x, t), zero_mean.fn(None, x, t), rtol=1e-4)
 
 
