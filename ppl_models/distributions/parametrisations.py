@@ -135,8 +135,8 @@ def convert(prediction: Any, schedule: Schedule, to: type) -> Any:
     """``prediction`` as one of the class ``to``: the same model, said in another way.
 
     ``to`` is ``Score``, ``Noise``, ``Denoiser``, ``Velocity`` or ``Flow`` (a :class:`Preconditioned` network reads
-    other inputs, so it can only be converted from).  Conversions divide by ``sigma``, and by ``alpha`` out of ``Score`` and
-    ``Noise``: they are undefined where these are 0, and lose digits where they are small.
+    other inputs, so it can only be converted from).  Conversions divide by ``sigma``, and by ``alpha`` out of ``Score``
+    and ``Noise``: they are undefined where these are 0, and lose digits where they are small.
 
     >>> import jax.numpy as jnp
     >>> from ppl_models.distributions import Denoiser, Flow, FlowMatching

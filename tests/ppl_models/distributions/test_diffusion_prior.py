@@ -140,6 +140,32 @@ def test_hutchinson_is_fixed_unbiased_and_exact_for_a_diagonal_jacobian():
     np.testing.assert_allclose(*[p.log_prob(jnp.ones(5)) for p in priors], rtol=1e-5)
 
 
+def test_the_standard_error_of_a_hutchinson_density_covers_the_exact_trace():
+    x = mixture(16).sample(jax.random.key(1), 400)
+    run = jax.jit(lambda prior, x, keys: prior.log_prob_and_se(x, keys=keys))
+    solver, keys = RK4(n=8), jax.random.split(jax.random.key(5), 400)
+    exact, none = run(trig_prior(16, solver=solver), x, keys)
+    assert float(none.max()) == 0.0
+    found, se = run(trig_prior(16, solver=solver, trace=Hutchinson(8)), x, keys)
+    plain = trig_prior(16, solver=solver, trace=Hutchinson(8)).log_prob(x[:3], keys=keys[:3])
+    np.testing.assert_allclose(found[:3], plain, rtol=1e-5)
+    inside = jnp.abs(found - exact) <= 2.3646 * se  # Student's law with 7 degrees of freedom
+    assert 0.92 <= float(inside.mean()) <= 0.98
+    # Unbiased variance: the mean of the squared errors is the mean of the squared standard errors.
+    assert float(((found - exact) ** 2).mean() / (se**2).mean()) == pytest.approx(1.0, abs=0.25)
+    one, unknown = trig_prior(16, solver=solver, trace=Hutchinson(1)).log_prob_and_se(x[:2])
+    assert one.shape == (2,) and bool(jnp.isnan(unknown).all())
+
+
+def test_the_standard_error_of_an_adaptive_density_is_that_of_its_solver():
+    pytest.importorskip("diffrax")
+    x = mixture(2).sample(jax.random.key(1), 8)
+    found, se = jax.jit(lambda p, x: p.log_prob_and_se(x))(trig_prior(solver=Adaptive(rtol=1e-3, atol=1e-3)), x)
+    errors = jnp.abs(found - mixture(2).log_prob(x))
+    assert float(se.max()) > 1e-5
+    assert float(jnp.sqrt((errors**2).mean())) < 3 * float(jnp.sqrt((se**2).mean()))
+
+
 def test_adaptive_solver_agrees():
     pytest.importorskip("diffrax")
     x = mixture(2).sample(jax.random.key(1), 16)

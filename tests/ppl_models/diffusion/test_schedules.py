@@ -1,0 +1,97 @@
+"""The diffusion family on every schedule, and the standard error of its density."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+from numpyro import handlers
+
+from inference import evidence, fit, read_evidence, save_evidence
+from ppl_models.diffusion import MLP, RK4, Diffusion, bound
+from ppl_models.distributions import Cosine, FlowMatching, Trigonometric, VarianceExploding, VariancePreserving
+from ppl_models.program import resolve, spec_from_json, spec_to_json
+
+KEY = jax.random.key(0)
+SMALL = MLP(width=8, depth=1, embedding=4)
+REAL = Diffusion((2,), network=SMALL, centre=1.0, scale=2.0, solver=RK4(12, 1.75))
+
+
+def start(spec):
+    program = spec.build(KEY)
+    sites = handlers.trace(handlers.seed(program.model, KEY)).get_trace(jnp.zeros((1, *spec.shape)))
+    return program, {"denoiser$params": sites["denoiser$params"]["value"]}
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "flow", VariancePreserving(T=2.0, start=1e-3)], ids=str)
+def test_a_silent_network_is_a_normal_on_every_schedule(schedule):
+    program, params = start(dataclasses.replace(REAL, schedule=schedule, solver=RK4(40, 1.75)))
+    x = 1 + 2 * jax.random.normal(KEY, (16, 2))
+    exact = dist.Normal(1.0, 2.0).log_prob(x).sum(1)
+    np.testing.assert_allclose(jax.jit(program.exact.log_prob)(params, KEY, x), exact, rtol=2e-3)
+    drawn = jax.jit(lambda: handlers.seed(handlers.substitute(program.model, data=params), KEY)(size=2000))()
+    np.testing.assert_allclose([drawn.mean(), drawn.std()], [1.0, 2.0], atol=0.1)
+
+
+def test_a_network_of_the_noise_and_of_the_datum():
+    # Both read a constant answer: its bound is finite, and differs from that of the velocity.
+    x, found = jax.random.normal(KEY, (8, 2)), {}
+    for prediction, schedule in (("v", "flow"), ("x", "flow"), ("eps", VariancePreserving(T=2.0, start=1e-3))):
+        program, params = start(dataclasses.replace(REAL, prediction=prediction, schedule=schedule))
+        found[prediction] = float(bound(program, params, KEY, x, draws=8).mean())
+    assert np.isfinite(list(found.values())).all() and len(set(found.values())) == 3
+
+
+def test_specs_name_their_schedule_and_prediction():
+    spec = Diffusion((2,), network=SMALL, schedule="cosine", prediction="x")
+    assert spec.schedule == Cosine() and spec_from_json(spec_to_json(spec)) == spec
+    by_name = spec_from_json({"family": "diffusion", "preset": "plane", "spec": {"schedule": "flow"}})
+    assert by_name.schedule == FlowMatching()
+    whole = {"kind": "ve", "low": 0.02, "high": 30.0}
+    by_object = spec_from_json({"family": "diffusion", "preset": "plane", "spec": {"schedule": whole}})
+    assert by_object.schedule == VarianceExploding(0.02, 30.0)
+    assert resolve("diffusion:digits").schedule == Trigonometric() and resolve("diffusion:digits").prediction == "v"
+
+
+def test_a_schedule_that_keeps_data_at_its_end_is_warned_of():
+    with pytest.warns(UserWarning, match="leaves a share alpha/sigma = 0.0066"):
+        dataclasses.replace(REAL, schedule="vp").build(KEY)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Diffusion((2,), network=SMALL, schedule="cosin"), "did you mean 'cosine'"),
+        (lambda: Diffusion((2,), network=SMALL, prediction="esp"), "did you mean 'eps'"),
+        (lambda: Diffusion((2,), network=SMALL, prediction="eps"), "does not determine the datum"),
+        (lambda: Diffusion((2,), levels=5, network=SMALL, prediction="x"), "denoiser of their own"),
+        (
+            lambda: spec_from_json({"family": "diffusion", "preset": "plane", "spec": {"schedule": "flwo"}}),
+            "did you mean 'flow'",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_evidence_states_the_error_of_random_probes_and_the_solver(tmp_path):
+    spec = Diffusion((3,), levels=5, network=SMALL, centre=0.5, scale=0.3, solver=RK4(10, 1.75), probes=1)
+    data = np.random.default_rng(0).integers(0, 5, (64, 3)).astype("uint8")
+    fitted = fit(spec.build(KEY), data, steps=30, batch_size=64, learning_rate=0.03, key=KEY, progress=False)
+    table = evidence(fitted, data, key=jax.random.key(1), progress=False)
+    assert table.attrs["solver"] == "ODE by RK4 with 10 steps, 2 random probes a datum"
+    assert (table["se"] > 0).all() and table.attrs["estimator"] == "exact"
+    exact = dataclasses.replace(fitted, program=dataclasses.replace(spec, probes=None).build(KEY))
+    truth = evidence(exact, data, key=jax.random.key(1), progress=False)
+    assert (truth["se"] == 0).all() and truth.attrs["solver"].endswith("exact trace")
+    errors = table["log_px"] - truth["log_px"]
+    assert (errors**2).mean() / (table["se"] ** 2).mean() == pytest.approx(1.0, abs=0.6)
+    assert abs(errors.mean()) < 4 * math.sqrt((table["se"] ** 2).sum()) / len(data)
+    save_evidence(table, tmp_path)
+    again = read_evidence(tmp_path)
+    assert again.attrs["solver"] == table.attrs["solver"] and (again["se"] == table["se"]).all()
