@@ -1,7 +1,8 @@
 """Is the density of a diffusion, by its ODE, the exact one where that is known, and does it integrate to one?
 
 The score is that of a mixture of three isotropic Gaussians, exact at every noise level, so nothing is trained and every
-error is the solver's or the base's.  Data are fresh draws of the mixture.
+error is the solver's or the base's.  Data are fresh draws of the mixture.  The same for random probes: does the interval
+of a density whose divergence is estimated hold the value with the exact trace as often as it says?
 """
 
 from __future__ import annotations
@@ -13,14 +14,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.stats import t
 
 from benchmarks.harness import Claim
-from ppl_models.distributions import RK4, Denoiser, DiffusionPrior, Trigonometric, VariancePreserving
+from ppl_models.distributions import (
+    RK4,
+    Denoiser,
+    DiffusionPrior,
+    Exact,
+    Hutchinson,
+    Trigonometric,
+    VariancePreserving,
+)
 from ppl_models.distributions.analytic import IsotropicMixture, MixtureDenoiser, MixtureScore
+from ppl_models.distributions.ode import Trace
 
 VP, TRIG = VariancePreserving(), Trigonometric()
 STEPS = {2: 40, 16: 80, 64: 80}
+PROBES = (2, 4, 16)
 _density = jax.jit(lambda prior, x: prior.log_prob(x))
+_estimate = jax.jit(lambda prior, x, keys: prior.log_prob_and_se(x, keys=keys))
 
 
 def mixture(d: int) -> IsotropicMixture:
@@ -43,7 +56,11 @@ def preserving(d: int, *, fitted: bool = True) -> DiffusionPrior:
 
 def trigonometric(d: int) -> DiffusionPrior:
     """The schedule whose base is exact."""
-    return DiffusionPrior(Denoiser(MixtureDenoiser(TRIG)), TRIG, (d,), params=mixture(d), solver=RK4(STEPS[d]))
+    return _trigonometric(d, Exact(), RK4(STEPS[d]))
+
+
+def _trigonometric(d: int, trace: Trace, solver: RK4) -> DiffusionPrior:
+    return DiffusionPrior(Denoiser(MixtureDenoiser(TRIG)), TRIG, (d,), params=mixture(d), solver=solver, trace=trace)
 
 
 def errors(prior: DiffusionPrior, d: int, n: int) -> dict[str, Any]:
@@ -52,6 +69,25 @@ def errors(prior: DiffusionPrior, d: int, n: int) -> dict[str, Any]:
     x = m.sample(jax.random.key(1), n)
     error = np.asarray(_density(prior, x) - m.log_prob(x), float)
     return {"rms": float(np.sqrt((error**2).mean())), "largest": float(np.abs(error).max()), "draws": n}
+
+
+def coverage(d: int, probes: int, n: int) -> dict[str, Any]:
+    """Share of 95% intervals (Student, ``probes - 1`` degrees of freedom) that hold the density of the exact trace."""
+    x, solver = mixture(d).sample(jax.random.key(2), n), RK4(STEPS[d] // 2)
+    exact = _density(_trigonometric(d, Exact(), solver), x)
+    keys = jax.random.split(jax.random.key(3), n)
+    found, se = (np.asarray(v, float) for v in _estimate(_trigonometric(d, Hutchinson(probes), solver), x, keys))
+    error = found - np.asarray(exact, float)
+    inside = float((np.abs(error) <= t.ppf(0.975, probes - 1) * se).mean())
+    return {
+        "share": inside,
+        "share_se": float(np.sqrt(inside * (1 - inside) / n)),
+        "share_of_1.96_se": float((np.abs(error) <= 1.96 * se).mean()),
+        "rms_error": float(np.sqrt((error**2).mean())),
+        "rms_se": float(np.sqrt((se**2).mean())),
+        "mean_error": float(error.mean()),
+        "draws": n,
+    }
 
 
 def run(quick: bool) -> Iterator[Claim]:
@@ -89,3 +125,15 @@ def run(quick: bool) -> Iterator[Claim]:
         seeds=(1,),
         detail=biased,
     )
+    d = 16
+    for probes in PROBES[:1] if quick else PROBES:
+        shares = coverage(d, probes, 200 if quick else 4000)
+        yield Claim(
+            name=f"coverage_probes{probes}",
+            claim=f"density by {probes} random probes, d = {d}: share of 95% intervals that hold the exact trace's value",
+            value=shares["share"],
+            unit="share",
+            target="0.93 to 0.97",
+            seeds=(2, 3),
+            detail=shares,
+        )

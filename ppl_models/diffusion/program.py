@@ -44,6 +44,9 @@ from ppl_models.program import Exact, Observation, Program, Views, bind
 if TYPE_CHECKING:
     from ppl_models.diffusion.spec import Diffusion
 
+SMALL = 8
+"""Numbers in a datum up to which the density's divergence is exact when it is scored."""
+
 _PIXELS = Normal(dequantise=True)  # only its way of storing and naming what is scored
 
 
@@ -75,7 +78,7 @@ class OnSchedule:
 
 def one_datum(spec: Diffusion, apply: Apply) -> OneDatum | OnSchedule:
     """What the prior of ``spec`` maps over."""
-    return OneDatum(apply) if isinstance(spec.schedule, Trigonometric) else OnSchedule(apply, spec.schedule)
+    return OneDatum(apply) if isinstance(spec.path, Trigonometric) else OnSchedule(apply, spec.path)
 
 
 def program(spec: Diffusion, key: Key[Array, ""]) -> Program:
@@ -139,7 +142,7 @@ def generative(spec: Diffusion, module: nnx.Module) -> Any:
             spread=spec.level_spread,
             cap=spec.weight_cap,
             solver=spec.solver,
-            schedule=spec.schedule,
+            schedule=spec.path,
         )
         with numpyro.plate("data", batch):
             return numpyro.sample("x", in_data_units(spec, bound), obs=x)
@@ -167,10 +170,10 @@ def _prior(spec: Diffusion, apply: Apply, weights: Any, trace: ode.Trace | None)
     trace = trace or (ode.Exact() if spec.probes is None else ode.Hutchinson(spec.probes))
     return DiffusionPrior(
         Denoiser(one_datum(spec, apply)),
-        spec.schedule,
+        spec.path,
         spec.shape,
         params=weights,
-        base=unit_base(spec.schedule, spec.shape),
+        base=unit_base(spec.path, spec.shape),
         solver=spec.solver,
         trace=trace,
     )
@@ -178,10 +181,10 @@ def _prior(spec: Diffusion, apply: Apply, weights: Any, trace: ode.Trace | None)
 
 def _warn_of_bias(spec: Diffusion) -> None:
     with jax.ensure_compile_time_eval():
-        left = float(spec.schedule.alpha(spec.schedule.T)) / float(spec.schedule.sigma(spec.schedule.T))
+        left = float(spec.path.alpha(spec.path.T)) / float(spec.path.sigma(spec.path.T))
     if left * math.sqrt(math.prod(spec.shape)) > BIAS:
         warnings.warn(
-            f"schedule {spec.schedule.kind!r} leaves a share alpha/sigma = {left:.2g} of the data at its end, and the "
+            f"schedule {spec.path.kind!r} leaves a share alpha/sigma = {left:.2g} of the data at its end, and the "
             f"flow starts from a centred Gaussian there: log p(x) is off by about {left:.2g} times the length of the "
             "mean of (x - centre) / scale, in nats; raise its T, or use trigonometric, cosine or flow",
             UserWarning,
@@ -205,14 +208,21 @@ def log_prob(
 
     Probes come from ``key``, new for each datum; there are at least two, for one cannot tell its own error.
     """
-    trace = ode.Exact() if spec.probes is None else ode.Hutchinson(max(2, spec.probes))
+    trace = scoring_trace(spec)
     law = _prior(spec, *_trained(module, params), trace)
     x_0, keys = (x - spec.centre) / spec.scale, jax.random.split(key, len(x))
     shift = math.prod(spec.shape) * math.log(spec.scale)
-    if spec.probes is None and not hasattr(spec.solver, "coarser"):
+    if isinstance(trace, ode.Exact) and isinstance(spec.solver, ode.RK4):
         return law.log_prob(x_0, keys=keys) - shift
     found, se = law.log_prob_and_se(x_0, keys=keys)
     return found - shift, se
+
+
+def scoring_trace(spec: Diffusion) -> ode.Exact | ode.Hutchinson:
+    """The trace that evidence uses: in few dimensions the exact one, since two sign vectors are often the same there."""
+    if spec.probes is None or math.prod(spec.shape) <= SMALL:
+        return ode.Exact()
+    return ode.Hutchinson(max(2, spec.probes))
 
 
 def solver_line(spec: Diffusion) -> str:
@@ -222,8 +232,9 @@ def solver_line(spec: Diffusion) -> str:
         if isinstance(spec.solver, ode.RK4)
         else f"Tsit5 at rtol {spec.solver.rtol:g} (se includes its error)"
     )
-    trace = "exact trace" if spec.probes is None else f"{max(2, spec.probes)} random probes a datum"
-    path = "" if isinstance(spec.schedule, Trigonometric) else f" of schedule {spec.schedule.kind}"
+    found = scoring_trace(spec)
+    trace = "exact trace" if isinstance(found, ode.Exact) else f"{found.n} random probes a datum"
+    path = "" if isinstance(spec.path, Trigonometric) else f" of schedule {spec.path.kind}"
     return f"ODE{path} by {solver}, {trace}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
 from jaxtyping import Array, Key
 from pydantic import BeforeValidator, Field
@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field
 from ppl_models.diffusion.networks import MLP, PREDICTIONS, UNet
 from ppl_models.distributions.ode import RK4, Adaptive
 from ppl_models.distributions.other_schedules import SCHEDULES, Cosine, FlowMatching, VarianceExploding
-from ppl_models.distributions.schedules import EDM, Trigonometric, VariancePreserving
+from ppl_models.distributions.schedules import EDM, Schedule, Trigonometric, VariancePreserving
 from ppl_models.program import Program, build, did_you_mean
 
 Network = Annotated[MLP | UNet, Field(discriminator="kind")]
@@ -35,11 +35,10 @@ def named_schedule(schedule: Any) -> Any:
     return VariancePreserving(start=1e-3) if schedule == "vp" else SCHEDULES[schedule]()
 
 
-OdeSchedule = Annotated[
-    VariancePreserving | EDM | Trigonometric | VarianceExploding | Cosine | FlowMatching,
-    Field(discriminator="kind"),
-    BeforeValidator(named_schedule),
+_Schedule = Annotated[
+    VariancePreserving | EDM | Trigonometric | VarianceExploding | Cosine | FlowMatching, Field(discriminator="kind")
 ]
+OdeSchedule = Annotated[_Schedule | str, BeforeValidator(named_schedule)]
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Diffusion:
     ``weight_cap``  largest importance weight in the gradient of the bound; its value is never capped.
     ``solver``   of the ODE, for samples and densities.
     ``probes``   random probes of the density's divergence, per datum; ``None`` for the exact trace.  Evidence draws at
-                 least two, since one cannot tell its own error.
+                 least two, since one cannot tell its own error, and none for data of up to 8 numbers.
     ``schedule`` the path that the ODE takes from noise to data: an object of ``ppl_models.distributions``, or its name
                  (``"trigonometric"``, ``"cosine"``, ``"flow"``, ``"vp"``, ``"ve"``, ``"edm"``).  The network and its
                  training know noise levels only, so the same parameters serve all of them.  The first three end at
@@ -98,6 +97,11 @@ class Diffusion:
         self._check_prediction()
         self.network.check(self.shape)
 
+    @property
+    def path(self) -> Schedule:
+        """``schedule``, which is an object once the spec is made."""
+        return cast(Schedule, self.schedule)
+
     def _check_prediction(self) -> None:
         if self.prediction not in PREDICTIONS:
             raise ValueError(
@@ -109,9 +113,9 @@ class Diffusion:
                 f"grey levels have a denoiser of their own, which predicts each pixel's level; prediction "
                 f"{self.prediction!r} is for real-valued data (levels=None)"
             )
-        if self.prediction == "eps" and self.schedule.kind in ("trigonometric", "cosine", "flow"):
+        if self.prediction == "eps" and self.path.kind in ("trigonometric", "cosine", "flow"):
             raise ValueError(
-                f"the noise does not determine the datum at the end of schedule {self.schedule.kind!r}, where nothing "
+                f"the noise does not determine the datum at the end of schedule {self.path.kind!r}, where nothing "
                 'of it is left; let the network predict "v" or "x", or choose "vp", "ve" or "edm"'
             )
 

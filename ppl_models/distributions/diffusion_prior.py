@@ -184,7 +184,8 @@ class DiffusionPrior(Distribution):
         Random probes: ``sd(I_k) / sqrt(n)`` over the integrals ``I_k`` of ``v_k . J v_k`` along the path, which are
         independent and unbiased; nan with one probe, which cannot know its error.  With n probes
         ``log_prob +- t se``, t the quantile of Student's law with n - 1 degrees of freedom, is the interval.  Give
-        ``keys``, so that the errors of data are independent.
+        ``keys``, so that the errors of data are independent.  In d dimensions two sign vectors are the same up to their
+        sign with probability ``2^(1-d)``: prefer ``Exact()`` for d up to 8.
 
         A solver with ``coarser()`` (:class:`~ppl_models.distributions.ode.Adaptive`) solves again with ten times the
         tolerances and the same probes; the difference, about the error of the COARSER solution and so a cautious

@@ -196,7 +196,7 @@ def test_time_grid_ends():
     [
         (lambda: time_grid(EDM(), 1), "at least 2 steps"),
         (lambda: time_grid(EDM(), 9, warp=0.0), "warp must be positive"),
-        (lambda: draw(None, EDM(), jnp.ones((1, 1)), method="huen"), "did you mean 'heun'"),
+        (lambda: draw(gaussian(EDM()), EDM(), jnp.ones((1, 1)), method="huen"), "did you mean 'heun'"),
         (lambda: draw(gaussian(EDM()), EDM(), jnp.ones((1, 1)), method="ancestral"), "draws noise"),
         (lambda: draw(gaussian(EDM()), EDM(), jnp.ones((1, 1)), method="ddim", eta=2.0), "share of fresh noise"),
         (lambda: heun(gaussian(EDM()), EDM(), jnp.ones((1, 1)), jnp.ones(3), churn=-1.0), "0 or more"),
