@@ -219,7 +219,7 @@ def log_prob(
 
 
 def scoring_trace(spec: Diffusion) -> ode.Exact | ode.Hutchinson:
-    """The trace that evidence uses: in few dimensions the exact one, since two sign vectors are often the same there."""
+    """The trace that evidence uses: in few dimensions the exact one, where two sign vectors are often the same."""
     if spec.probes is None or math.prod(spec.shape) <= SMALL:
         return ode.Exact()
     return ode.Hutchinson(max(2, spec.probes))

@@ -167,16 +167,22 @@ class DiffusionPrior(Distribution):
         batch_shape = value.shape[: value.ndim - len(self.event_shape)]
         batch = self._flat(value)
 
-        def one(x: Array, directions: tuple[Array, float]) -> Array:
-            x_T, divergence = transport_with_divergence(self.drift, x, self.schedule, self.solver, directions)
-            return self.base_log_prob(x_T) + divergence
+        def one(x: Array, key: Any) -> Array:
+            return self._density(x, self.solver, key)[0]
 
-        if keys is None:
-            directions = self.trace.probes(self.event_shape)
-            found = jax.vmap(lambda x: one(x, directions))(batch)
-        else:
-            found = jax.vmap(lambda x, key: one(x, self.trace.probes(self.event_shape, key)))(batch, keys.reshape(-1))
+        found = jax.vmap(lambda x: one(x, None))(batch) if keys is None else jax.vmap(one)(batch, keys.reshape(-1))
         return found.reshape(batch_shape)
+
+    def _density(self, x: Array, solver: Solver, key: Any) -> tuple[Array, Array]:
+        """``log p(x)`` of one datum, and the standard error of its probes."""
+        if not isinstance(self.trace, Hutchinson):
+            directions = self.trace.probes(self.event_shape, key)
+            x_T, divergence = transport_with_divergence(self.drift, x, self.schedule, solver, directions)
+            return self.base_log_prob(x_T) + divergence, jnp.zeros_like(divergence)
+        x_T, each = transport_with_each(self.drift, x, self.schedule, solver, self.trace, key)
+        n = len(each)
+        se = jnp.std(each, ddof=1) / math.sqrt(n) if n > 1 else jnp.full((), jnp.nan, each.dtype)
+        return self.base_log_prob(x_T) + each.mean(), se
 
     def log_prob_and_se(self, value: ArrayLike, *, keys: Any = None) -> tuple[Array, Array]:
         """:meth:`log_prob` and its standard error, both in nats; leading axes are a batch.
@@ -195,23 +201,12 @@ class DiffusionPrior(Distribution):
         value = jnp.asarray(value, jnp.result_type(float))
         batch_shape = value.shape[: value.ndim - len(self.event_shape)]
         batch = self._flat(value)
-        random = isinstance(self.trace, Hutchinson)
         coarser = getattr(self.solver, "coarser", None)
 
-        def density(x: Array, solver: Solver, directions: tuple[Array, float]) -> tuple[Array, Array]:
-            if not random:
-                x_T, divergence = transport_with_divergence(self.drift, x, self.schedule, solver, directions)
-                return self.base_log_prob(x_T) + divergence, jnp.zeros_like(divergence)
-            x_T, each = transport_with_each(self.drift, x, self.schedule, solver, directions)
-            n = len(each)
-            se = jnp.std(each, ddof=1) / math.sqrt(n) if n > 1 else jnp.full((), jnp.nan, each.dtype)
-            return self.base_log_prob(x_T) + each.mean(), se
-
         def one(x: Array, key: Any) -> tuple[Array, Array]:
-            directions = self.trace.probes(self.event_shape, key)
-            found, se = density(x, self.solver, directions)
+            found, se = self._density(x, self.solver, key)
             if coarser is not None:
-                se = jnp.hypot(se, density(x, coarser(), directions)[0] - found)
+                se = jnp.hypot(se, self._density(x, coarser(), key)[0] - found)
             return found, se
 
         if keys is None:
