@@ -141,7 +141,7 @@ def run(quick: bool) -> Iterator[Claim]:
     )
     d = 16
     for probes in PROBES[:1] if quick else PROBES:
-        shares = coverage(d, probes, 200 if quick else 3000)
+        shares = coverage(d, probes, 200 if quick else 2000)
         yield Claim(
             name=f"coverage_probes{probes}",
             claim=f"density by {probes} random probes, d = {d}: 95% intervals that hold the exact trace's value",
