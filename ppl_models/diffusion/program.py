@@ -71,9 +71,7 @@ class OnSchedule:
     def __call__(self, params: Any, x: Array, t: Array) -> Array:
         """``E[x_0 | x_t]`` of one datum."""
         a, s = self.schedule.alpha(t), self.schedule.sigma(t)
-        # Just short of pi/2, whose tangent is negative in float32.
-        phi = jnp.minimum(jnp.arctan2(s, a), 0.5 * math.pi - 1e-6)
-        return self.apply(params, (x / jnp.hypot(a, s))[None], phi[None])[0]
+        return self.apply(params, (x / jnp.hypot(a, s))[None], jnp.arctan2(s, a)[None])[0]
 
 
 def one_datum(spec: Diffusion, apply: Apply) -> OneDatum | OnSchedule:
