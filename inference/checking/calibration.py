@@ -174,6 +174,44 @@ def calibrate(
     >>> found.table[["coverage_90", "ks", "p_holm"]]
     >>> found.calibrated, found.coverage(), calibrate(fit, around=x_test[:1], key=jax.random.key(1))
     """
+    ranks, ess = rank_fractions(
+        fit, key=key, simulations=simulations, draws=draws, chunk=chunk, around=around, inputs=inputs,
+        quantities=quantities, refine=refine, progress=progress,
+    )  # fmt: skip
+    table = _table(ranks)
+    found = 0 if around is None else rows(stored(fit.program, around, "around"))
+    how = "amortised" if _settings(fit, refine) is None else "refined"
+    table.attrs.update(simulations=simulations, draws=draws, around=found, posterior=how)
+    if lost := [name for name, pit in ranks.items() if np.isnan(pit).any()]:
+        share = np.isnan(ranks[lost[0]]).mean()
+        warnings.warn(
+            f"{', '.join(lost[:5])} is not a number in {share:.1%} of the simulations, so p_value is 0 there; lower the "
+            "learning rate, or check the densities of the program at its own draws",
+            UserWarning, stacklevel=2,
+        )  # fmt: skip
+    if (middle := float(np.median(ess))) < FEW <= draws:
+        warnings.warn(
+            f"half of the simulations near the observed data have fewer than {middle:.1f} effective draws of {draws}: "
+            "the check keeps its level but sees little; take more draws, or calibrate without around",
+            UserWarning, stacklevel=2,
+        )  # fmt: skip
+    return Calibration(table, ranks, ess)
+
+
+def rank_fractions(
+    fit: Any,
+    *,
+    key: Key[Array, ""],
+    simulations: int = 1000,
+    draws: int = 100,
+    chunk: int = 100,
+    around: Any = None,
+    inputs: Any = None,
+    quantities: Mapping[str, Function] | None = None,
+    refine: bool | Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> tuple[dict[str, Float[np.ndarray, " simulation"]], Float[np.ndarray, " simulation"]]:
+    """The ranks of :func:`calibrate` and the effective number of draws of each simulation, without any test of them."""
     program: Program = fit.program
     if program.posterior is None or not program.latents:
         raise ValueError("calibration needs a program with latents and a posterior; this program has none")
@@ -194,25 +232,7 @@ def calibrate(
     run = _Run(kernels, data, around is not None, simulations, chunk, draws, progress)
     sims = run.simulate(key)
     local = None if settings is None else _refined(fit, sims, settings, simulations, key, progress)
-    ranks, ess = run.ranks(key, sims, local)
-    table = _table(ranks)
-    found = 0 if around is None else rows(data)
-    how = "amortised" if settings is None else "refined"
-    table.attrs.update(simulations=simulations, draws=draws, around=found, posterior=how)
-    if lost := [name for name, pit in ranks.items() if np.isnan(pit).any()]:
-        share = np.isnan(ranks[lost[0]]).mean()
-        warnings.warn(
-            f"{', '.join(lost[:5])} is not a number in {share:.1%} of the simulations, so p_value is 0 there; lower the "
-            "learning rate, or check the densities of the program at its own draws",
-            UserWarning, stacklevel=2,
-        )  # fmt: skip
-    if (middle := float(np.median(ess))) < FEW <= draws:
-        warnings.warn(
-            f"half of the simulations near the observed data have fewer than {middle:.1f} effective draws of {draws}: "
-            "the check keeps its level but sees little; take more draws, or calibrate without around",
-            UserWarning, stacklevel=2,
-        )  # fmt: skip
-    return Calibration(table, ranks, ess)
+    return run.ranks(key, sims, local)
 
 
 def _data(program: Program, around: Any, inputs: Any) -> Any:

@@ -107,7 +107,9 @@ def _log_outside(n: int, gamma: float) -> float:
 def _probability(n: int) -> tuple[np.ndarray, np.ndarray]:
     """Log local p-values and the log probability that the least of them is as small."""
     half = KNOTS // 2  # of the knots lie above 1e-4, where it matters
-    gamma = np.concatenate([np.linspace(SMALLEST, np.log(1e-4), half, endpoint=False), np.linspace(np.log(1e-4), 0.0, half)])
+    gamma = np.concatenate(
+        [np.linspace(SMALLEST, np.log(1e-4), half, endpoint=False), np.linspace(np.log(1e-4), 0.0, half)]
+    )
     return gamma, np.array([_log_outside(n, g) for g in gamma])
 
 

@@ -234,4 +234,3 @@ def _like(ratio: Array, value: Array) -> Array:
 def _scale(candidates: Array) -> Array:
     spread = candidates.astype(float).std((0, 1))
     return jnp.where(jnp.isfinite(spread) & (spread > 0), spread, 1.0)
-
