@@ -4,9 +4,10 @@ Factor analysis with 1, 2 and 8 latent numbers, whose exact posterior guide is k
 deviations times 1.3 and divided by 1.3.  A repetition is one ``inference.calibrate`` of n simulations and 100 draws,
 and its verdict is the joint one: Holm over all quantities at 5 %.  The repetitions of a cell are cut from one long run
 of independent simulations; smaller n take the first of each repetition.  The expected-coverage test alone (log_q) and
-TARP alone stand beside it.  The second part checks x = W z + noise with a correlated posterior, by an exact guide and by
-the best mean-field one, against refitting every simulated datum by stock ``SVI`` with NumPyro's AutoMultivariateNormal
-and AutoDiagonalNormal.
+TARP alone stand beside it.  The second part checks x = W z + noise with a correlated posterior, by an exact guide and
+by the best mean-field one, against refitting every simulated datum by stock ``SVI`` with NumPyro's
+AutoMultivariateNormal and AutoDiagonalNormal.  Ratios are of processor seconds, compilation included: what else runs on
+the machine does not count.
 """
 
 from __future__ import annotations
@@ -106,6 +107,7 @@ def refits(case: Any, guide: str, n: int, stock: int) -> dict[str, Any]:
         return draws, auto.get_posterior(result.params)
 
     keys = jax.random.split(jax.random.key(3), n)
+    jax.block_until_ready(fitted(keys[0], jnp.asarray(x[0]))[0])  # what is compiled once a process is not counted
     began, cpu = time.perf_counter(), time.process_time()
     for i in range(stock):
         jax.block_until_ready(fitted(keys[i], jnp.asarray(x[i]))[0])
@@ -141,7 +143,7 @@ def compared(guide: str, n: int, stock: int) -> dict[str, Any]:
     return {
         "amortised_joint": found.p_value, "refit_joint": refit["joint"], "amortised_s": seconds, "amortised_cpu_s": cpu,
         "ratio": refit["stock_each_s"] * n / seconds, "ratio_cpu": refit["stock_each_cpu_s"] * n / cpu,
-        "ratio_compiled_once": refit["compiled_once_s"] / seconds, "table": found.table["p_value"].to_dict(),
+        "ratio_compiled_once": refit["compiled_once_cpu_s"] / cpu, "table": found.table["p_value"].to_dict(),
         "refit": refit,
     }  # fmt: skip
 
@@ -155,8 +157,8 @@ def run(quick: bool) -> Iterator[Claim]:
         for latent in dimensions
         for i, (name, factor) in enumerate(SCALES.items())
     }
-    detail = {"repetitions": repetitions, "draws": DRAWS,
-              "share_rejected": {f"{latent} latent, {name}": cell for (latent, name), cell in cells.items()}}  # fmt: skip
+    shares = {f"{latent} latent, {name}": cell for (latent, name), cell in cells.items()}
+    detail = {"repetitions": repetitions, "draws": DRAWS, "share_rejected": shares}
     n = max(sizes["exact"])
     for latent in dimensions:
         yield Claim(
@@ -170,7 +172,8 @@ def run(quick: bool) -> Iterator[Claim]:
             yield Claim(
                 f"power_{latent}_{name}",
                 f"standard deviations {words}, {latent} latent: share of checks of {n} simulations rejected at 5 %",
-                cells[latent, name][str(n)]["joint"], "share", target=">= 0.95", seeds=(100 * latent + i,), detail=detail,
+                cells[latent, name][str(n)]["joint"], "share", target=">= 0.95", seeds=(100 * latent + i,),
+                detail=detail,
             )  # fmt: skip
     if quick:
         return
@@ -181,7 +184,7 @@ def run(quick: bool) -> Iterator[Claim]:
     )
     yield Claim(
         "refit_ratio", "1,000 simulations: seconds of stock SVI refits over seconds of amortised calibration",
-        min(f["ratio"] for f in found.values()), "times", target=">= 50", seeds=(0, 3),
+        min(f["ratio_cpu"] for f in found.values()), "times", target=">= 50", seeds=(0, 3),
         detail={**found, "timing": extrapolated},
     )  # fmt: skip
     yield Claim(

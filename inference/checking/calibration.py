@@ -118,18 +118,20 @@ class Calibration:
         coverage = self.coverage()
         held = float(np.interp(0.9, coverage["credibility"], coverage["coverage"]))
         said = (
-            f"On {attrs['simulations']:,} data {about}, whose latents are known, the {attrs['posterior']} posterior's 90 % "
-            f"regions hold the truth {held:.0%} of the time"
+            f"On {attrs['simulations']:,} data {about}, whose latents are known, the {attrs['posterior']} posterior's "
+            f"90 % regions hold the truth {held:.0%} of the time"
         )
         if self.calibrated:
-            return Check("calibration (joint p-value)", self.p_value, f">= {LEVEL:g}", verdict, f"{said}; no rank departs "
-                         "from uniform. That it inverts this model does not say that the model fits.", "")  # fmt: skip
+            return Check(
+                "calibration (joint p-value)", self.p_value, f">= {LEVEL:g}", verdict,
+                f"{said}; no rank departs from uniform. That it inverts this model does not say that the model fits.", "",
+            )  # fmt: skip
         return Check(
             "calibration (joint p-value)", self.p_value, f">= {LEVEL:g} (fails if an ECDF is off by over {FAR:g})",
             verdict, f"{said}; furthest from uniform are the ranks of {worst} (off by {row['ks']:.2f}, p = "
             f"{row['p_value']:.2g}).",
-            "Refine the posterior of the data that matter, or train the encoder longer or with a richer family; intervals "
-            "of this posterior are not what they say.",
+            "Refine the posterior of the data that matter, or train the encoder longer or with a richer family; "
+            "intervals of this posterior are not what they say.",
         )  # fmt: skip
 
 
@@ -148,22 +150,22 @@ def calibrate(
 ) -> Calibration:
     """Simulation-based calibration of ``fit.program``'s posterior at ``fit.params``; vectorised over simulations.
 
-    ``fit`` is a ``Fit``, a ``Refined``, or anything with ``program``, ``params`` and ``mutable``.  Data are the program's
-    own draws ``model(size=n)``, with the fitted generative part if it has parameters: this asks whether q inverts p,
-    not whether p fits any data.  ``chunk`` simulations are run at once.
+    ``fit`` is a ``Fit``, a ``Refined``, or anything with ``program``, ``params`` and ``mutable``.  Data are the
+    program's own draws ``model(size=n)``, with the fitted generative part if it has parameters: this asks whether q
+    inverts p, not whether p fits any data.  ``chunk`` simulations are run at once.
 
     ``around``      stored observed data (N, *shape): posterior SBC near them, simulation i near datum i mod N.  It
-                    checks q(z | x) of replicates x of those data, where z is plausible given both; it sees no error
-                    elsewhere, none of q(z | x_o) at an observed datum itself (that is where z* comes from, and any
-                    such density makes a valid check), and none of the parameters of p.  Each latent has one datum here: if
-                    q(z | x_o) is exact, what is checked is p(z | x_o, x) for two data of the same z.  With many latent
-                    numbers few draws carry all weight (``ess``, one ``UserWarning``) and faults go unseen.
+                    checks q(z | x) of replicates x of those data, where z is plausible given both.  If q(z | x_o) is
+                    exact, that is p(z | x_o, x), of two data of one z.  It sees no error of q elsewhere, none of
+                    q(z | x_o) at an observed datum itself (z* is drawn from that, and any such density makes a valid
+                    check), and none of the parameters of p.  With many latent numbers few draws carry all weight:
+                    faults then go unseen, and a ``UserWarning`` says so (``ess``).
     ``inputs``      stored data (N, *shape) whose inputs a conditional program draws its data given, in turn.
     ``quantities``  further functions to rank: ``name: f(z, x)`` of latents by site (n, *event) and prepared data x
                     gives (n,).
-    ``refine``      refine the posterior of every simulated datum (:func:`inference.refine`) and check that one: ``True``
-                    or settings of ``refine``.  Where not set, ``widen`` is 1: a proposal is widened for importance
-                    sampling and is too wide, on purpose.  A ``Refined`` is checked with its own settings.
+    ``refine``      refine the posterior of every simulated datum (:func:`inference.refine`) and check that one:
+                    ``True`` or settings of ``refine``.  Where not set, ``widen`` is 1: a proposal that is widened for
+                    importance sampling is too wide on purpose.  A ``Refined`` is checked with its own settings.
 
     Latents that are discrete have ties, which are broken at random.
 
@@ -185,8 +187,8 @@ def calibrate(
     if lost := [name for name, pit in ranks.items() if np.isnan(pit).any()]:
         share = np.isnan(ranks[lost[0]]).mean()
         warnings.warn(
-            f"{', '.join(lost[:5])} is not a number in {share:.1%} of the simulations, so p_value is 0 there; lower the "
-            "learning rate, or check the densities of the program at its own draws",
+            f"{', '.join(lost[:5])} is not a number in {share:.1%} of the simulations, so p_value is 0 there; lower "
+            "the learning rate, or check the densities of the program at its own draws",
             UserWarning, stacklevel=2,
         )  # fmt: skip
     if (middle := float(np.median(ess))) < FEW <= draws:
@@ -248,8 +250,8 @@ def _data(program: Program, around: Any, inputs: Any) -> Any:
         return None
     if inputs is None:
         raise ValueError(
-            f"calibration draws whole data, this program needs inputs: {given}; pass inputs= with stored data that have "
-            "them"
+            f"calibration draws whole data, this program needs inputs: {given}; pass inputs= with stored data "
+            "that have them"
         )
     return stored(program, inputs, "inputs")
 
@@ -320,8 +322,8 @@ class _Run:
                 found.append(start(k.params, k.mutable, own, near))
             except NotImplementedError as error:
                 raise ValueError(
-                    f"calibration draws z and x from the model, which has a site that cannot be sampled ({error}); give its "
-                    "distribution a sample method"
+                    f"calibration draws z and x from the model, which has a site that cannot be sampled ({error}); give "
+                    "its distribution a sample method"
                 ) from error
         return found
 

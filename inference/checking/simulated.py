@@ -171,8 +171,8 @@ class Simulator:
         return Sums(*total, ratio.sum(0), (ratio**2).sum(0))
 
     def _posterior(
-        self, params: Any, mutable: Any, key: Key[Array, ""], x: Any, local: Local | None, at: Mapping[str, Array] | None
-    ) -> Draw:  # fmt: skip
+        self, params: Any, mutable: Any, key: Key[Array, ""], x: Any, local: Local | None, at: dict[str, Array] | None
+    ) -> Draw:
         """A draw of the posterior that is checked for each datum of ``x``, or its densities ``at`` given latents."""
         if local is None:
             if at is not None:
