@@ -63,7 +63,8 @@ def _local(n: int) -> Float[np.ndarray, "K count"]:
     count, at = np.arange(n + 1), points(n)[:, None]
     with np.errstate(divide="ignore"):
         both = np.minimum(binom.logcdf(count, n, at), binom.logsf(count - 1, n, at))
-    return np.minimum(both + np.log(2), 0.0)
+    # The two tails of mirrored counts are equal but for rounding, which must not tell them apart.
+    return np.round(np.minimum(both + np.log(2), 0.0), 8)
 
 
 def outside(n: int, gamma: float) -> float:
