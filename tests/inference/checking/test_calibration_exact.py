@@ -75,7 +75,7 @@ def test_tarp_and_densities_see_a_guide_that_returns_the_prior(factors):
     p = found.table["p_value"]
     assert p[["z[0]", "z[1]", "z[2]", "log_q"]].min() > 0.005
     assert p[["log_lik", "log_weight", "tarp"]].max() < 1e-4
-    assert (found.tarp()["coverage"] < found.tarp()["low"]).any()
+    assert (found.tarp()["coverage"] > found.tarp()["high"]).any()  # the truth is nearer to what x suggests
 
 
 def test_tarp_sees_a_biased_guide(factors):
