@@ -1,7 +1,7 @@
 """Does calibration notice a guide whose scale is off by 1.3, does it let an exact one pass, and what does it save?
 
 Factor analysis with 1, 2 and 8 latent numbers, whose exact posterior guide is known; the same guide with standard
-deviations times 1.3 and divided by 1.3.  A repetition is one ``inference.calibrate`` of n simulations and 100 draws,
+deviations times 1.3 and divided by 1.3.  A repetition is one ``inference.calibrate`` of n simulations and 50 draws,
 and its verdict is the joint one: Holm over all quantities at 5 %.  The repetitions of a cell are cut from one long run
 of independent simulations; smaller n take the first of each repetition.  The expected-coverage test alone (log_q) and
 TARP alone stand beside it.  The second part checks x = W z + noise with a correlated posterior, by an exact guide and
@@ -37,7 +37,7 @@ from tests.closed_forms import linear_gaussian_program
 
 SCALES = {"exact": 1.0, "wide": 1.3, "narrow": 1 / 1.3}
 DIMENSIONS = (1, 2, 8)
-DRAWS = 100
+DRAWS = 50
 LEVEL = 0.05
 DIM, NOISE, STEPS = 3, 0.6, 1500
 
@@ -151,7 +151,7 @@ def compared(guide: str, n: int, stock: int) -> dict[str, Any]:
 def run(quick: bool) -> Iterator[Claim]:
     """Level and power by cell, then the comparison with refits."""
     dimensions, repetitions = ((2,), 50) if quick else (DIMENSIONS, 1000)
-    sizes = {name: (100, 250, 1000) if name == "exact" and not quick else (50, 100, 250) for name in SCALES}
+    sizes = {name: (100, 250, 500) if name == "exact" and not quick else (50, 100, 250) for name in SCALES}
     cells = {
         (latent, name): rejected(scaled(latent, factor), repetitions, sizes[name], seed=100 * latent + i)
         for latent in dimensions
@@ -177,10 +177,10 @@ def run(quick: bool) -> Iterator[Claim]:
             )  # fmt: skip
     if quick:
         return
-    found = {guide: compared(guide, 1000, 20) for guide in ("full", "mean-field")}
+    found = {guide: compared(guide, 1000, 10) for guide in ("full", "mean-field")}
     same = sum((f["amortised_joint"] < LEVEL) == (f["refit_joint"] < LEVEL) for f in found.values())
     extrapolated = (
-        "20 refits as a user calls svi.run were timed and extrapolated to 1,000; one compiled run did all 1,000"
+        "10 refits as a user calls svi.run were timed and extrapolated to 1,000; one compiled run did all 1,000"
     )
     yield Claim(
         "refit_ratio", "1,000 simulations: seconds of stock SVI refits over seconds of amortised calibration",
