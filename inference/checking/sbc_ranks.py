@@ -57,9 +57,11 @@ def rank_fractions(
     chunk = min(chunk, simulations)
     kernels = Simulator(fit, functions, chunk)
     run = _Run(kernels, data, around is not None, simulations, chunk, draws, progress)
-    sims = run.simulate(key)
-    local = None if settings is None else _refined(fit, sims, settings, simulations, key, progress)
-    return run.ranks(key, sims, local)
+    # No fold_in beside these: it makes the keys of split again.
+    sim_key, refine_key, rank_key = jax.random.split(key, 3)
+    sims = run.simulate(sim_key)
+    local = None if settings is None else _refined(fit, sims, settings, simulations, refine_key, progress)
+    return run.ranks(rank_key, sims, local)
 
 
 def _data(program: Program, around: Any, inputs: Any) -> Any:
@@ -104,9 +106,7 @@ def _refined(
     bare = fit.fit if isinstance(fit, refinement.Refined) else fit
     plain = _Plain(program, dict(bare.params), dict(getattr(bare, "mutable", None) or {}))
     x = jax.tree.map(lambda *parts: np.concatenate([np.asarray(part) for part in parts]), *[sim.x for sim in sims])
-    found = refinement.refine(
-        plain, take(x, slice(0, simulations)), key=jax.random.fold_in(key, 2), progress=progress, **settings
-    )
+    found = refinement.refine(plain, take(x, slice(0, simulations)), key=key, progress=progress, **settings)
     # The last block may hold surplus simulations.
     at = np.minimum(np.arange(rows(x)), simulations - 1)
     return take(found.locals, at)
@@ -167,7 +167,7 @@ class _Run:
         total = self.blocks * self.draws
         with Progress(total, "calibration", unit="draws", show=self.progress, delay=2.0) as bar:
             for block, (sim, own) in enumerate(zip(sims, jax.random.split(key, self.blocks), strict=True)):
-                at_key, draw_key, tie_key = jax.random.split(jax.random.fold_in(own, 1), 3)
+                at_key, draw_key, tie_key = jax.random.split(own, 3)
                 here = None if local is None else take(local, slice(block * self.chunk, (block + 1) * self.chunk))
                 truth = at(k.params, k.mutable, at_key, sim, here)
                 parts = []

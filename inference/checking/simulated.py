@@ -87,7 +87,7 @@ class Simulator:
     def start(self, params: Any, mutable: Any, key: Key[Array, ""], stored: Any, local: bool) -> Simulation:
         """n simulations: from the prior, with the inputs of ``stored`` if it has any, or ``local``, around them."""
         n, program = self.n, self.program
-        keys = jax.random.split(key, 5)
+        keys = jax.random.split(key, 6)
         held = None if stored is None else program.observation.prepare(stored, keys[0], False)
         around = held if local else None
 
@@ -117,7 +117,7 @@ class Simulator:
             {name: value[best, jnp.arange(n)].astype(float) for name, value in candidates.items()},
             {name: _scale(value) for name, value in candidates.items()},
             1e-3 + 1e-5 * size,
-            jax.random.uniform(jax.random.fold_in(keys[4], 1), (n,)),
+            jax.random.uniform(keys[5], (n,)),
         )  # fmt: skip
 
     def _generate(

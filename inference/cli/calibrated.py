@@ -30,7 +30,7 @@ def calibrated(fitted: Any, x: Any, verdict: Any, simulations: int | None) -> tu
     from inference.checking.calibration import calibrate
 
     say(f"{fitted.folder}: calibration of the posterior on {simulations:,} data drawn from the model")
-    key = jax.random.fold_in(runs.keys()["diagnose"], 1)
+    key = jax.random.fold_in(runs.keys()["diagnose"], 1_000_001)
     inputs = x if fitted.program.observation.given else None
     found = calibrate(fitted, key=key, simulations=simulations, inputs=inputs)
     runs.write_table(found.table, fitted.folder / "calibration.csv", index=True)

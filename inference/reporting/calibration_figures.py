@@ -71,7 +71,8 @@ def calibration_section(found: Calibration) -> Section:
                 "Calibration. Left: of each latent number and of four functions (log p(x|z), log q(z|x), the log "
                 "weight and TARP's distance), the distribution of the truth's rank among the draws, less uniform. "
                 "Middle and right: how often regions of the posterior hold the truth. Good: curves inside the grey "
-                "bands. A curve below the diagonal in the middle: the posterior is too narrow or in the wrong place; above: too wide.",
+                "bands. A curve below the diagonal in the middle: the posterior is too narrow or in the wrong place; "
+                "above: too wide.",
                 lambda: calibration(found),
             )
         ],

@@ -40,5 +40,7 @@ def test_every_family_is_calibrated_in_one_call(family):
     pits = np.stack(list(found.ranks.values()))
     assert pits.shape == (len(found.table), 12) and (pits > 0).all() and (pits < 1).all()
     assert found.table["p_value"].between(0, 1).all() and len(found.coverage()) == 11
+    if family not in ("hvae", "noisy_regression"):  # a hierarchy, and a conditional program whose datum is a dict
+        return
     near = calibrate(fit, around=data, **settings)
     assert list(near.table.index) == list(found.table.index) and (near.ess > 0).all()
