@@ -159,7 +159,7 @@ class _Run:
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Rank fractions by quantity, one number each, and the effective number of draws."""
         k = self.kernels
-        at, sums = compiled(k.at), compiled(lambda *arguments: k.draws(*arguments, self.draws))
+        at, sums = compiled(k.at), compiled(partial(k.draws, count=self.draws))
         # As many draws at once as keep (simulation, draw) pairs within what a pass may take.
         wide = max(1, min(self.draws, pairs_at_once(k.program, None) // self.chunk))
         wide = -(-self.draws // -(-self.draws // wide))

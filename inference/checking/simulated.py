@@ -99,7 +99,7 @@ class Simulator:
 
         truth = latents(keys[1])
         sites = self._generate(params, mutable, keys[2], held, truth)
-        given = {name: held[name] for name in program.observation.given}
+        given = self._given(held)
         x = program.from_draw({**given, **{name: sites[name]["value"] for name in program.observed}})
         x = as_prepared(program, x)
         candidates = jax.vmap(latents)(jax.random.split(keys[3], CANDIDATES))
@@ -120,12 +120,16 @@ class Simulator:
             jax.random.uniform(keys[5], (n,)),
         )  # fmt: skip
 
+    def _given(self, held: Any) -> dict[str, Array]:
+        """The inputs among the arrays of prepared data."""
+        return {name: held[name] for name in self.program.observation.given}
+
     def _generate(
         self, params: Any, mutable: Any, key: Key[Array, ""], held: Any, latents: Mapping[str, Array]
     ) -> dict[str, Any]:
         """A run of the generative program, given inputs and with ``latents`` held."""
         data = {**params, **{name: dict(state) for name, state in mutable.items()}, **latents}
-        given = {name: held[name] for name in self.program.observation.given}
+        given = self._given(held)
         with trace() as sites, seed(rng_seed=key), substitute(data=data):
             self.program.model(given) if given else self.program.model(size=self.n)
         return sites
@@ -167,8 +171,8 @@ class Simulator:
             return below, ties, ratio
 
         below, ties, ratio = jax.vmap(one)(index)
-        total = jax.tree.map(lambda leaf: leaf.sum(0), (below, ties))
-        return Sums(*total, ratio.sum(0), (ratio**2).sum(0))
+        below, ties = jax.tree.map(lambda leaf: leaf.sum(0), (below, ties))
+        return Sums(below, ties, ratio.sum(0), (ratio**2).sum(0))
 
     def _posterior(
         self, params: Any, mutable: Any, key: Key[Array, ""], x: Any, local: Local | None, at: dict[str, Array] | None
@@ -200,10 +204,8 @@ class Simulator:
         n = self.n
         log_lik, log_q = _sum(found.log_lik, n), _sum(found.log_q, n)
         log_weight = log_lik + _sum(found.log_prior, n) - log_q
-        distance = sum(
-            (((z - sim.reference[name]) / sim.scale[name]) ** 2).reshape(n, -1).sum(1)
-            for name, z in found.latents.items()
-        )
+        apart = {name: (z - sim.reference[name]) / sim.scale[name] for name, z in found.latents.items()}
+        distance = _sum({name: (gap**2).reshape(n, -1).sum(1) for name, gap in apart.items()}, n)
         values = {**found.latents, LOG_LIK: log_lik, LOG_Q: log_q, TARP: distance}
         # Under an exact posterior the log weight is one number and its rounding: what the grid makes equal is a tie.
         values[LOG_WEIGHT] = jnp.floor(log_weight / sim.grain + sim.offset)

@@ -5,34 +5,34 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from inference.cli import runs
-from inference.cli.arguments import check_at_least
-from inference.cli.common import UsageError, say
+from inference.cli.common import say
 
 if TYPE_CHECKING:
     from inference.checking.calibration import Calibration
 
 
-def check_calibration(fitted: Any, simulations: int | None) -> None:
-    """Raise :class:`UsageError` for too few simulations, or a model without a posterior."""
-    check_at_least(10, calibration=simulations)
-    if simulations is not None and (fitted.program.posterior is None or not fitted.program.latents):
-        raise UsageError("--calibration checks a posterior, and this model has no latent variables; leave it out")
+def calibrated(
+    fitted: Any, x: Any, verdict: Any, simulations: int | None, *, key: Any, progress: bool = True
+) -> tuple[Any, Calibration | None]:
+    """Calibrate with so many simulations, write calibration.csv, and add its line to the table of checks.
 
-
-def calibrated(fitted: Any, x: Any, verdict: Any, simulations: int | None) -> tuple[Any, Calibration | None]:
-    """Calibrate with so many simulations, write calibration.csv, and add its line to the table of checks."""
+    ``x`` are stored data, whose inputs a conditional program draws its data given.  A model without a posterior is
+    left as it is, and one line says so.
+    """
     if simulations is None:
         return verdict, None
-    import jax
+    if fitted.program.posterior is None or not fitted.program.latents:
+        say("nothing to calibrate: this model has no latent variables")
+        return verdict, None
     import pandas as pd
 
     from inference.checking.calibration import calibrate
+    from inference.fitting.folder import write_text
 
-    say(f"{fitted.folder}: calibration of the posterior on {simulations:,} data drawn from the model")
-    key = jax.random.fold_in(runs.keys()["diagnose"], 1_000_001)
+    if progress:
+        say(f"calibrating the posterior on {simulations:,} data drawn from the model")
     inputs = x if fitted.program.observation.given else None
-    found = calibrate(fitted, key=key, simulations=simulations, inputs=inputs)
-    runs.write_table(found.table, fitted.folder / "calibration.csv", index=True)
+    found = calibrate(fitted, key=key, simulations=simulations, inputs=inputs, progress=progress)
+    write_text(fitted.folder / "calibration.csv", found.table.to_csv())
     line = pd.DataFrame([dataclasses.asdict(found.check())])
     return pd.concat([verdict, line], ignore_index=True), found

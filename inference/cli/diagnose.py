@@ -7,7 +7,6 @@ from typing import Annotated
 
 from inference.cli import runs, tables
 from inference.cli.arguments import Common, Run, check_at_least, opt
-from inference.cli.calibrated import calibrated, check_calibration
 from inference.cli.common import (
     table_text,
     to_json,
@@ -31,8 +30,6 @@ class Diagnose:
     """Check on the first N of the held-out data [data]."""
     particles: Annotated[int | None, opt("K", "as in evidence.csv, or 512")] = None
     """Draws a datum; another number than that of evidence.csv has it recomputed [draws]."""
-    calibration: Annotated[int | None, opt("N", "not checked")] = None
-    """Also check the posterior on N data drawn from the model, whose latents are known, and write calibration.csv."""
     json: bool = False
     """Print JSON: a list of objects with check, value, threshold, verdict, meaning, remedy."""
     common: Common = field(default_factory=Common)
@@ -47,7 +44,6 @@ def diagnose(command: Diagnose) -> None:
     check_at_least(1, test_n=command.test_n)
     check_at_least(2, particles=command.particles)
     fitted, card = runs.open_run(command.folder, command.common.plugin)
-    check_calibration(fitted, command.calibration)
     data = runs.data_of(fitted.program, card, test_n=command.test_n)
     x, factors = data.test, data.factors
     from inference.checking.diagnostics import diagnose as run_diagnose
@@ -57,7 +53,6 @@ def diagnose(command: Diagnose) -> None:
     verdict = run_diagnose(
         fitted, x, key=runs.keys()["diagnose"], table=table, tree=tree, baselines=runs.beside(fitted, data)
     )  # fmt: skip
-    verdict, _ = calibrated(fitted, x, verdict, command.calibration)
     runs.write_table(verdict, fitted.folder / "diagnosis.csv")
     if command.json:
         print(to_json(verdict.to_dict(orient="records")))

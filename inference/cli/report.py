@@ -7,7 +7,6 @@ from typing import Annotated
 
 from inference.cli import runs, tables
 from inference.cli.arguments import Common, Run, check_at_least, opt
-from inference.cli.calibrated import calibrated, check_calibration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +21,6 @@ class Report:
     """Run folder."""
     test_n: Annotated[int | None, opt("N", "as in the run")] = None
     """Use the first N of the held-out data [data]."""
-    calibration: Annotated[int | None, opt("N", "not checked")] = None
-    """Also check the posterior on N data drawn from the model, whose latents are known, and show how it did."""
     common: Common = field(default_factory=Common)
 
     def run(self) -> None:
@@ -35,7 +32,6 @@ def report(command: Report) -> None:
     """Write report.html and its figures again and print the path."""
     check_at_least(1, test_n=command.test_n)
     fitted, card = runs.open_run(command.folder, command.common.plugin)
-    check_calibration(fitted, command.calibration)
     data = runs.data_of(fitted.program, card, test_n=command.test_n)
     x, factors = data.test, data.factors
     from inference.checking.diagnostics import diagnose as run_diagnose
@@ -45,11 +41,9 @@ def report(command: Report) -> None:
     verdict = run_diagnose(
         fitted, x, key=runs.keys()["diagnose"], table=table, tree=tree, baselines=runs.beside(fitted, data)
     )  # fmt: skip
-    verdict, calibration = calibrated(fitted, x, verdict, command.calibration)
     runs.write_table(verdict, fitted.folder / "diagnosis.csv")
     page = write_report(
         fitted, x, key=runs.keys()["report"], factors=factors, tree=tree, table=table, verdict=verdict,
         train=None if callable(data.train) else data.train, names=data.names,
-        calibration=calibration,
     )  # fmt: skip
     print(page)
