@@ -27,7 +27,7 @@ COLORS = dict(zip(DENSITIES, (GREEN, BLUE, RED, ORANGE), strict=True))
 @styled
 def calibration(found: Calibration) -> Figure:
     """ECDF of the ranks minus uniform with its simultaneous bands, expected coverage, and TARP's coverage."""
-    figure, axes = canvas(9.6, 3.4, 1, 3)
+    figure, axes = canvas(9.6, 3.7, 1, 3)
     left, middle, right = axes[0]
     single, joint = found.bands(), found.bands(joint=True)
     at = single.at
@@ -42,7 +42,7 @@ def calibration(found: Calibration) -> Figure:
     for name, color in COLORS.items():
         left.plot(at, ecdf(found.ranks[name]) - at, color=color, lw=1.3, label=name)
     left.set(title="Ranks: ECDF - uniform", xlabel="rank fraction", ylabel="difference")
-    left.legend(fontsize=6.5, ncols=2)
+    figure.legend(loc="outside lower center", ncols=7, fontsize=7.5)
     for axis, curve, title, color in (
         (middle, found.coverage(), "Regions of highest q", COLORS[LOG_Q]),
         (right, found.tarp(), "TARP: balls", COLORS[TARP]),
