@@ -26,6 +26,7 @@ from inference.clustering import plain_numbers
 from inference.fitting.folder import RunFolder, versions, write_text
 from inference.fitting.sources import stored
 from inference.reporting import markup
+from inference.reporting.calibration_figures import calibration_section
 from inference.reporting.clusterings import clusterings
 from inference.reporting.drawn import Drawn
 from inference.reporting.sections import sections
@@ -34,6 +35,8 @@ from ppl_models.program import Panel, rows, spec_to_json, take
 if TYPE_CHECKING:
     import jax
     import pandas as pd
+
+    from inference.checking.calibration import Calibration
 
 ORDER = ("fail", "warn", "ok")
 
@@ -45,6 +48,7 @@ FILES = {
     "posterior.nc": "posterior draws, densities, predictive draws (ArviZ DataTree, netCDF)",
     "evidence.csv": "log p(x), its error, ELBO, effective sample size and k-hat of each datum",
     "diagnosis.csv": "the checks of this page",
+    "calibration.csv": "ranks of known latents among posterior draws, by quantity: coverage, distance from uniform",
     "baselines.csv": "log p(x) of each datum under classical densities fitted to the training data, nats",
     "clustering.csv": "clusterings against known factors, and those of k-means and mixtures with as many clusters",
     "figures": "the figures of this page as PNG",
@@ -73,6 +77,7 @@ def report(
     verdict: pd.DataFrame | None = None,
     train: Any = None,
     names: Sequence[Any] | None = None,
+    calibration: Calibration | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write ``report.html`` and ``figures/*.png`` into a folder and return the path of the page.
@@ -84,6 +89,7 @@ def report(
     ``train``    stored training data: the classical clusterings that stand beside the model's are fitted to them
                  (without, to ``x``), and the classical densities of the diagnosis, which is made without them else.
     ``names``    of the data (N), for a table: what its rows are called in the page; default: their numbers.
+    ``calibration``  result of ``calibrate``: its figure and table become a section of the page.
     ``out``      folder of the page; default: the fit's run folder.
 
     Raises ``ValueError`` before any work if there is no folder to write to, or if the data cannot be scored.
@@ -117,7 +123,10 @@ def report(
         write_text(folder / "diagnosis.csv", verdict.to_csv(index=False))
 
     drawn = Drawn(folder / "figures")
-    parts = [drawn.section(section) for section in sections(fit, x, factors, tree, table, rates, names)]
+    shown = sections(fit, x, factors, tree, table, rates, names)
+    if calibration is not None:
+        shown.insert(1, calibration_section(calibration))  # after the evidence
+    parts = [drawn.section(section) for section in shown]
 
     def clustered() -> str:
         source = None if train is None else plain_numbers(fit.program, train)
