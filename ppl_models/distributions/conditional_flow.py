@@ -35,8 +35,8 @@ from ppl_models.networks.flow import CouplingFlow
 class CouplingTransform(transforms.Transform):
     """``eps -> loc + scale * (T f(eps; context))`` over vectors of length d, one map an entry of the batch.
 
-    ``loc``, ``scale`` (*batch, d), ``context`` (*batch, c), ``lower`` T (d, d) or (*batch, d, d), unit lower triangular;
-    ``None`` for I.  Without ``flow``, f is the identity.
+    ``loc``, ``scale`` (*batch, d), ``context`` (*batch, c), ``lower`` T (d, d) or (*batch, d, d), unit lower
+    triangular; ``None`` for I.  Without ``flow``, f is the identity.
     """
 
     domain = constraints.real_vector
@@ -175,7 +175,7 @@ class ShapedGaussian(TransformedDistribution):
 
 @kl_divergence.register(ShapedGaussian, Independent)
 def _from_diagonal(q: ShapedGaussian, p: Independent) -> Float[Array, "*batch"]:
-    """``KL(N(m, L L^T) || N(mu, diag v)) = .5 sum_i [(sum_j L_ij^2 + (m_i - mu_i)^2) / v_i - 1 + log v_i] - log |L|``."""
+    """KL(N(m, L L^T) || N(mu, diag v)) = .5 sum_i [(sum_j L_ij^2 + (m_i - mu_i)^2) / v_i - 1 + log v_i] - log |L|."""
     base, shape = p.base_dist, (*p.batch_shape, q.base_dist.event_shape[0])
     if not isinstance(base, Normal) or p.event_shape != q.event_shape:
         raise NotImplementedError(f"closed for independent Normals of one shape, got {type(base).__name__}")

@@ -1,4 +1,4 @@
-"""Posteriors of a set encoder: of the task's conjugate family, or a Gaussian or a flow on the line mapped to theta's range.
+"""Posteriors of a set encoder: of the conjugate family, or a Gaussian or a flow on the line mapped to theta's range.
 
     conjugate   the family that holds the exact posterior: Beta, Dirichlet, Normal
     normal      theta = h(m + s eps),             eps ~ N(0, I) of ``task.dimension`` numbers
@@ -71,7 +71,7 @@ def _nodes(dim: int) -> tuple[np.ndarray, np.ndarray]:
     return at.astype("float32"), np.full(NODES[1], 1 / NODES[1], "float32")
 
 
-def average(q: dist.Distribution) -> tuple[Float[Array, " m"], Float[Array, "m *batch_event"]]:
+def average(q: dist.Distribution) -> tuple[Float[Array, " nodes"], Float[Array, "nodes ..."]]:
     """Weights and values of theta that stand for q: ``E_q g(theta) = sum_m w_m g(theta_m)`` nearly."""
     at, weight = _nodes(q.base_dist.event_shape[0])
     each = at.reshape(len(at), *(1,) * len(q.batch_shape), at.shape[1])

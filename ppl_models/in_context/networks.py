@@ -66,7 +66,8 @@ class SequenceNet(nnx.Module):
 class SetNet(nnx.Module):
     """``{z_1..z_n} -> `` parameters of ``q(theta | z_{1:n})``; the order of the symbols cannot matter.
 
-    ``posterior`` names the family that they are of; ``flow`` is (numbers of theta, of the context) of couplings, if any.
+    ``posterior`` names the family that they are of; ``flow`` is (numbers of theta, of the context) of
+    couplings, if any.
     """
 
     def __init__(

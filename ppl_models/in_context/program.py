@@ -3,7 +3,7 @@
 Notation: theta the unknown of one sequence; z_1..z_T its symbols, the site ``x`` (batch, T); n <= T the part seen.
 
     p(theta, z) = p(theta) prod_t p(z_t | theta)                  the task
-    q(theta | z_{1:n}) = family(theta; net({z_1..z_n}))           SetEncoder: amortised posterior, site theta (guides.py)
+    q(theta | z_{1:n}) = family(theta; net({z_1..z_n}))           SetEncoder: amortised posterior, theta; guides.py
     p(z) = prod_t net(z_t | z_{1:t-1})                            PriorFitted: a program without latents
 
 Training data are draws of the task.  The set encoder maximises the ELBO averaged over sequences and over a random n

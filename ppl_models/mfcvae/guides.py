@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from ppl_models.distributions.conditional_flow import ConditionalFlow, unit_lower
 from ppl_models.mfcvae.networks import Additive

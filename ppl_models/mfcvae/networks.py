@@ -1,7 +1,7 @@
 """Layouts: how facets attach to the networks.  Each dataclass is a table row that makes an encoder and a decoder.
 
-An encoder maps ``x`` (batch, *shape) to one ``(loc, log_scale)`` a facet, and what ``extras`` of it ask for; a decoder maps the facets' ``z`` and their
-fades to (batch, *shape).  Facets come shallow to deep, as in the spec.
+An encoder maps ``x`` (batch, *shape) to one ``(loc, log_scale)`` a facet, and what its entry of ``extras`` asks for; a
+decoder maps the facets' ``z`` and their fades to (batch, *shape).  Facets come shallow to deep, as in the spec.
 """
 
 from __future__ import annotations

@@ -132,13 +132,13 @@ class MFCVAE:
                        the untrained encoder's posterior means, as in the paper's code (``refit`` works better).
     ``missing``        pixels may be missing: a datum is a dict with a mask, see ``pack``.
 
-    ``posterior``      of z given x, all start at ``"normal"`` (:mod:`ppl_models.mfcvae.guides`):
+    ``posterior``      all start at the first (:mod:`ppl_models.mfcvae.guides`):
                        ``"normal"``  q as above (``"diag"`` is an older name of it);
                        ``"full"``    one Gaussian of all facets with a Cholesky factor from the encoder; with
                                      ``Additive`` N(m_j(x), (diag s_j(x) T_j)(diag s_j(x) T_j)^T), one learnt unit lower
                                      triangular T_j a facet, which holds the exact posterior of a linear decoder;
-                       ``"flow"``    its noise bent by spline couplings that read x and the facets before.
-                       The bound ``"meanfield"`` has no closed form for a flow; ``"sampled"`` tends to it.
+                       ``"flow"``    its noise bent by spline couplings that read x and the facets before; not with
+                                     the bound ``"meanfield"``.
 
     A table: ``likelihood=Columns(...)`` as ``datasets.table`` makes it, ``shape`` (columns,), ``levels`` unused.
     Documents or genes: ``likelihood=Counts(...)`` on what ``datasets.counts`` makes, ``shape`` (columns,); x is scored
@@ -231,14 +231,11 @@ class MFCVAE:
     def _check_table(self) -> None:
         likelihood, additive = self.likelihood, isinstance(self.network, Additive)
         if self.posterior not in POSTERIORS:
-            raise ValueError(
-                f"posterior must be one of {', '.join(POSTERIORS)}, got {self.posterior!r}"
-                f"{did_you_mean(str(self.posterior), POSTERIORS)}"
-            )
+            near = did_you_mean(str(self.posterior), POSTERIORS)
+            raise ValueError(f"posterior must be one of {', '.join(POSTERIORS)}, got {self.posterior!r}{near}")
         if self.posterior == "flow" and self.bound == "meanfield":
             raise ValueError(
-                "bound='meanfield' is closed for Gaussian posteriors, 'normal' and 'full'; of a flow use "
-                "bound='sampled' with several bound_draws, which tends to it, or 'marginal'"
+                "bound='meanfield' is closed for Gaussians; with a flow use 'marginal', or 'sampled', which tends to it"
             )
         if not isinstance(likelihood, Columns | Counts):
             if additive:

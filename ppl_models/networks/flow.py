@@ -26,8 +26,8 @@ LAYERS, HIDDEN, BINS, CONTEXT = 4, 64, 8, 32
 """Couplings, hidden units of each network, bins of each spline; numbers of the context that an encoder gives."""
 BOX = 5.0
 """Splines act on [-BOX, BOX]: standard normal noise leaves it once in two million."""
-LOG_SCALE, LOG_KNOT = 2.0, 3.0
-"""Bounds of s, and of the logs of slopes and of (unnormalised) bin sizes: the inverse stays exact in single precision."""
+LOG_SCALE, LOG_BIN, LOG_SLOPE = 1.0, 1.0, 1.5
+"""Bounds of s, of the logs of (unnormalised) bin sizes, and of slopes: inverses stay exact in single precision."""
 
 
 class Knots(NamedTuple):
@@ -45,20 +45,19 @@ def _bounded(raw: Float[Array, "*n"], bound: float) -> Float[Array, "*n"]:
 def knots(raw: Float[Array, "*n numbers"]) -> Knots:
     """A spline of K bins from 3 K - 1 free numbers; zeros give the identity."""
     bins = (raw.shape[-1] + 1) // 3
-    raw = _bounded(raw, LOG_KNOT)
 
     def corners(free: Array) -> Array:
-        sizes = 2 * BOX * jax.nn.softmax(free, axis=-1)
+        sizes = 2 * BOX * jax.nn.softmax(_bounded(free, LOG_BIN), axis=-1)
         inner = jnp.cumsum(sizes[..., :-1], axis=-1) - BOX
         end = jnp.full((*free.shape[:-1], 1), BOX, free.dtype)
         return jnp.concatenate([-end, inner, end], axis=-1)
 
     one = jnp.ones((*raw.shape[:-1], 1), raw.dtype)
-    slope = jnp.concatenate([one, jnp.exp(raw[..., 2 * bins :]), one], axis=-1)
+    slope = jnp.concatenate([one, jnp.exp(_bounded(raw[..., 2 * bins :], LOG_SLOPE)), one], axis=-1)
     return Knots(corners(raw[..., :bins]), corners(raw[..., bins : 2 * bins]), slope)
 
 
-def _bin(at: Float[Array, "*n"], corners: Float[Array, "*n knots"], k: Knots) -> tuple[Array, ...]:
+def _bin(at: Float[Array, "*n"], corners: Float[Array, "... knots"], k: Knots) -> tuple[Array, ...]:
     """Left corner, size, height and both slopes of the bin that each number of ``at`` falls into."""
     inside = at[..., None] >= corners[..., 1:-1]
     # One of K by comparison: a gather, and the scatter of its gradient, cost more on a CPU.
