@@ -87,9 +87,9 @@ def run(quick: bool) -> Iterator[Claim]:
                 log_px = found[kind][-1]["log_px"]
                 found["bar"].append(bar(fitted, held, seed, particles, log_px))
         if not quick:
-            longer = round(steps * spent["flow"] / spent["normal"])
-            fitted, seconds = trained("normal", seed, x, longer, quick)
-            found["longer"].append({**scored(fitted, held, seed, particles), "cpu_seconds": seconds, "steps": longer})
+            equal = round(steps * spent["flow"] / spent["normal"])
+            fitted, seconds = trained("normal", seed, x, equal, quick)
+            found["longer"].append({**scored(fitted, held, seed, particles), "cpu_seconds": seconds, "steps": equal})
     detail = {"steps": steps, "data": len(held), "particles": particles, **found}
 
     def mean(kind: str, what: str) -> float:

@@ -184,14 +184,14 @@ class Encoder(nnx.Module):
         self.entries = spec.zdim * (spec.zdim - 1) // 2
         if spec.posterior != "normal":
             flow = spec.posterior == "flow"
-            self.richer = nnx.Dict()
+            blocks = {}
             for group in sorted({spec.decoder_groups[level] for level in spec.dense}):
-                block = Block(2 * w, mid, self.entries + CONTEXT * flow, 1, rng=rng)
+                blocks[f"group_{group}"] = block = Block(2 * w, mid, self.entries + CONTEXT * flow, 1, rng=rng)
                 block.c4.kernel[...] = block.c4.kernel[...].at[..., : self.entries].set(0.0)
-                self.richer[f"group_{group}"] = block
+            self.richer = nnx.Dict(blocks)
             if flow:
-                seed = nnx.Rngs(int(rng.integers(2**31)))
-                self.flows = nnx.Dict({name: CouplingFlow(spec.zdim, CONTEXT, rngs=seed) for name in list(self.richer)})
+                rngs = nnx.Rngs(int(rng.integers(2**31)))
+                self.flows = nnx.Dict({name: CouplingFlow(spec.zdim, CONTEXT, rngs=rngs) for name in blocks})
 
     def __call__(self, x: Float[Array, "batch ..."], drop: Drop = no_drop) -> dict[int, Array]:
         """The last activation at every resolution, of data in [0, 1] or features of rows."""

@@ -46,9 +46,10 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
     dims = tuple(facet.dim for facet in spec.facets)
     encoder_key, decoder_key, *facet_keys = jax.random.split(key, 2 + len(spec.facets))
     views = [VIEWS[facet.view] for facet in spec.facets]
-    viewed = {"views": views} if any(facet.view != "whole" for facet in spec.facets) else {}
-    more: Any = {"extras": guides.extras(spec)} if guides.extras(spec) else {}
-    encoder = spec.network.encoder(observed.encoder_shape(spec), dims, nnx.Rngs(encoder_key), **viewed, **more)
+    viewed: dict[str, Any] = {"views": views} if any(facet.view != "whole" for facet in spec.facets) else {}
+    encoder = spec.network.encoder(
+        observed.encoder_shape(spec), dims, nnx.Rngs(encoder_key), guides.extras(spec), **viewed
+    )
     flows = guides.flows(spec, nnx.Rngs(jax.random.fold_in(encoder_key, 1)))
     decoder = spec.network.decoder(decoded_shape(spec), dims, nnx.Rngs(decoder_key))
     mixtures = {
@@ -167,7 +168,8 @@ def generative(spec: MFCVAE, decoder: nnx.Module, mixtures: Mapping[str, Mapping
         learnt = {name: numpyro.param(f"mixture_{name}", dict(start)) for name, start in mixtures.items()}
         start = likelihood.parameters() if isinstance(likelihood, Columns) else likelihood.parameters(spec.shape)
         parameters = numpyro.param("likelihood", start) if start else start
-        zs, fades = [], [knob(f"fade_{name}", 1.0) for name in mixtures]
+        zs: list[Array] = []
+        fades = [knob(f"fade_{name}", 1.0) for name in mixtures]
         with numpyro.plate("data", batch):
             for name in mixtures:
                 prior = prior_of(spec, learnt[name], batch)
