@@ -2,7 +2,7 @@
 
 The quickstart's two facets on scikit-learn's digits (black and white), five seeds, with three posteriors: independent
 Gaussians, one Gaussian with full covariance, and a conditional flow.  All else is equal, the number of updates too; the
-diagonal guide is trained once more for as many updates as take the CPU time of the flow.
+diagonal guide is trained once more, with two of the seeds, for as many updates as take the CPU time of the flow.
 
 gap = log p(x) - E_q log w, a mean over held-out digits, with w = p(x, z) / q(z | x) from fresh draws.  The reference
 log p(x) of every fit is the same estimator: importance sampling from posteriors optimised for each digit (full
@@ -13,6 +13,7 @@ of the diagonal guide: what an encoder without any amortisation error would reac
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -26,10 +27,16 @@ from inference.cli.quickstart import QUICK, TWO, specs
 from ppl_models import datasets
 
 SEEDS = (0, 1, 2, 3, 4)
-STEPS = 4_000
-DATA = 150
-PARTICLES = 256
+LONGER = (3, 4)
+"""Seeds of the comparison at equal CPU time."""
+STEPS = 3_000
+DATA = 100
+PARTICLES = 200
 GUIDES = ("normal", "full", "flow")
+MISSED = (
+    "most of the gap of an encoder is amortisation, not family: the diagonal Gaussian refined for each digit beats every "
+    "amortised guide here; inference.refine closes it"
+)
 
 
 def trained(kind: str, seed: int, x: dict[str, Any], steps: int, quick: bool) -> tuple[Any, float]:
@@ -78,18 +85,25 @@ def run(quick: bool) -> Iterator[Claim]:
     particles = 32 if quick else PARTICLES
     guides = ("normal", "flow") if quick else GUIDES
     found: dict[str, list[dict[str, float]]] = {kind: [] for kind in (*guides, "longer", "bar")}
+
+    def add(kind: str, seed: int, fitted: Any, seconds: float, steps: int) -> None:
+        row = {"seed": seed, "steps": steps, "cpu_seconds": seconds, **scored(fitted, held, seed, particles)}
+        found[kind].append(row)
+        print(f"guides: {kind}, seed {seed}: gap {row['gap']:.3f}, log p(x) {row['log_px']:.3f}", file=sys.stderr)
+
     for seed in seeds:
-        spent = {}
         for kind in guides:
-            fitted, spent[kind] = trained(kind, seed, x, steps, quick)
-            found[kind].append({**scored(fitted, held, seed, particles), "cpu_seconds": spent[kind]})
+            fitted, seconds = trained(kind, seed, x, steps, quick)
+            add(kind, seed, fitted, seconds, steps)
             if kind == "normal" and not quick:
-                log_px = found[kind][-1]["log_px"]
-                found["bar"].append(bar(fitted, held, seed, particles, log_px))
-        if not quick:
-            equal = round(steps * spent["flow"] / spent["normal"])
+                found["bar"].append(bar(fitted, held, seed, particles, found[kind][-1]["log_px"]))
+    if not quick:
+        # Of later seeds: the first pays for the compilation, which is kept.
+        spent = [np.median([row["cpu_seconds"] for row in found[kind][1:]]) for kind in ("flow", "normal")]
+        for seed in LONGER:
+            equal = round(steps * float(spent[0] / spent[1]))
             fitted, seconds = trained("normal", seed, x, equal, quick)
-            found["longer"].append({**scored(fitted, held, seed, particles), "cpu_seconds": seconds, "steps": equal})
+            add("longer", seed, fitted, seconds, equal)
     detail = {"steps": steps, "data": len(held), "particles": particles, **found}
 
     def mean(kind: str, what: str) -> float:
@@ -114,10 +128,11 @@ def run(quick: bool) -> Iterator[Claim]:
         seeds=seeds, reference=f"amortised: diagonal {mean('normal', 'gap'):.2f}, full {mean('full', 'gap'):.2f}, flow "
         f"{mean('flow', 'gap'):.2f}",
     )  # fmt: skip
-    longer = [flow["gap"] / normal["gap"] for flow, normal in zip(found["flow"], found["longer"], strict=True)]
+    of_seed = {row["seed"]: row["gap"] for row in found["flow"]}
+    longer = [of_seed[row["seed"]] / row["gap"] for row in found["longer"]]
     yield Claim(
         "flow_gap_share_equal_time", "the same: gap of the flow over that of a diagonal guide of equal CPU time",
-        float(np.mean(longer)), "share", seeds=seeds, reference=f"diagonal: {mean('longer', 'gap'):.2f} nats after "
+        float(np.mean(longer)), "share", seeds=LONGER, reference=f"diagonal: {mean('longer', 'gap'):.2f} nats after "
         f"{mean('longer', 'steps'):.0f} updates; CPU seconds {mean('flow', 'cpu_seconds'):.0f} against "
         f"{mean('longer', 'cpu_seconds'):.0f}",
     )  # fmt: skip
@@ -133,6 +148,3 @@ def run(quick: bool) -> Iterator[Claim]:
         "share", seeds=seeds, reference=f"diagonal {mean('normal', 'khat'):.3f}, full {mean('full', 'khat'):.3f}, "
         f"refined diagonal {mean('bar', 'khat'):.3f}",
     )  # fmt: skip
-
-
-MISSED = ""
