@@ -142,13 +142,15 @@ def test_bounds_stay_below_the_marginal_one(bound, posterior):
     spec = dataclasses.replace(TINY, posterior=posterior)
     program = dataclasses.replace(spec, bound=bound, bound_draws=8).build(KEY)
     x = program.observation.prepare(jnp.asarray(stored(program)), KEY, False)
-    params, _ = moved(program, x, by=0.2)
+    params, _ = moved(program, x, by=0.03)
 
-    def average(program):
+    def divergence(program):
         kl = lambda key: sum(fused_elbo(program, params, key, x)[1].kl.values())  # noqa: E731
-        return jax.jit(lambda keys: jax.lax.map(kl, keys).mean())(jax.random.split(KEY, 100))
+        return jax.jit(lambda keys: jax.lax.map(kl, keys))(jax.random.split(KEY, 100))
 
-    assert average(program) > average(spec.build(KEY)) - 0.05
+    # The bound is on log p(x), so its divergence is at least the marginal one's, but for the noise of the draws.
+    more = divergence(program) - divergence(spec.build(KEY))
+    assert more.mean() > -4 * more.std() / 10 and abs(more.mean()) < 5
 
 
 def test_old_and_wrong_names():
