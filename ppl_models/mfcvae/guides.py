@@ -63,11 +63,13 @@ def conditional(
     heads: Sequence[Outputs], j: int, before: Sequence[Array], couplings: CouplingFlow | None, additive: bool
 ) -> dist.Distribution:
     """q(z_j | x, z_0..z_{j-1}) of a posterior that is full, or a flow where there are ``couplings``."""
-    loc, log_scale, mixing, context = heads[j]
+    loc, log_scale, *more = heads[j]
+    none = jnp.zeros((loc.shape[0], 0), loc.dtype)
+    mixing, context = more or (none, none)  # the first facet, of one number: nothing to mix
     dim, scale = loc.shape[-1], jnp.exp(log_scale)
     own = dim * (dim - 1) // 2
     seen = [(z - m) * jnp.exp(-l) for z, (m, l, *_) in zip(before, heads, strict=False)]
-    e = jnp.concatenate([jnp.zeros((loc.shape[0], 0), loc.dtype), *seen], axis=-1)
+    e = jnp.concatenate([none, *seen], axis=-1)
     if e.shape[-1] and not additive:
         across = mixing[:, own:].reshape(-1, dim, e.shape[-1])
         loc = loc + scale * jnp.einsum("bij,bj->bi", across, e)
