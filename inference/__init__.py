@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         scores as scores,
         stability as stability,
     )
+    from inference.fitting.autoguides import from_autoguide as from_autoguide
     from inference.fitting.fitted import Fit as Fit, load as load
     from inference.fitting.forward import forward_kl as forward_kl, simulator as simulator
     from inference.fitting.run import fit as fit, resume as resume
@@ -56,6 +57,7 @@ __getattr__, __dir__, __all__ = lazily(
         "exact_table": "checking.log_evidence",
         "fit": "fitting.run",
         "forward_kl": "fitting.forward",
+        "from_autoguide": "fitting.autoguides",
         "impute": "checking.imputation",
         "load": "fitting.fitted",
         "posterior": "checking.posterior_tree",
