@@ -187,7 +187,7 @@ def _program(guide: AutoContinuous, call: Callable[..., Any], x: Mapping[str, np
 
     def posterior(x: Any) -> Posterior:
         q = guide._get_posterior()
-        return lambda site, ctx: q
+        return lambda site, ctx: q if q.event_shape else q.to_event(1)  # a diagonal one comes as D separate Normals
 
     observed = tuple(
         name for name, site in guide.prototype_trace.items() if site["type"] == "sample" and site["is_observed"]
