@@ -123,9 +123,7 @@ def judged(fit: Any, x: Any, truth: Truth, seed: int, sets: int, draws: int) -> 
     tree = posterior(fit, x, draws=sets * draws, predictive_draws=0, key=draw_key, progress=False)
     values = columns(truth.case, {name: np.asarray(v)[0, :, 0] for name, v in tree["posterior"].data_vars.items()})
     log_weight = np.asarray(tree["sample_stats"]["log_weight"], float).reshape(-1)
-    each = [
-        truth.errors(values[at : at + draws], log_weight[at : at + draws]) for at in range(0, sets * draws, draws)
-    ]
+    each = [truth.errors(values[at : at + draws], log_weight[at : at + draws]) for at in range(0, sets * draws, draws)]
     share = float(np.mean([good(found) for found in each]))
     gap, bridged = float(row["log_px"] - row["elbo"]), float(truth.log_p[0] - log_weight.mean())
     error = float(np.hypot(row["se"], truth.log_p[1]) + log_weight.std() / np.sqrt(draws))
@@ -175,7 +173,7 @@ def run(quick: bool) -> Iterator[Claim]:
     seen = {CASES[key.partition(".")[0]].of for key in found}
     trusted = sorted(key for key, row in found.items() if row["trusted"])
     yield Claim(
-        "right", "posteriors of posteriordb on which k-hat's verdict on every autoguide agrees with the reference draws",
+        "right", "posteriors of posteriordb on which k-hat's verdict on every autoguide agrees with reference draws",
         len(seen - wrong), "posteriors", target=f"== {len(seen)}", seeds=(0,), detail={"fits": found},
         if_missed=", ".join(f"{key}: k-hat {found[key]['khat']:.2f}, {found[key]['sets_good']:.0%} of sets right"
                             for key, ok in agree.items() if not ok),
@@ -189,7 +187,7 @@ def run(quick: bool) -> Iterator[Claim]:
     )  # fmt: skip
     mended = {key: row["refined"] for key, row in found.items() if "refined" in row}
     yield Claim(
-        "refined", f"verdicts after refinement of the {len(mended)} distrusted fits that the reference draws contradict",
+        "refined", f"verdicts after refinement of the {len(mended)} distrusted fits that reference draws contradict",
         sum(row["trusted"] != row["reliable"] for row in mended.values()), "fits", target="== 0", seeds=(0,),
         reference=f"{sum(row['trusted'] for row in mended.values())} of {len(mended)} trusted once refined",
         detail={key: {k: row[k] for k in ("khat", "trusted", "reliable", "sets_good")} for key, row in mended.items()},

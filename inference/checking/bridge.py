@@ -10,7 +10,7 @@ from scipy.special import logsumexp
 
 
 def bridge(
-    at_law: Float[np.ndarray, " n1"], at_proposal: Float[np.ndarray, " n2"], *, effective: float | None = None
+    at_law: Float[np.ndarray, " n1"], at_proposal: Float[np.ndarray, " n2"], *, effective: float | int | None = None
 ) -> tuple[float, float]:
     """log Z of an unnormalised density p and its standard error, in nats.
 
@@ -22,7 +22,7 @@ def bridge(
     nan where a log density ratio is nan or infinite above.
     """
     first, second = np.asarray(at_law, float), np.asarray(at_proposal, float)
-    n1 = min(float(len(first)), effective or math.inf)
+    n1 = min(float(len(first)), float(effective or math.inf))
     n2 = float(len(second))
     if not np.isfinite(first).all() or np.isnan(second).any() or np.isposinf(second).any():
         return math.nan, math.nan

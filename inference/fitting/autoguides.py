@@ -31,7 +31,7 @@ Sites = dict[str, dict[str, Any]]
 
 
 def from_autoguide(
-    guide: AutoContinuous, params: Mapping[str, Any], /, *args: Any, **kwargs: Any
+    guide: Any, params: Mapping[str, Any], /, *args: Any, **kwargs: Any
 ) -> tuple[Fit, dict[str, np.ndarray]]:
     """Return ``(fit, x)`` for a guide that ``SVI`` trained: what ``evidence``, ``posterior`` and ``refine`` take.
 
@@ -71,7 +71,10 @@ def from_autoguide(
             f"params lack {', '.join(lacking)} of this {type(guide).__name__}, got {', '.join(sorted(params))}; pass "
             "the params that SVI trained with this guide"
         )
-    return Fit(_program(guide, call, x), dict(params), {}, None, {}), x
+    import pandas as pd
+
+    # No history: whether SVI had settled is not known here, so a diagnosis has no line on it.
+    return Fit(_program(guide, call, x), dict(params), {}, pd.DataFrame({"step": []}), {}), x
 
 
 class _Unconstrained(Messenger):

@@ -1,4 +1,4 @@
-"""Posteriors with reference draws: eight of posteriordb (Magnusson, Torgander, Bürkner, Zhang, Carpenter & Vehtari 2025).
+"""Posteriors with reference draws: eight of posteriordb (Magnusson et al. 2024, arXiv 2407.04967).
 
 ``posteriordb_small.npz`` on the search path holds, for each posterior, the data of its Stan program and 10 chains of
 1,000 thinned draws that passed posteriordb's own checks (largest R-hat 1.0009, least bulk ESS 9,240 of 10,000), so the
