@@ -121,7 +121,7 @@ def judged(fit: Any, x: Any, truth: Truth, seed: int, sets: int, draws: int) -> 
     key, draw_key = jax.random.split(jax.random.key(seed))
     row = evidence(fit, x, particles=draws, key=key, refine="none", progress=False).iloc[0]
     tree = posterior(fit, x, draws=sets * draws, predictive_draws=0, key=draw_key, progress=False)
-    values = columns(truth.case, {name: np.asarray(v)[0, :, 0] for name, v in tree["posterior"].data_vars.items()})
+    values = columns(truth.case, {str(name): np.asarray(v)[0, :, 0] for name, v in tree["posterior"].data_vars.items()})
     log_weight = np.asarray(tree["sample_stats"]["log_weight"], float).reshape(-1)
     each = [truth.errors(values[at : at + draws], log_weight[at : at + draws]) for at in range(0, sets * draws, draws)]
     share = float(np.mean([good(found) for found in each]))

@@ -95,8 +95,8 @@ def nuts_evidence(
             def log_density(e: np.ndarray, given: Any = given) -> np.ndarray:
                 return np.asarray(density(jnp.asarray(e, "float32"), *given), float)
 
-            for name, value in _bridged(kept, log_density, np.random.default_rng(i)).items():
-                found[name].append(value)
+            for column, number in _bridged(kept, log_density, np.random.default_rng(i)).items():
+                found[column].append(number)
             found["divergences"].append(float(np.asarray(mcmc.get_extra_fields()["diverging"]).sum()))
             bar.update(i + 1)
     columns = {name: np.asarray(values) for name, values in found.items()}
