@@ -73,6 +73,7 @@ def report(
     verdict: pd.DataFrame | None = None,
     train: Any = None,
     names: Sequence[Any] | None = None,
+    gaps: pd.DataFrame | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write ``report.html`` and ``figures/*.png`` into a folder and return the path of the page.
@@ -84,6 +85,7 @@ def report(
     ``train``    stored training data: the classical clusterings that stand beside the model's are fitted to them
                  (without, to ``x``), and the classical densities of the diagnosis, which is made without them else.
     ``names``    of the data (N), for a table: what its rows are called in the page; default: their numbers.
+    ``gaps``     ``inference_gaps(fit, x, key=key)`` of some of the data: adds the figure of its two parts.
     ``out``      folder of the page; default: the fit's run folder.
 
     Raises ``ValueError`` before any work if there is no folder to write to, or if the data cannot be scored.
@@ -117,7 +119,7 @@ def report(
         write_text(folder / "diagnosis.csv", verdict.to_csv(index=False))
 
     drawn = Drawn(folder / "figures")
-    parts = [drawn.section(section) for section in sections(fit, x, factors, tree, table, rates, names)]
+    parts = [drawn.section(section) for section in sections(fit, x, factors, tree, table, rates, names, gaps)]
 
     def clustered() -> str:
         source = None if train is None else plain_numbers(fit.program, train)

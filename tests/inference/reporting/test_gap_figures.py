@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from inference.reporting.gap_figures import gap_bars, gap_by_datum
+from inference.reporting.sections import gap_panels
 
 
 def table(n=3, lost=()):
@@ -26,3 +27,10 @@ def test_data_without_a_reference_have_their_own_colour():
     (axis,) = gap_by_datum(table(lost=(1,))).axes
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["datum", "log p(x) not to be trusted"]
     assert len(gap_by_datum(table()).axes[0].get_legend().get_texts()) == 1
+
+
+def test_the_report_has_the_figure_only_where_it_was_asked_for():
+    assert gap_panels(None) == []
+    (panel,) = gap_panels(table(lost=(2,)))
+    assert "0.25 nats per datum are lost by the family" in panel.caption and "0.62 by the encoder" in panel.caption
+    assert panel.draw().axes
