@@ -74,7 +74,8 @@ def inference_gaps(
                    for a Normal of independent numbers, ``"full"`` or ``"low_rank"`` for a multivariate one.  Each
                    level of a hierarchy, and each transformed Normal, keeps its map and its context: q* moves and
                    scales the noise, so where contexts or a flow could be better too, the amortisation gap is a lower
-                   bound and the approximation gap an upper one.
+                   bound and the approximation gap an upper one.  So it is for Beta, Gamma and Dirichlet, whose q* is
+                   sought among logistic normals and log-normals.
     ``steps``      of Adam for each datum; more can only move gap from approximation to amortisation.
     ``particles``  draws for each ELBO and for the default reference, at least 25; as many pilot draws say whether q*
                    is better than q, which stands in for it where not: the best of a family is not worse than a member.

@@ -21,7 +21,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, Key
 from numpyro.distributions import biject_to, constraints
 from numpyro.handlers import block, seed, trace, uncondition
-from numpyro.infer.autoguide import AutoContinuous
+from numpyro.infer.autoguide import AutoBNAFNormal, AutoContinuous, AutoDAIS, AutoLaplaceApproximation
 from numpyro.primitives import Messenger
 
 from inference.fitting.fitted import Fit
@@ -36,7 +36,8 @@ def from_autoguide(
     """Return ``(fit, x)`` for a guide that ``SVI`` trained: what ``evidence``, ``posterior`` and ``refine`` take.
 
     ``guide``   an autoguide with a density over unconstrained space: ``AutoDiagonalNormal``,
-                ``AutoMultivariateNormal``, ``AutoLowRankMultivariateNormal``, ``AutoIAFNormal``.
+                ``AutoMultivariateNormal``, ``AutoLowRankMultivariateNormal``, ``AutoLaplaceApproximation``,
+                ``AutoIAFNormal``.
     ``params``  ``SVI.get_params(state)``, or ``.params`` of ``SVI.run``.
     the rest    the arguments of the model, as ``SVI`` got them.
 
@@ -46,18 +47,18 @@ def from_autoguide(
     (``ImproperUniform``, ``numpyro.factor``) give an evidence up to a constant; k-hat, the effective sample size and
     the gap do not depend on it.
 
-    Raises ``ValueError`` for a guide of another kind, one over a model with sites that differ from the guide's, and
-    parameters that lack one of the guide's.
+    Raises ``ValueError`` for a guide of another kind, a model with other latents than the guide's, and parameters
+    that lack one of the guide's.
 
     >>> guide = AutoMultivariateNormal(model)
     >>> result = SVI(model, guide, Adam(0.01), Trace_ELBO()).run(jax.random.key(0), 5000, y=y)
     >>> fit, x = from_autoguide(guide, result.params, y=y)
     >>> evidence(fit, x, particles=4000, key=jax.random.key(1))[["khat", "ess", "log_px", "elbo"]]
     """
-    if not isinstance(guide, AutoContinuous) or not hasattr(guide, "model"):
+    if not isinstance(guide, AutoContinuous) or isinstance(guide, AutoDAIS | AutoBNAFNormal):
         raise ValueError(
-            f"guide must be an autoguide with a density over all latents at once, such as AutoDiagonalNormal or "
-            f"AutoMultivariateNormal, got {type(guide).__name__}"
+            "guide must be an autoguide with a density over all latents at once that can be evaluated anywhere, such "
+            f"as AutoDiagonalNormal or AutoMultivariateNormal, got {type(guide).__name__}"
         )
     call, x = _arguments(guide.model, args, kwargs)
     if guide.prototype_trace is None:
@@ -74,7 +75,9 @@ def from_autoguide(
     import pandas as pd
 
     # No history: whether SVI had settled is not known here, so a diagnosis has no line on it.
-    return Fit(_program(guide, call, x), dict(params), {}, pd.DataFrame({"step": []}), {}), x
+    # Laplace's approximation is made of the parameters once, by a Hessian; the other guides are functions of them.
+    fixed = guide.get_posterior(dict(params)) if isinstance(guide, AutoLaplaceApproximation) else None
+    return Fit(_program(guide, call, x, fixed), dict(params), {}, pd.DataFrame({"step": []}), {}), x
 
 
 class _Unconstrained(Messenger):
@@ -139,7 +142,7 @@ def _arguments(model: Callable[..., Any], args: Any, kwargs: Any) -> tuple[Calla
     return call, x or {"data": np.zeros((1, 1), "float32")}
 
 
-def _program(guide: AutoContinuous, call: Callable[..., Any], x: Mapping[str, np.ndarray]) -> Program:
+def _program(guide: AutoContinuous, call: Callable[..., Any], x: Mapping[str, np.ndarray], fixed: Any) -> Program:
     latent = f"{guide.prefix}_latent"
     hidden = lambda site: site["type"] not in ("param", "mutable")  # noqa: E731
     stored = {name: jnp.asarray(value[0]) for name, value in x.items() if name != "data" or value.shape != (1, 1)}
@@ -189,7 +192,7 @@ def _program(guide: AutoContinuous, call: Callable[..., Any], x: Mapping[str, np
                     numpyro.sample(name, dist.Delta(site["value"][None], event_dim=jnp.ndim(site["value"])))
 
     def posterior(x: Any) -> Posterior:
-        q = guide._get_posterior()
+        q = guide._get_posterior() if fixed is None else fixed
         return lambda site, ctx: q if q.event_shape else q.to_event(1)  # a diagonal one comes as D separate Normals
 
     observed = tuple(

@@ -96,8 +96,8 @@ def gap_panels(gaps: pd.DataFrame | None) -> list[Panel]:
         Panel(
             "inference gap",
             f"Why the ELBO lies below log p(x): {row['approximation']:.2f} nats per datum are lost by the family of "
-            f"the posterior (to the right: a richer one helps), {row['amortisation']:.2f} by the encoder (upwards: a wider "
-            "one, longer training, or posteriors refined for each datum help).",
+            f"the posterior (to the right: a richer one helps), {row['amortisation']:.2f} by the encoder (upwards: a "
+            "wider one, longer training, or posteriors refined for each datum help).",
             lambda: gap_by_datum(gaps),
         )
     ]

@@ -9,9 +9,11 @@ import pytest
 from numpyro.distributions import biject_to, constraints
 from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import (
+    AutoBNAFNormal,
     AutoDelta,
     AutoDiagonalNormal,
     AutoIAFNormal,
+    AutoLaplaceApproximation,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
 )
@@ -115,6 +117,13 @@ def test_draws_predictions_and_a_diagnosis():
     assert checks.loc["evidence - ELBO gap", "verdict"] == "ok"
 
 
+def test_laplace_is_exact_for_a_gaussian_posterior():
+    mean = jnp.asarray(np.linalg.solve(PRECISION, T.T @ Y / NOISE**2), "float32")
+    fit, x = from_autoguide(AutoLaplaceApproximation(regression), {"auto_loc": mean}, T, y=Y)
+    row = evidence(fit, x, key=KEY, particles=50, progress=False).iloc[0]
+    assert row["log_px"] == pytest.approx(log_px(), abs=1e-3) and row["log_px"] - row["elbo"] < 1e-3
+
+
 def test_a_flat_prior_can_be_scored_but_not_drawn_from():
     y = np.array([0.3, 1.2, -0.5], "float32")
     guide = AutoDiagonalNormal(positive)
@@ -127,6 +136,8 @@ def test_a_flat_prior_can_be_scored_but_not_drawn_from():
 def test_bad_input():
     with pytest.raises(ValueError, match="got AutoDelta"):
         from_autoguide(AutoDelta(regression), {}, T, y=Y)
+    with pytest.raises(ValueError, match="got AutoBNAFNormal"):
+        from_autoguide(AutoBNAFNormal(regression), {}, T, y=Y)
     with pytest.raises(ValueError, match="lack auto_loc, auto_scale_tril"):
         from_autoguide(AutoMultivariateNormal(regression), {"auto_scale": jnp.ones(2)}, T, y=Y)
     fit, x = exactly(AutoMultivariateNormal(regression), y=Y)
