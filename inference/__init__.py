@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from inference.checking.nuts_evidence import nuts_evidence as nuts_evidence
     from inference.checking.posterior_tree import posterior as posterior, save_posterior as save_posterior
     from inference.checking.refinement import Refined as Refined, refine as refine
+    from inference.checking.sandwich import Sandwich as Sandwich, sandwich as sandwich
     from inference.clustering import (
         choose as choose,
         clustering_baselines as clustering_baselines,
@@ -47,6 +48,7 @@ __getattr__, __dir__, __all__ = lazily(
         "Fit": "fitting.fitted",
         "Refined": "checking.refinement",
         "Imputation": "checking.imputation",
+        "Sandwich": "checking.sandwich",
         "baselines": "checking.classical",
         "bits_per_dim": "checking.log_evidence",
         "calibrate": "checking.calibration",
@@ -70,6 +72,7 @@ __getattr__, __dir__, __all__ = lazily(
         "refine": "checking.refinement",
         "report": "reporting.run_page",
         "resume": "fitting.run",
+        "sandwich": "checking.sandwich",
         "save_evidence": "checking.log_evidence",
         "save_posterior": "checking.posterior_tree",
         "scores": "clustering",

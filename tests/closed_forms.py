@@ -242,3 +242,43 @@ def random_coefficients(n: int = 6, p: int = 2, *, noise: float = 0.7, spoil: fl
         return {"t": np.asarray(t), "y": np.asarray(y)}
 
     return ClosedForm(program, params, log_px, sample)
+
+
+def banana_program(bend: float = 0.5, *, noise: float = 0.3, seed: int = 0) -> ClosedForm:
+    """A curved posterior: z ~ N(0, I_2), x | z ~ N(z_2 + bend z_1^2, noise^2), ``bend`` from 80 to 120 % by ``seed``.
+
+    p(x) is the integral over z_1 of N(z_1; 0, 1) N(x; bend z_1^2, 1 + noise^2), a sum on a fine grid.  The guide is the
+    Gaussian of the exact posterior's means and variances (the two numbers are uncorrelated).
+    """
+    bend = bend * float(np.random.default_rng(seed).uniform(0.8, 1.2))
+
+    def model(x: jax.Array | None = None, *, size: int | None = None) -> None:
+        a = numpyro.param("bend", jnp.zeros(()))
+        with numpyro.plate("data", size if x is None else x.shape[0]):
+            z = numpyro.sample("z", dist.Normal(0, 1).expand([2]).to_event(1), infer={"ctx": None})
+            ridge = z[:, 1:] + a * z[:, :1] ** 2
+            numpyro.sample("x", dist.Normal(ridge, noise).to_event(1), obs=x)
+
+    def posterior(x: jax.Array) -> Posterior:
+        z = jnp.linspace(-6, 6, 401)
+        weight = jax.nn.softmax(-0.5 * z**2 - 0.5 * (x - bend * z**2) ** 2 / (1 + noise**2), axis=-1)
+        second = (x - bend * z**2) / (1 + noise**2)  # mean of z_2 given z_1
+        mean = (weight * second).sum(-1)
+        variance = (weight * (second - mean[:, None]) ** 2).sum(-1) + noise**2 / (1 + noise**2)
+        loc, sd = jnp.stack([jnp.zeros(len(x)), mean], -1), jnp.sqrt(jnp.stack([(weight * z**2).sum(-1), variance], -1))
+        return lambda site, ctx: dist.Normal(loc, sd).to_event(1)
+
+    program = Program(
+        spec=None, model=model, posterior=posterior, latents=("z",), shape=(1,),
+        observation=Observation("x in R"),
+        views=Views(("p(x, z) = N(z; 0, I) N(x; z_2 + bend z_1^2, noise^2)",)),
+    )  # fmt: skip
+    params = {"bend": jnp.asarray(bend, "float32")}
+
+    def log_px(x: np.ndarray) -> np.ndarray:
+        z, variance = np.linspace(-9, 9, 4001), 1 + noise**2
+        e = np.asarray(x, np.float64) - bend * z**2
+        log_joint = -0.5 * z**2 - 0.5 * e**2 / variance - 0.5 * np.log(variance) - np.log(2 * np.pi)
+        return logsumexp(log_joint, axis=1) + np.log(z[1] - z[0])
+
+    return ClosedForm(program, params, log_px, _sampler(program, params))

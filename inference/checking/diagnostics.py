@@ -73,6 +73,11 @@ def diagnose(
         raise ValueError(
             f"table has {len(table)} rows, x has {rows(x)} data; pass the x that the evidence was computed on"
         )
+    if table is not None and table.attrs.get("estimator") in ("ais", "smc"):
+        raise ValueError(
+            "table is of annealed evidence: its elbo and khat judge the path, not the posterior; pass that of "
+            "method='importance'"
+        )
     table_key, tree_key, rate_key = jax.random.split(key, 3)
     if table is None:
         from inference.checking.log_evidence import evidence

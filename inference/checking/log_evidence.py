@@ -4,7 +4,8 @@
 
 The average weight is unbiased for p(x), so the estimate is a lower bound of log p(x) in expectation, tighter with
 more particles (Burda, Grosse & Salakhutdinov 2016, "Importance weighted autoencoders", eq. 8); its mean log weight is
-the ELBO.  All values are natural logarithms (nats) of a density or mass of one datum, of the data as the program's
+the ELBO.  Annealing (:mod:`inference.checking.annealing`) puts bridges between q and the posterior where q is far
+from it.  All values are natural logarithms (nats) of a density or mass of one datum, of the data as the program's
 ``observation`` line describes them: tables with different lines cannot be compared.
 """
 
@@ -21,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from inference.checking.annealed_evidence import PARTICLES, annealed, settings_of
 from inference.checking.log_weights import Weigher, summarise as summarise
 from inference.checking.optimise import Settings
 from inference.checking.per_datum import (
@@ -52,10 +54,15 @@ def evidence(
     fit: Any,
     x: Any,
     *,
-    particles: int = 512,
+    particles: int | None = None,
     key: jax.Array,
     chunk: int | None = None,
     refine: str = "flagged",
+    method: str = "importance",
+    temperatures: int = 16,
+    transitions: int = 1,
+    leapfrog: int = 4,
+    start: str = "posterior",
     progress: bool = True,
 ) -> pd.DataFrame:
     """Table of log p(x) and its reliability, one row a datum of the stored data ``x`` (n, *shape).
@@ -67,33 +74,45 @@ def evidence(
     ``x_crc``              CRC-32 of the stored datum's bytes: two tables scored the same data if these agree
     ``log_px``     nats    log of the average importance weight
     ``se``         nats    its Monte Carlo standard error (delta method: sd(w) / (sqrt(S) mean(w)))
-    ``elbo``       nats    average log weight, at most ``log_px``; the gap is what the posterior loses
+    ``elbo``       nats    average log weight, at most ``log_px``; the gap is what the posterior loses (annealed: what
+                           the path loses)
     ``ess``        draws   effective sample size (sum w)^2 / sum w^2, of ``particles``
     ``khat``               Pareto shape of the weights; above 0.7 do not trust the row, above 0.5 with care
     ``estimator``          whose draws these are: the guide's, ``amortised``, or those of a posterior ``refined`` for
-                           this datum; ``exact`` where there are none
+                           this datum; ``exact`` where there are none; ``ais`` and ``smc`` where they were annealed
     =============  ======  =======================================================================================
 
     A program without latents, or with its own ``log_prob``, is scored exactly: ``se`` is 0; ``elbo``, ``ess`` and
-    ``khat`` are nan; ``attrs["estimator"]`` is ``"exact"`` instead of ``"importance"``.  ``attrs`` further hold
+    ``khat`` are nan; ``attrs["estimator"]`` is ``"exact"`` instead of ``method``.  ``attrs`` further hold
     ``observation``, ``particles``, and what :func:`bits_per_dim` needs: ``dims`` (numbers in a datum), ``bits_offset``.
 
     ``fit``       what :func:`inference.fit` returns: anything with ``program``, ``params`` and ``mutable``; or what
                   :func:`inference.refine` returned for these data, whose posteriors are then used as they are.
-    ``particles`` S, at least 2; k-hat needs 25 and is worth reading from a few hundred on.
+    ``particles`` S, at least 2, by default 512, of annealing 64 chains; k-hat needs 25 and is worth reading from a few
+                  hundred on.
     ``chunk``     (datum, particle) pairs evaluated at once: lower it if memory runs out.  It does not change the
                   numbers beyond float rounding, for every pair has a key of its own; nor do later rows of ``x``.
     ``refine``    the rows whose posterior is optimised for that datum (:func:`inference.refine` with its defaults):
                   ``"flagged"``, those whose k-hat exceeds 0.7; ``"all"``; ``"none"``.  Pilot draws decide whether a
                   row is better for it, the draws reported are fresh; a row that is not stays as it was, flagged.
-                  A refined row's ``elbo`` is that of its refined posterior.
+                  A refined row's ``elbo`` is that of its refined posterior.  An annealed row starts there.
+    ``method``    ``"importance"``; ``"ais"``, annealed importance sampling with Hamiltonian transitions (Neal 2001); or
+                  ``"smc"``, the same with resampling (Del Moral, Doucet & Jasra 2006).  For rows that no q fits, at
+                  about ``2 temperatures x transitions x leapfrog`` times the cost of a draw.
+    ``temperatures``, ``transitions``, ``leapfrog``   steps from the start to p(z | x), Hamiltonian transitions at each,
+                  leapfrog steps in each.  Step sizes and temperatures are found by pilot chains.
+    ``start``     of the path: ``"posterior"``, q(z | x), or ``"prior"``, which is much further away, and owes nothing
+                  to the guide but its coordinates.  Chains from q may never reach a mode that q does not know.
 
-    Raises ``ValueError`` before any work for data the program cannot score and for arguments out of range.  Rows
+    Raises ``ValueError`` before any work for data the program cannot score, for arguments out of range, and for
+    annealing with a latent whose posterior has no map from noise (discrete, or a mixture).  Rows
     whose estimate is not finite stay in the table and are reported by one ``RuntimeWarning``.
 
     >>> table = evidence(fit, x_test, particles=512, key=jax.random.key(0))
     >>> table.log_px.mean(), (table.khat > 0.7).mean(), (table.estimator == "refined").mean()
     """
+    settings = settings_of(method, temperatures, transitions, leapfrog, start)
+    particles = PARTICLES[method] if particles is None else particles
     check_count("particles", particles, 2)
     check_key(key)
     if refine not in REFINE:
@@ -105,6 +124,10 @@ def evidence(
     if exact:
         log_px = _exact_log_px(fit, x, key, pairs, progress).astype(np.float64)
         values = _exactly(log_px)
+    elif method != "importance":
+        values = annealed(
+            fit, x, settings, method, refine=refine, particles=particles, key=key, pairs=pairs, progress=progress
+        )
     else:
         local = locals_of(fit, x)
         weigh = Weigher(fit, pairs, progress=progress, kernel=None if local is None else fit.kernel)
@@ -116,7 +139,7 @@ def evidence(
             for name, column in fresh.items():
                 values[name][at] = column
         values = {**values, "estimator": estimator}
-    table = _table(program, x, values, particles=int(particles), estimator="exact" if exact else "importance")
+    table = _table(program, x, values, particles=int(particles), estimator="exact" if exact else method)
     bad = np.flatnonzero(~np.isfinite(table["log_px"].to_numpy()))
     if bad.size:
         warnings.warn(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional
 
@@ -54,6 +54,8 @@ class Compare:
     """Compare on the first N of the held-out data [data]."""
     particles: Annotated[int | None, opt("K", "the largest of the runs' own, or 512")] = None
     """Draws from q(z | x) a datum [draws]."""
+    method: Literal["importance", "ais", "smc"] = "importance"
+    """How log p(x) is estimated; ais and smc anneal, for posteriors that importance sampling cannot be trusted with."""
     json: bool = False
     """Print JSON: a list of objects, best model first."""
     common: Common = field(default_factory=Common)
@@ -81,7 +83,7 @@ def compare(command: Compare) -> None:
     together = groups(entries, baselines=command.baselines)
     x = held_out(entries, command.test_n)
     check_same_draws(entries, x)
-    tables = evidence_of(entries, x, command.particles)
+    tables = evidence_of(entries, x, command.particles, command.method)
     found = []
     for members in together:
         shown = {entry.name: tables[entry.name] for entry in members}

@@ -15,17 +15,21 @@ if TYPE_CHECKING:
 PARTICLES, DRAWS = 512, 100
 
 
-def table_of(fitted: Any, x: Any, *, particles: int | None) -> pd.DataFrame:
+def table_of(fitted: Any, x: Any, *, particles: int | None, method: str = "importance") -> pd.DataFrame:
     """Return the run's evidence on ``x``: its own evidence.csv where that scored these data, else computed.
 
     ``particles`` asks for that number of draws a datum; ``None`` takes the table's own, or 512.  A new table is
-    saved where the run had none for as many data.
+    saved where the run had none for as many data.  An annealed table is always computed and never saved: the run's own
+    is also what its posterior is judged by.
     """
     from inference.checking.log_evidence import evidence, save_evidence
     from inference.fitting.sources import stored
     from ppl_models.program import rows
 
     x = stored(fitted.program, x)
+    if method != "importance":
+        say(f"{fitted.folder}: annealed evidence of {rows(x):,} held-out data ({method})")
+        return evidence(fitted, x, particles=particles, key=runs.keys()["evidence"], method=method)
     own = own_table(fitted.folder)
     if own is not None and _scored(own, x) and _enough(own, particles):
         # A datum's numbers do not depend on the data beside it, so a table's first rows are a table.
