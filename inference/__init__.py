@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from inference._lazy import lazily
 
 if TYPE_CHECKING:
-    from inference.checking.calibration import calibrate as calibrate
+    from inference.checking.calibration import Calibration as Calibration, calibrate as calibrate
     from inference.checking.classical import baselines as baselines
     from inference.checking.comparison import compare as compare, stacking_weights as stacking_weights
     from inference.checking.diagnostics import diagnose as diagnose
@@ -45,6 +45,7 @@ __distribution__ = "ppl-models"  # ppl_models/_clash.py tells this package from 
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
+        "Calibration": "checking.calibration",
         "Fit": "fitting.fitted",
         "Refined": "checking.refinement",
         "Imputation": "checking.imputation",

@@ -132,6 +132,17 @@ def test_the_posterior_of_a_datum_can_be_refined(tiny: Program) -> None:
     assert np.isfinite(gaps["amortisation"]).all() and gaps.attrs["family"] == "diag"
 
 
+def test_every_objective_takes_a_step_or_says_why_not(tiny: Program) -> None:
+    data, arguments = stored_data(tiny), {"steps": 1, "batch_size": 4, "key": KEY, "progress": False}
+    if not tiny.latents:
+        for wrong in ({"objective": "iwae"}, {"objective": "dreg"}, {"sleep": 0.5}):
+            with pytest.raises(ValueError, match="has no"):
+                fit(tiny, data, **arguments, **wrong)
+        return
+    fitted = fit(tiny, data, objective="dreg", particles=2, sleep=0.5, **arguments)
+    assert np.isfinite(fitted.history[["loss", "bound", "elbo", "sleep", "grad_norm"]]).all(axis=None)
+
+
 def test_three_steps_save_load_datatree_and_evidence(tiny: Program, tmp_path: Path) -> None:
     data = stored_data(tiny)
     fitted = fit(tiny, data, steps=3, batch_size=4, key=KEY, out=tmp_path / "run", progress=False)

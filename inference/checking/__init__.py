@@ -4,7 +4,7 @@ Numbers and tables only: pandas and DataTrees come out.  What changes parameters
 draws a figure or writes a page in :mod:`inference.reporting`.
 """
 
-from inference.checking.calibration import calibrate as calibrate
+from inference.checking.calibration import Calibration as Calibration, calibrate as calibrate
 from inference.checking.classical import baselines as baselines
 from inference.checking.comparison import compare as compare, stacking_weights as stacking_weights
 from inference.checking.diagnostics import diagnose as diagnose

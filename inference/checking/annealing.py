@@ -90,7 +90,7 @@ class Block(NamedTuple):
 
     x: Any
     q: Gaussian
-    index: Array
+    number: Array
     at: np.ndarray
     keep: int
 
@@ -190,7 +190,7 @@ class Annealer:
             for block in self.blocks(data, chains):
                 keys = self.keys(block, key, _FORWARD, chains)
                 state = self.start(block, keys)
-                log_w, rates, b = 0.0, [], ladder.b[block.at]
+                log_w, rates, b = np.zeros((len(block.at), chains)), [], ladder.b[block.at]
                 for k in range(1, K + 1):
                     log_w = log_w + log_gain(b[:, k] - b[:, k - 1], state.delta)
                     if k < K:
@@ -220,7 +220,7 @@ class Annealer:
                     for rep in range(SETTLE):
                         at_one = ladder.b[block.at, K], ladder.step[block.at, K]
                         state, _ = self._move(block, state, keys, (K, rep), *at_one)
-                log_w, b = 0.0, ladder.b[block.at]
+                log_w, b = np.zeros((len(block.at), chains)), ladder.b[block.at]
                 for k in range(K, 0, -1):
                     log_w = log_w + log_gain(b[:, k] - b[:, k - 1], state.delta)
                     if k > 1:
@@ -246,7 +246,7 @@ class Annealer:
 
     def keys(self, block: Block, key: Key[Array, ""], purpose: int, chains: int) -> Key[Array, "data chains"]:
         """A key for each chain of a block."""
-        return pair_keys(key, purpose, block.index, jnp.arange(chains, dtype=jnp.uint32))
+        return pair_keys(key, purpose, block.number, jnp.arange(chains, dtype=jnp.uint32))
 
     def start(self, block: Block, keys: Key[Array, "data chains"]) -> Chains:
         """Chains drawn from q0."""
@@ -255,7 +255,8 @@ class Annealer:
         return self._at(block, u, own)
 
     def _at(self, block: Block, u: Array, own: Any) -> Chains:
-        return Chains(u, *self._call(self._evaluate, block, own, u), own)
+        start, joint, start_grad, joint_grad = self._call(self._evaluate, block, own, u)
+        return Chains(u, start, joint, start_grad, joint_grad, own)
 
     def _call(self, kernel: Any, block: Block, own: Any, each: Any) -> Any:
         """A kernel over all chains of a block, in parts of one width where one datum's are too many at once."""
@@ -360,8 +361,8 @@ def _decide(old: Chains, new: Chains, p: Array, q: Array, uniform: Array, b: Arr
     def where(a: Array, b: Array) -> Array:
         return jnp.where(yes.reshape(*yes.shape, *[1] * (a.ndim - 2)), a, b)
 
-    moved = [where(a, b) for a, b in zip(new[:-1], old[:-1], strict=True)]
-    return Chains(*moved, old.own), rate
+    u, start, joint, start_grad, joint_grad = (where(a, b) for a, b in zip(new[:-1], old[:-1], strict=True))
+    return Chains(u, start, joint, start_grad, joint_grad, old.own), rate
 
 
 # -------------------------------------------------------------------------------------------------- ladders

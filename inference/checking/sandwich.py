@@ -181,11 +181,15 @@ def _draw(fit: Fit, program: Program, n: int, key: jax.Array, like: Any) -> tupl
     input_key, prepare_key, draw_key = jax.random.split(key, 3)
     inputs: dict[str, Any] = {}
     if given:
-        if like is None and program.observation.sampler is None:
+        sampler = program.observation.sampler
+        if like is not None:
+            source = take(stored(program, like), slice(n))
+        elif sampler is not None:
+            source = sampler(input_key, n)
+        else:
             raise ValueError(
                 f"this program is conditional on {', '.join(given)}; pass like=stored data whose inputs it draws for"
             )
-        source = program.observation.sampler(input_key, n) if like is None else take(stored(program, like), slice(n))
         if rows(source) < n:
             raise ValueError(f"like holds {rows(source)} data, expected at least n={n}")
         ready = program.observation.prepare(jax.tree.map(jnp.asarray, source), prepare_key, False)

@@ -45,7 +45,7 @@ def sequential(
         for block in annealer.blocks(data, particles):
             size, at, keep = len(block.at), block.at[: block.keep], block.keep
             keys = annealer.keys(block, key, _MOVE, particles)
-            chooser = pair_keys(key, _CHOOSE, block.index, jnp.zeros(1, jnp.uint32))[:, 0]
+            chooser = pair_keys(key, _CHOOSE, block.number, jnp.zeros(1, jnp.uint32))[:, 0]
             state, rates, b = annealer.start(block, keys), [], ladder.b[block.at]
             log_w, log_px, elbo = np.zeros((size, particles)), np.zeros(size), np.zeros(size)
             eve = np.tile(np.arange(particles), (size, 1))

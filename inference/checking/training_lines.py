@@ -52,9 +52,11 @@ def training_checks(history: pd.DataFrame, info: Mapping[str, Any]) -> list[Chec
                 f"Validation kept the parameters of step {best_step:,} of {steps:,}: more steps would not help.", "",
             ),
         ]  # fmt: skip
-    if "validation_elbo" in history:
-        step, elbo = criticism.last_fifth(history, "validation_elbo")
-        found, which = criticism.trend(step, -elbo), "validation"
+    # Validation chose by the bound that was trained; the ELBO may fall while a tighter one still rises.
+    chosen = next((column for column in ("validation_bound", "validation_elbo") if column in history), None)
+    if chosen is not None:
+        step, value = criticism.last_fifth(history, chosen)
+        found, which = criticism.trend(step, -value), "validation"
     if found is None and "loss" in history:
         found, which = criticism.trend(*criticism.last_fifth(history, "loss")), "training"
     if found is None:

@@ -45,6 +45,8 @@ class Evaluation:
     """Draws from q(z | x) a datum, for its importance-weighted log p(x) [draws]."""
     draws: Annotated[int, opt("S")] = 100
     """Posterior draws a datum kept in posterior.nc [draws]."""
+    calibration: Annotated[int | None, opt("N", "not checked")] = None
+    """Also check the posterior on N data drawn from the model itself, whose latents are known [data]."""
     quiet: bool = False
     """No progress on stderr."""
 
@@ -63,3 +65,4 @@ def check_evaluation(options: Evaluation) -> None:
     """Raise :class:`UsageError` for numbers with which nothing can be estimated."""
     check_at_least(2, particles=options.particles)
     check_at_least(1, draws=options.draws, test_n=options.test_n)
+    check_at_least(10, calibration=options.calibration)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -65,6 +65,13 @@ class Fit:
     """Evaluate an exponential average of the weights with this decay a step, e.g. 0.999."""
     clip: Annotated[float | None, opt("NORM", "no clipping")] = None
     """Largest global norm of the gradient, longer ones are scaled down [nats a datum per unit parameter]."""
+    objective: Literal["elbo", "iwae", "dreg"] = "elbo"
+    """What is maximised: the ELBO; the importance-weighted bound (Burda et al. 2016); the same by doubly
+    reparameterised gradients (Tucker et al. 2019)."""
+    train_particles: Annotated[int | None, opt("K", "8")] = None
+    """Draws from q(z | x) a datum of the bound that iwae and dreg maximise [draws]."""
+    sleep: Annotated[float, opt("WEIGHT")] = 0.0
+    """Weight of the sleep phase: the posterior also learns from the model's own draws (Hinton et al. 1995)."""
     checkpoint_every: Annotated[int | None, opt("N", "chosen from --steps")] = None
     """Steps between two checkpoints [steps]."""
     labels: Annotated[str | None, opt("COLUMN", "none")] = None
@@ -93,6 +100,7 @@ def check_numbers(command: Fit) -> None:
     check_at_least(
         1, steps=command.steps, batch_size=command.batch_size, n=command.n, validate_every=command.validate_every,
         patience=command.patience, checkpoint_every=command.checkpoint_every,
+        train_particles=command.train_particles,
     )  # fmt: skip
     check_at_least(0, validation=command.validation, seed=command.seed)
     check_evaluation(command.evaluation)
@@ -102,6 +110,13 @@ def check_numbers(command: Fit) -> None:
         raise UsageError(f"--average is a decay between 0 and 1, got {command.average}; try 0.999")
     if command.clip is not None and not 0 < command.clip < float("inf"):
         raise UsageError(f"--clip must be positive and finite, got {command.clip}; leave it out for no clipping")
+    if command.train_particles is not None and command.objective == "elbo":
+        raise UsageError(
+            f"--train-particles {command.train_particles} is for the bounds of --objective iwae and dreg; add one of "
+            "them, or leave it out (--particles sets the draws of the evaluation)"
+        )
+    if not 0 <= command.sleep < float("inf"):
+        raise UsageError(f"--sleep is a weight, at least 0 and finite, got {command.sleep}; 0 turns it off")
     if command.data == runs.OWN and command.n is not None:
         raise UsageError(
             f"--n {command.n} takes a subset of a data set; --data {runs.OWN} draws every batch anew: leave it out"
@@ -160,10 +175,13 @@ def fit(command: Fit) -> None:
     import jax
 
     from inference.fitting import fit as run_fit
+    from inference.fitting.loss import make_loss
     from inference.fitting.sources import stored
+    from inference.fitting.trainer import scheduled
 
     key = jax.random.key(command.seed)
     with usage():
+        make_loss(program, command.objective, command.train_particles, command.sleep, scheduled(program, None))
         for name, x in (("training data", data.train), ("held-out data", data.test)):
             if not callable(x):
                 stored(program, x, name)
@@ -173,6 +191,7 @@ def fit(command: Fit) -> None:
         fitted = run_fit(
             program, data.train, steps=command.steps, key=key, batch_size=batch_size,
             learning_rate=command.learning_rate, clip=command.clip, average=command.average,
+            objective=command.objective, particles=command.train_particles, sleep=command.sleep,
             validation=data.validation, validate_every=command.validate_every, patience=command.patience,
             out=command.out, card=card, checkpoint_every=command.checkpoint_every,
             progress=not command.evaluation.quiet,

@@ -15,6 +15,7 @@ import numpy as np
 
 from inference.cli import files
 from inference.cli.arguments import Evaluation
+from inference.cli.calibrated import calibrated
 from inference.cli.classical import classical
 from inference.cli.common import (
     Interrupted,
@@ -36,6 +37,8 @@ OWN = "own"
 OWN_KEYS = {"validation": 1_000_001, "test": 1_000_002, "baselines": 1_000_003}
 """Key of each set of own draws: this number folded into ``jax.random.key(DATA_SEED)``, and then the block's.  Large,
 for ``split`` makes the keys of the small ones: no training batch shares a key with a set."""
+CALIBRATION = 1_000_004
+"""Folded into a key of the evaluation: calibration has noise of its own."""
 OWN_BLOCK = 256
 """Own draws made at once.  Whole blocks are drawn, so that the first N of a set are the same for every N."""
 
@@ -242,8 +245,15 @@ def keys() -> dict[str, Any]:
     return dict(zip(names, jax.random.split(jax.random.key(0), len(names)), strict=True))
 
 
-def evaluate(fitted: Any, data: Data, *, particles: int, draws: int, progress: bool) -> Evaluated:
-    """Write evidence, posterior, diagnosis and report of a fit on held-out data into its run folder."""
+def evaluate(
+    fitted: Any, data: Data, *, particles: int, draws: int, progress: bool, calibration: int | None = None
+) -> Evaluated:
+    """Write evidence, posterior, diagnosis and report of a fit on held-out data into its run folder.
+
+    ``calibration`` simulations of its posterior are checked too, where it is a number.
+    """
+    import jax
+
     from inference.checking.diagnostics import diagnose
     from inference.checking.log_evidence import evidence, save_evidence
     from inference.reporting.run_page import report
@@ -258,11 +268,13 @@ def evaluate(fitted: Any, data: Data, *, particles: int, draws: int, progress: b
     verdict = diagnose(
         fitted, data.test, key=noise["diagnose"], table=table, tree=tree, baselines=beside(fitted, data)
     )  # fmt: skip
+    own = jax.random.fold_in(noise["diagnose"], CALIBRATION)
+    verdict, found = calibrated(fitted, data.test, verdict, calibration, key=own, progress=progress)
     write_table(verdict, folder / "diagnosis.csv")
     train = None if callable(data.train) else data.train
     page = report(
         fitted, data.test, key=noise["report"], factors=data.factors, tree=tree, table=table, verdict=verdict,
-        train=train, names=data.names,
+        train=train, names=data.names, calibration=found,
     )  # fmt: skip
     return Evaluated(table, tree, verdict, page)
 
@@ -368,7 +380,10 @@ def finish(fitted: Any, data: Data, options: Evaluation) -> None:
         print(fit_line(fitted))
         print(f"next: ppl-models resume {folder}   (evaluates it)")
         return
-    found = evaluate(fitted, data, particles=options.particles, draws=options.draws, progress=not options.quiet)
+    found = evaluate(
+        fitted, data, particles=options.particles, draws=options.draws, progress=not options.quiet,
+        calibration=options.calibration,
+    )  # fmt: skip
     summarise(fitted, found)
     use = "sample {0}" if kind is None else f"assign {{0}}; ppl-models {kind.NEXT} {{0}}"
     print(f"next: ppl-models {use.format(folder)}; ppl-models compare {folder} OTHER")

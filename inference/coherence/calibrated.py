@@ -1,17 +1,30 @@
 """Calibrated tests of the martingale property from the rule's own probabilities.
 
 Under the martingale property E[g(Z_{n+k}) | z_{1:n}] does not depend on k.  Let p_jk be the rule's mean of g before
-draw k of path j.  Two tests, no reference model:
+draw k of path j, e_jk = g(Z_jk) - p_jk its innovation and M_jk = p_{j,k+1} - p_jk.  Two tests, no reference model:
 
-    drift   e_j  = mean_{k <= N/2} p_jk - mean_{k > N/2} p_jk,           H0: E e_j = 0, Student t over the J paths
-    lag     C_jk = mean_{m <= N-5} g(Z_jm) (p_{j,m+k} - p_{j,m+1}),      H0: E C_jk = 0 for k = 2..5 together,
-            max_k |t_k| against sign flips of the centred C_j (one sign a path)
+    drift   S_j  = mean_{k <= N/2} p_jk - mean_{k > N/2} p_jk,           H0: E S_j = 0
+    lag     S_jl = mean_{m <= N-5} e_jm (p_{j,m+l} - p_{j,m+1}),         H0: E S_jl = 0 for l = 2..5 together
 
-and ``drift_from_draws``, the first with g(Z) in place of p, where a rule shows its draws only.
+Both are sums S_j = sum_k w_jk M_jk whose weights are known before draw k, so that under H0 they are martingales and
+
+    T = sum_j S_j / sqrt(V),   V = sum_jk w_jk^2 Var(M_jk | past)
+
+is referred to what the rule itself would have drawn.  With two outcomes the martingale property fixes how far the mean
+moves after either of them, M_jk = c_jk e_jk with c_jk known before the draw, so the reference draws each Z*_jk from
+p_jk anew and puts e*_jk in place of e_jk: skewed steps and rare symbols, seen or not, have the weight they have (a
+bootstrap of martingale differences, after Wu 1986).  With more outcomes c_jk is that of the symbol seen, exact for
+Dirichlet updating.  For real symbols each step w_jk M_jk is multiplied by an independent two-point variable of mean
+zero and unit variance and third moment (Mammen 1993).  Sums of very many steps are Gaussian: those are drawn from their
+covariance.  The largest |T| over features, and lags, is the statistic.
+
+``drift_from_draws`` is the first with g(Z) in place of p, by Student's t, where a rule shows its draws only.
 """
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -25,6 +38,8 @@ from inference.coherence.paths import Paths
 
 LAGS = (2, 3, 4, 5)
 FLIPS = 400
+GAUSSIAN = 8192
+"""Steps of all paths together from which their sums are drawn as Gaussian."""
 
 
 class Outcome(NamedTuple):
@@ -85,26 +100,104 @@ def halves(values: Float[Array, "path step *k"]) -> Array:
     return values[:, :half].mean(1) - values[:, half:].mean(1)
 
 
-def lag_moments(g: Float[Array, "J N feature"], p: Float[Array, "J step_1 feature"]) -> Float[Array, "J lag_feature"]:
-    """``C_jk`` for k = 2..5 and every feature."""
-    M = g.shape[1] - LAGS[-1]
-    # p[:, m] is the mean before draw m + 1: after Z_m comes p[:, m] with m counted from one, so index 1 goes with Z_1.
-    columns = [jnp.mean(g[:, :M] * (p[:, k : k + M] - p[:, 1 : M + 1]), 1) for k in LAGS]
-    return jnp.concatenate(columns, 1)
+def _weights(e: Float[Array, "J N feature"]) -> Float[Array, "J N stat feature"]:
+    """``w``: of the drift first, then of each lag; the sum over steps of ``w`` times ``M`` is the statistic."""
+    J, N, F = e.shape
+    half, M = N // 2, N - LAGS[-1]
+    k, t = np.arange(N)[:, None], np.arange(N)[None]
+    # p_k = p_0 + M_0 + ... + M_{k-1}: how often step t is in the means over either half.
+    drift = ((k < half) & (k > t)).sum(0) / half - ((k >= half) & (k > t)).sum(0) / (N - half)
+    found = [jnp.broadcast_to(jnp.asarray(drift, e.dtype)[None, :, None], e.shape)]
+    seen = jnp.pad(e[:, :M], ((0, 0), (0, N - M), (0, 0))) / M
+    total = jnp.zeros_like(e)
+    for back in range(1, LAGS[-1]):
+        total = total + jnp.pad(seen[:, : N - back], ((0, 0), (back, 0), (0, 0)))
+        if back + 1 in LAGS:
+            found.append(total)
+    return jnp.stack(found, 2)
 
 
-def drift_test(p: Float[Array, "J step_1 feature"], key: Key[Array, ""]) -> Outcome:
-    """Drift of the probabilities between the two halves of the N draws; several features are tested together."""
-    return _contrast_test(halves(p[:, :-1]), key)
+def contrasts(g: Float[Array, "J N feature"], p: Float[Array, "J step_1 feature"]) -> Float[Array, "J stat feature"]:
+    """``S`` of every path: of the drift first, then of lags 2..5."""
+    return jnp.einsum("jnsf,jnf->jsf", _weights(g - p[:, :-1]), jnp.diff(p, axis=1))
 
 
-def _contrast_test(contrast: Float[Array, "J feature"], key: Key[Array, ""]) -> Outcome:
-    return t_test(contrast[:, 0]) if contrast.shape[1] == 1 else sign_flip_test(contrast, key)
+def _multipliers(key: Key[Array, ""], before: Float[Array, "J N feature"], finite: bool) -> Array:
+    """What stands in place of the innovations (finite symbols) or multiplies the steps (real ones)."""
+    J, N, F = before.shape
+    u = jax.random.uniform(key, (J, N, 1))
+    if not finite:
+        five = math.sqrt(5)
+        return jnp.where(u < (five + 1) / (2 * five), (1 - five) / 2, (1 + five) / 2) * jnp.ones(F)
+    if F == 1:
+        return (u < before) - before
+    edge = jnp.cumsum(before, -1)
+    return ((u < edge) & (u >= edge - before)) - before
 
 
-def lag_test(g: Float[Array, "J N feature"], p: Float[Array, "J step_1 feature"], key: Key[Array, ""]) -> Outcome:
-    """Whether what a symbol does to the next probability also lasts for the following four."""
-    return sign_flip_test(lag_moments(g, p), key)
+def _gaussian(key: Key[Array, ""], step: Float[Array, "J N stat feature"], before: Array, finite: bool) -> Array:
+    """Draws (FLIPS, stat, feature) of the sum of very many steps, from its covariance."""
+    J, N, S, F = step.shape
+    if finite and F > 1:  # symbols of one draw exclude each other: Cov(e_f, e_h) = [f = h] p_f - p_f p_h
+        root = step * jnp.sqrt(before)[:, :, None]
+        whole = step * before[:, :, None]
+        apart = jnp.einsum("jnsf,jntf->sft", root, root)
+        covariance = jnp.einsum("sft,fh->sfth", apart, jnp.eye(F)) - jnp.einsum("jnsf,jnth->sfth", whole, whole)
+    else:
+        scaled = step * jnp.sqrt(before * (1 - before))[:, :, None] if finite else step
+        covariance = jnp.einsum("jnsf,jnth->sfth", scaled, scaled)
+    values, vectors = jnp.linalg.eigh(covariance.reshape(S * F, S * F))
+    noise = jax.random.normal(key, (FLIPS, S * F)) * jnp.sqrt(jnp.maximum(values, 0.0))
+    return (noise @ vectors.T).reshape(FLIPS, S, F)
+
+
+def martingale_tests(
+    g: Float[Array, "J N feature"], p: Float[Array, "J step_1 feature"], key: Key[Array, ""], *, finite: bool
+) -> tuple[Outcome, Outcome]:
+    """The drift and the lag test; ``finite`` symbols, with p their probabilities, or real ones.
+
+    ``se`` is sqrt(V) / J; p = (1 + #{reference draws with as large a statistic}) / (1 + draws).
+    """
+    J, N, F = g.shape
+    before = p[:, :-1]
+    e, moved = g - before, jnp.diff(p, axis=1)
+    w = _weights(e)
+    if finite:
+        sure = e == 0  # a symbol of probability 0 or 1: a mean that moves after it is no martingale's
+        step = w * jnp.where(sure, 0.0, moved / jnp.where(sure, 1.0, e))[:, :, None]
+        variance = jnp.sum(step**2 * (before * (1 - before))[:, :, None], (0, 1))
+        broken = (sure & (jnp.abs(moved) > 1e-6)).any()
+    else:
+        step, broken = w * moved[:, :, None], jnp.asarray(False)
+        variance = jnp.sum(step**2, (0, 1))
+
+    # Rounding of equal probabilities leaves steps of 1e-8, which are none.
+    silent = jnp.sqrt(variance / J) <= 1e-7
+    scale = jnp.where(silent, jnp.inf, jnp.sqrt(jnp.where(silent, 1.0, variance)))
+    effect = jnp.einsum("jnsf,jnf->sf", w, moved)
+    t = effect / scale
+    if J * N > GAUSSIAN:
+        null = _gaussian(key, step / scale, before, finite)
+    else:
+
+        def drawn(key: Key[Array, ""]) -> Float[Array, "stat feature"]:
+            return jnp.einsum("jnsf,jnf->sf", step, _multipliers(key, before, finite)) / scale
+
+        null = jax.lax.map(drawn, jax.random.split(key, FLIPS))
+
+    def outcome(part: slice) -> Outcome:
+        statistic = jnp.abs(t[part]).max()
+        larger = jnp.abs(null[:, part]).max((1, 2)) >= statistic * (1 - 1e-5)  # ties are no evidence
+        chance = jnp.where(statistic > 0, (1 + larger.sum()) / (1 + FLIPS), 1.0)
+        se = jnp.where(silent, 0.0, jnp.sqrt(variance))[part] / J
+        return Outcome(effect[part].ravel() / J, se.ravel(), statistic, jnp.where(broken, 0.0, chance))
+
+    return outcome(slice(0, 1)), outcome(slice(1, None))
+
+
+def is_finite(names: tuple[str, ...]) -> bool:
+    """Whether features of these names are probabilities of symbols."""
+    return names != ("z", "z^2")
 
 
 def check_length(N: int, J: int) -> None:
@@ -124,10 +217,12 @@ def holm(p: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
     return adjusted
 
 
-@jax.jit
-def _tests(g: Array, p: Array, key: Key[Array, ""]) -> tuple[Outcome, Outcome, Outcome]:
-    drift_key, lag_key, draws_key = jax.random.split(key, 3)
-    return drift_test(p, drift_key), lag_test(g, p, lag_key), _contrast_test(halves(g), draws_key)
+@partial(jax.jit, static_argnames="finite")
+def _tests(g: Array, p: Array, key: Key[Array, ""], *, finite: bool) -> tuple[Outcome, Outcome, Outcome]:
+    tests_key, draws_key = jax.random.split(key)
+    contrast = halves(g)
+    draws = t_test(contrast[:, 0]) if contrast.shape[1] == 1 else sign_flip_test(contrast, draws_key)
+    return *martingale_tests(g, p, tests_key, finite=finite), draws
 
 
 def calibrated_tests(paths: Paths, *, key: Key[Array, ""]) -> pd.DataFrame:
@@ -137,7 +232,7 @@ def calibrated_tests(paths: Paths, *, key: Key[Array, ""]) -> pd.DataFrame:
     The row ``drift_from_draws`` uses no probabilities; it is there for comparison and stays outside the adjustment.
     """
     check_length(paths.z.shape[1], paths.z.shape[0])
-    drift, lag, draws = _tests(jnp.asarray(paths.g), jnp.asarray(paths.p), key)
+    drift, lag, draws = _tests(jnp.asarray(paths.g), jnp.asarray(paths.p), key, finite=is_finite(paths.names))
     found = {
         "drift": (drift, list(paths.names)),
         "lag": (lag, [f"{name}, lag {k}" for k in LAGS for name in paths.names]),

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 
 from inference.coherence._call import call
 from inference.coherence._symbols import expected, feature_names, features
-from inference.coherence.calibrated import check_length, drift_test, holm, lag_test
+from inference.coherence.calibrated import check_length, holm, is_finite, martingale_tests
 from inference.coherence.paths import Paths, draw_paths, fitting_context, predictive_paths
 from inference.coherence.published import falck2024
 from inference.coherence.tree import tree_table
@@ -73,10 +73,10 @@ class Coherence:
 
 def _tests(predictor: Predictor, context: Array, key: Key[Array, ""], steps: int, paths: int) -> dict[str, Array]:
     fn = predictor.predict(predictor.init(context))
-    draw_key, drift_key, lag_key = jax.random.split(key, 3)
+    draw_key, test_key = jax.random.split(key)
     drawn = draw_paths(predictor, context, draw_key, steps=steps, paths=paths)
-    g = features(drawn.z, feature_names(fn))
-    drift, lag = drift_test(drawn.p, drift_key), lag_test(g, drawn.p, lag_key)
+    names = feature_names(fn)
+    drift, lag = martingale_tests(features(drawn.z, names), drawn.p, test_key, finite=is_finite(names))
     found = {"drift": _largest(drift.effect), "drift_se": drift.se.max(), "drift_p": drift.p_value}
     move = _largest((drawn.p[:, -1] - drawn.p[:, 0]).mean(0))
     return {"move": move} | found | {"lag": _largest(lag.effect), "lag_se": lag.se.max(), "lag_p": lag.p_value}

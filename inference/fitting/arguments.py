@@ -10,6 +10,7 @@ import numpy as np
 
 from inference.fitting import checkpoint
 from inference.fitting.folder import RunFolder
+from inference.fitting.loss import DEFAULTS
 from ppl_models.program import Program
 
 
@@ -63,7 +64,7 @@ def plain(value: Any) -> Any:
 
 
 def same_run(folder: RunFolder, program: Program, arguments: Mapping[str, Any]) -> None:
-    before = folder.read_run()["arguments"]
+    before = {**DEFAULTS, **folder.read_run()["arguments"]}
     if program.spec != folder.read_spec():
         raise ValueError(f"{folder.path} holds a run of another spec; resume with the spec in its spec.json")
     for name, value in arguments.items():

@@ -18,10 +18,12 @@ from jaxtyping import Array
 
 from inference.fitting import checkpoint
 from inference.fitting.arguments import dispatch
+from inference.fitting.bounds import BOUND, per_datum_bound
 from inference.fitting.fitted import Fit
 from inference.fitting.folder import History, RunFolder, versions
 from inference.fitting.objectives import per_datum_elbo
 from inference.fitting.progress import Progress
+from inference.fitting.sleep import SLEEP
 from inference.fitting.trainer import State, Trainer
 from ppl_models.program import Event, Program, rows, take
 
@@ -65,6 +67,7 @@ class Loop:
         self.program, self.steps = trainer.program, int(arguments["steps"])
         self.held_out, self.validation_key = held_out, validation_key
         self.average = arguments["average"] is not None
+        self.better = "validation_elbo" if trainer.loss.bound is None else f"validation_{trainer.loss.bound}"
         if held_out is not None:
             self.evaluate = _validator(trainer, held_out, validation_key)
         self.best: dict[str, Any] | None = None
@@ -86,7 +89,9 @@ class Loop:
         size = dispatch(arguments["steps_per_dispatch"], self.steps, sorted(events), convolves)
         every = {name: -(-count // size) * size for name, count in every.items()}
         terms = sorted((n for n in state.totals if "/" in n), reverse=True)  # log_lik before kl
-        fields = ["step", "seconds", "loss", "elbo", *terms, "grad_norm", "skipped", "validation_elbo"]
+        own = [n for n in (BOUND, SLEEP) if n in state.totals]
+        fields = ["step", "seconds", "loss", "elbo", *own, *terms, "grad_norm", "skipped", "validation_elbo"]
+        fields += [self.better] if self.better not in fields else []
         self.history = History(None if self.folder is None else self.folder.path / "history.csv", fields)
         if resume:
             self.history.restore(at or -1)  # what is before the first update happens again
@@ -125,9 +130,9 @@ class Loop:
 
     def _validate_start(self, state: State) -> None:
         """A start from the data (an event before the first update) is a candidate for the best parameters, too."""
-        value = self.evaluate(self._in_use(state))
-        self.best = {"value": value, "step": 0, **self._in_use(state)}
-        self.history.append({"step": 0, "seconds": round(self.seconds, 3), "skipped": 0, "validation_elbo": value})
+        found = self.evaluate(self._in_use(state))
+        self.best = {"value": found[self.better], "step": 0, **self._in_use(state)}
+        self.history.append({"step": 0, "seconds": round(self.seconds, 3), "skipped": 0, **found})
 
     def _found(self) -> dict[str, Any] | None:
         """The best parameters by validation, once there was one."""
@@ -147,7 +152,8 @@ class Loop:
         )
         row |= {"step": at, "seconds": round(self.seconds, 3), "skipped": skipped}
         if validate:
-            row["validation_elbo"] = value = self.evaluate(self._in_use(state))
+            row |= self.evaluate(self._in_use(state))
+            value = row[self.better]
             assert self.best is not None
             if value > self.best["value"]:
                 self.best, self.bad_validations = {"value": value, "step": at, **self._in_use(state)}, 0
@@ -254,23 +260,33 @@ _LATE = 2**30
 _REMEDY = "lower learning_rate, set clip=, or look for extreme values in the data"
 
 
-def _validator(trainer: Trainer, held_out: Any, key: Array, chunk: int = 512) -> Callable[[dict[str, Any]], float]:
-    """Mean ELBO on held-out data in nats per datum; the same noise each time, so that differences are the model's."""
-    program, n = trainer.program, rows(held_out)
-    chunk = min(chunk, n)
+Evaluate = Callable[[dict[str, Any]], dict[str, float]]
+
+
+def _validator(trainer: Trainer, held_out: Any, key: Array, chunk: int = 512) -> Evaluate:
+    """Means over held-out data in nats per datum, by column of the history: the ELBO, and the bound that is trained.
+
+    The same noise each time, so that differences are the model's.
+    """
+    program, n, particles = trainer.program, rows(held_out), trainer.loss.particles
+    chunk = min(max(32, chunk // (particles or 1)), n)
     starts = range(0, n, chunk)
     # The last chunk is filled up with the first rows, whose values are dropped: one shape, one compilation.
     blocks = [np.arange(start, start + chunk) % n for start in starts]
     store = jax.tree.map(jnp.asarray, held_out)
 
     @jax.jit
-    def values(use: dict[str, Any], store: Any, index: Array, key: Array) -> Array:
+    def values(use: dict[str, Any], store: Any, index: Array, key: Array) -> dict[str, Array]:
         prepare_key, noise_key = jax.random.split(key)
         x = program.observation.prepare(take(store, index), prepare_key, False)
-        return per_datum_elbo(program, trainer.constrain(use["params"]), noise_key, x, mutable=use["mutable"])
+        params, mutable = trainer.constrain(use["params"]), use["mutable"]
+        if particles is None:
+            return {"validation_elbo": per_datum_elbo(program, params, noise_key, x, mutable=mutable)}
+        bound, elbo = per_datum_bound(program, params, noise_key, x, particles=particles, mutable=mutable)
+        return {"validation_elbo": elbo, f"validation_{BOUND}": bound}
 
-    def evaluate(use: dict[str, Any]) -> float:
+    def evaluate(use: dict[str, Any]) -> dict[str, float]:
         parts = [values(use, store, index, jax.random.fold_in(key, i)) for i, index in enumerate(blocks)]
-        return float(np.concatenate([np.asarray(p) for p in parts])[:n].mean())
+        return {name: float(np.concatenate([np.asarray(part[name]) for part in parts])[:n].mean()) for name in parts[0]}
 
     return evaluate

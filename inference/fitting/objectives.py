@@ -26,11 +26,15 @@ KL = "kl"
 
 
 class Terms(NamedTuple):
-    """What a person reads of one evaluation of the objective; nats per datum, unweighted."""
+    """What a person reads of one evaluation of the objective; nats per datum, unweighted.
+
+    ``more`` holds what objectives other than the ELBO report of themselves, by column of the history.
+    """
 
     log_lik: dict[str, Float[Array, ""]]
     kl: dict[str, Float[Array, ""]]
     mutable: dict[str, Any]
+    more: dict[str, Float[Array, ""]] = {}
 
     @property
     def elbo(self) -> Float[Array, ""]:

