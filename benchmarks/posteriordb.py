@@ -190,6 +190,8 @@ def run(quick: bool) -> Iterator[Claim]:
         "refined", f"verdicts after refinement of the {len(mended)} distrusted fits that reference draws contradict",
         sum(row["trusted"] != row["reliable"] for row in mended.values()), "fits", target="== 0", seeds=(0,),
         reference=f"{sum(row['trusted'] for row in mended.values())} of {len(mended)} trusted once refined",
+        if_missed=", ".join(f"{key}: k-hat {row['khat']:.2f}, {row['sets_good']:.0%} of sets right"
+                            for key, row in mended.items() if row["trusted"] != row["reliable"]),
         detail={key: {k: row[k] for k in ("khat", "trusted", "reliable", "sets_good")} for key, row in mended.items()},
     )  # fmt: skip
     yield Claim(
