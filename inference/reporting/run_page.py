@@ -77,6 +77,7 @@ def report(
     verdict: pd.DataFrame | None = None,
     train: Any = None,
     names: Sequence[Any] | None = None,
+    gaps: pd.DataFrame | None = None,
     calibration: Calibration | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> Path:
@@ -89,6 +90,7 @@ def report(
     ``train``    stored training data: the classical clusterings that stand beside the model's are fitted to them
                  (without, to ``x``), and the classical densities of the diagnosis, which is made without them else.
     ``names``    of the data (N), for a table: what its rows are called in the page; default: their numbers.
+    ``gaps``     ``inference_gaps(fit, x, key=key)`` of some of the data: adds the figure of its two parts.
     ``calibration``  result of ``calibrate``: its figure and table become a section of the page.
     ``out``      folder of the page; default: the fit's run folder.
 
@@ -123,7 +125,7 @@ def report(
         write_text(folder / "diagnosis.csv", verdict.to_csv(index=False))
 
     drawn = Drawn(folder / "figures")
-    shown = sections(fit, x, factors, tree, table, rates, names)
+    shown = sections(fit, x, factors, tree, table, rates, names, gaps)
     if calibration is not None:
         shown.insert(1, calibration_section(calibration))  # after the evidence
     parts = [drawn.section(section) for section in shown]

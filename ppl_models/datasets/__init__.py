@@ -24,6 +24,10 @@ from ppl_models.datasets.locate import DataMissingError as DataMissingError
 if TYPE_CHECKING:
     from ppl_models.datasets.count_files import read_counts as read_counts
     from ppl_models.datasets.count_matrices import CountMatrix as CountMatrix, counts as counts
+    from ppl_models.datasets.reference_posteriors import (
+        ReferencePosterior as ReferencePosterior,
+        reference_posterior as reference_posterior,
+    )
     from ppl_models.datasets.table_files import read_table as read_table
     from ppl_models.datasets.tables import (
         Table as Table,
@@ -36,12 +40,13 @@ _LATE = {
     "read_table": "table_files",
     **dict.fromkeys(("Table", "decode_frame", "encode_frame", "table"), "tables"),
     "read_counts": "count_files",
+    **dict.fromkeys(("ReferencePosterior", "reference_posterior"), "reference_posteriors"),
     **dict.fromkeys(("CountMatrix", "counts"), "count_matrices"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    """What works on tables and counts is imported when it is first used: it needs pandas."""
+    """What works on tables and counts, and reference posteriors, is imported when it is first used."""
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
