@@ -56,8 +56,8 @@ class Refined:
     """A fit whose posterior was optimised for certain data: goes wherever a fit goes, with these data.
 
     ``table``     one row a datum: ``khat`` and ``elbo`` (nats) of the refined posterior and, ``..._amortised``, of the
-                  guide, on pilot draws; ``missed``: nats that a wider proposal found beyond it; ``estimator``: which
-                  of the two is used, ``"refined"`` or ``"amortised"``.
+                  guide, on pilot draws; ``missed``: nats that a wider proposal found beyond it; ``steps`` taken;
+                  ``estimator``: which of the two is used, ``"refined"`` or ``"amortised"``.
     ``settings``  how it was refined.
     ``kept``      latent sites whose distribution could not be refined and stays the guide's.
 
@@ -139,6 +139,7 @@ class Mended(NamedTuple):
     before: Mapping[str, np.ndarray]
     pilot: dict[str, np.ndarray]
     missed: np.ndarray
+    steps: np.ndarray
 
 
 def refine(
@@ -150,6 +151,7 @@ def refine(
     covariance: str = Settings.covariance,
     rank: int = Settings.rank,
     steps: int = Settings.steps,
+    tolerance: float = Settings.tolerance,
     draws: int = Settings.draws,
     learning_rate: float = Settings.learning_rate,
     widen: float | str = Settings.widen,
@@ -164,8 +166,11 @@ def refine(
                     reparameterised gradients, which widens where the ELBO narrows; neither is best everywhere.
     ``covariance``  over all latents of a datum: ``"diag"``, ``"full"``, ``"low_rank"`` (of ``rank``); ``"auto"`` is
                     full up to 64 numbers, of low rank beyond.
-    ``steps``       of Adam for each datum, ``draws`` of z in each, its rate falling from ``learning_rate`` along a
-                    cosine; units are the guide's own standard deviations.
+    ``steps``       of Adam for each datum at most, ``draws`` of z in each, at ``learning_rate``, whose units are the
+                    guide's own standard deviations.
+    ``tolerance``   nats: once ten steps raise the bound of a datum by no more than this, or than half the standard
+                    error of the rise, its rate falls along a cosine for ninety more and it is done.  0: every datum
+                    takes all steps, its rate falling from the first to the last; so too with fewer than 4 draws.
     ``widen``       multiplies the standard deviations found: heavier tails for importance weights, for D (w - 1)^2
                     nats of the ELBO of D latent numbers; ``"auto"`` takes what costs 0.03 nats.
     ``defensive``   the prior's share of the proposal: weights stay bounded by p(x | z) over this share.
@@ -180,7 +185,7 @@ def refine(
     >>> evidence(refined, x_test, key=jax.random.key(1))
     """
     settings = Settings(
-        objective=objective, covariance=covariance, rank=rank, steps=steps, draws=draws,
+        objective=objective, covariance=covariance, rank=rank, steps=steps, tolerance=tolerance, draws=draws,
         learning_rate=learning_rate, widen=widen, defensive=defensive,
     )  # fmt: skip
     check_key(key)
@@ -241,7 +246,7 @@ def mended(
     if settings.defensive and not parts.samples_prior:
         raise ValueError("defensive needs a prior that can be sampled; set defensive=0")
     noise = jax.vmap(lambda i: prepare_key(key, i))(jnp.asarray(index, jnp.uint32))
-    q = optimise(fit, x, noise, index, parts, settings, key=key, pairs=pairs, progress=progress)
+    q, steps = optimise(fit, x, noise, index, parts, settings, key=key, pairs=pairs, progress=progress)
 
     def local(*shares: float) -> Local:
         return Local(noise, q, jnp.tile(jnp.asarray(shares), (n, 1)))
@@ -262,7 +267,7 @@ def mended(
     smaller = ~(pilot["khat"] >= before["khat"]) & ~np.isnan(pilot["khat"])
     better = np.where(was_good, good & (pilot["ess"] > before["ess"]), good | smaller) & whole
     shares = jnp.where(jnp.asarray(better)[:, None], refined.shares, guide.shares)
-    return Mended(Local(noise, q, shares), better, before, pilot, missed)
+    return Mended(Local(noise, q, shares), better, before, pilot, missed, steps)
 
 
 def _table(x: Any, done: Mended) -> pd.DataFrame:
@@ -277,6 +282,7 @@ def _table(x: Any, done: Mended) -> pd.DataFrame:
             "elbo_amortised": done.before["elbo"],
             "elbo": done.pilot["elbo"],
             "missed": done.missed,
+            "steps": done.steps,
             "estimator": np.where(done.better, REFINED, AMORTISED),
         }
     )
