@@ -73,13 +73,13 @@ CASES = {
     ),
     "categorical": Case("mfcvae:digits, categorical likelihood", categorical, 10_000, PLAIN),
     "hvae": Case("hvae:digits", lambda quick: resolve("hvae:digits"), 10_000, PLAIN),
+    "hvae8": Case(
+        "hvae:digits8", lambda quick: resolve("hvae:digits8"), 2_000, {**PLAIN, "average": 0.99}, 60, {"steps": 200}
+    ),
     "mnist": Case(
         "mfcvae:mnist, a third of its epochs", mnist, 20 * EPOCH,
         {"batch_size": 256, "learning_rate": optax.cosine_decay_schedule(1e-3, 20 * EPOCH, alpha=0.1)}, 200, {},
         "mnist",
-    ),
-    "hvae8": Case(
-        "hvae:digits8", lambda quick: resolve("hvae:digits8"), 2_000, {**PLAIN, "average": 0.99}, 60, {"steps": 200}
     ),
 }  # fmt: skip
 
@@ -96,19 +96,21 @@ def data_of(case: Case, quick: bool) -> dict[str, Any]:
 
 
 def trained(name: str, case: Case, x: dict[str, Any], quick: bool) -> Any:
-    """The fit of a case: that of an earlier run of the same steps, else a new one."""
+    """The fit of a case: that of an earlier run, or one that continues where it ended, else a new one."""
     more, steps = dict(case.more), QUICK.steps if quick else case.steps
     if quick:
         more["average"] = QUICK.average
     folder = HERE / "work" / ("refine_quick" if quick else "refine") / name
-    if not quick and (folder / "run.json").is_file():
+    begun = not quick and (folder / "run.json").is_file() and any((folder / "checkpoint").glob("*.npz"))
+    if begun:
         earlier = load(folder)
         if earlier.info.get("stopped") == "steps" and earlier.program.spec == case.spec(quick):
             return earlier
-    shutil.rmtree(folder, ignore_errors=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
     return fit(
         case.spec(quick).build(jax.random.key(0)), x["train"], steps=steps, key=jax.random.key(0),
-        validation=x["validation"], progress=False, out=folder, **more,
+        validation=x["validation"], progress=False, out=folder, resume=begun, **more,
     )  # fmt: skip
 
 

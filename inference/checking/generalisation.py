@@ -78,7 +78,7 @@ def generalisation(
     train: Any,
     *,
     key: Key[jax.Array, ""],
-    particles: int = 256,
+    particles: int = 512,
     most: int = MOST,
     always: bool = False,
     progress: bool = True,

@@ -24,10 +24,10 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from inference.checking.gaussians import Gaussian, start, which
-from inference.checking.per_datum import REFINE, check_count, pair_key
+from inference.checking.per_datum import REFINE, check_count, once, pair_key
 from inference.checking.semi_amortised import Layout, log_weight
 from inference.fitting.progress import Progress
-from ppl_models.program import rows, take
+from ppl_models.program import Program, rows, take
 
 
 def elbo(log_w: Float[Array, " K"]) -> Float[Array, ""]:
@@ -119,6 +119,42 @@ class Optimised(NamedTuple):
     steps: np.ndarray
 
 
+ADAM = optax.scale_by_adam(b2=0.99)  # some hundred steps: the memory of squared gradients must be shorter
+
+
+def _stepper(program: Program, name: str, draws: int) -> Callable[..., Any]:
+    """One step of every datum of a batch, each with its own clock: ``(q, Adam's state, log weights before it)``."""
+    objective = OBJECTIVES[name]
+
+    def loss(q: Gaussian, params: Any, mutable: Any, own: Any, x: Any, noise: Any) -> tuple[Array, Array]:
+        x = program.observation.prepare(take(x, None), noise, False)
+        eps_key, draw_key = jax.random.split(own)
+        each = jax.vmap(lambda k, eps: log_weight(program, params, k, x, q, eps, mutable=mutable))
+        log_w = each(jax.random.split(draw_key, draws), q.draw(eps_key, draws))
+        return -objective(log_w), log_w
+
+    def one(
+        q: Any, opt: Any, begin: Any, params: Any, mutable: Any, key: Any, x: Any, noise: Any, datum: Any, clock: Any,
+        rate: Any,
+    ) -> Any:  # fmt: skip
+        def where(condition: Array, yes: Any, no: Any) -> Any:
+            return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+        q, opt = where(clock == 0, (begin, ADAM.init(begin)), (q, opt))
+        # Each look at the bound has the noise of the first.
+        own = pair_key(key, REFINE, datum, jnp.where(clock % BLOCK == 0, 0, clock))
+        (value, log_w), grads = jax.value_and_grad(loss, has_aux=True)(q, params, mutable, own, x, noise)
+        finite = jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]).all() & jnp.isfinite(value)
+        # A step that is not finite is left out, of its own datum alone.
+        grads = where(finite, grads, jax.tree.map(jnp.zeros_like, grads))
+        moves, next_opt = ADAM.update(grads, opt)
+        moved = jax.tree.map(lambda a, move: a - rate * move, q, moves)
+        return (*where(finite & (rate > 0), (moved, next_opt), (q, opt)), log_w)
+
+    axes = (0, 0, None, None, None, None, 0, 0, 0, 0, 0)
+    return jax.jit(jax.vmap(one, in_axes=axes), donate_argnums=(0, 1))
+
+
 def optimise(
     fit: Any,
     x: Any,
@@ -136,41 +172,14 @@ def optimise(
     ``noise`` the keys that the data are prepared with, ``index`` their rows in the whole they were taken from, which
     their random numbers depend on; ``pairs`` how many (datum, draw) pairs are evaluated at once.
     """
-    n, program, objective = rows(x), fit.program, OBJECTIVES[settings.objective]
+    n, program = rows(x), fit.program
     covariance = which(settings.covariance, layout.size)
     begin = take(start(1, layout.size, covariance, settings.rank, jax.random.fold_in(key, REFINE)), 0)
-    adam = optax.scale_by_adam(b2=0.99)  # some hundred steps: the memory of squared gradients must be shorter
-
-    def loss(q: Gaussian, params: Any, mutable: Any, own: Any, x: Any, noise: Any) -> tuple[Array, Array]:
-        x = program.observation.prepare(take(x, None), noise, False)
-        eps_key, draw_key = jax.random.split(own)
-        each = jax.vmap(lambda k, eps: log_weight(program, params, k, x, q, eps, mutable=mutable))
-        log_w = each(jax.random.split(draw_key, settings.draws), q.draw(eps_key, settings.draws))
-        return -objective(log_w), log_w
-
-    def one(
-        q: Any, opt: Any, begin: Any, params: Any, mutable: Any, key: Any, x: Any, noise: Any, datum: Any, clock: Any,
-        rate: Any,
-    ) -> Any:  # fmt: skip
-        def where(condition: Array, yes: Any, no: Any) -> Any:
-            return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
-
-        q, opt = where(clock == 0, (begin, adam.init(begin)), (q, opt))
-        # Each look at the bound has the noise of the first.
-        own = pair_key(key, REFINE, datum, jnp.where(clock % BLOCK == 0, 0, clock))
-        (value, log_w), grads = jax.value_and_grad(loss, has_aux=True)(q, params, mutable, own, x, noise)
-        finite = jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]).all() & jnp.isfinite(value)
-        # A step that is not finite is left out, of its own datum alone.
-        grads = where(finite, grads, jax.tree.map(jnp.zeros_like, grads))
-        moves, next_opt = adam.update(grads, opt)
-        moved = jax.tree.map(lambda a, move: a - rate * move, q, moves)
-        return (*where(finite & (rate > 0), (moved, next_opt), (q, opt)), log_w)
-
-    axes = (0, 0, None, None, None, None, 0, 0, 0, 0, 0)
-    step_of = jax.jit(jax.vmap(one, in_axes=axes), donate_argnums=(0, 1))
-    places = max(1, min(n, pairs // settings.draws, PLACES if jax.default_backend() == "cpu" else n))
+    step_of = once(_stepper, program, settings.objective, settings.draws)
+    # Two sizes: each is compiled by itself.
+    places = max(1, min(pairs // settings.draws, n if jax.default_backend() != "cpu" else 8 if n <= 8 else PLACES))
     q = jax.tree.map(lambda leaf: jnp.tile(leaf, (places, *[1] * leaf.ndim)), begin)
-    opt = jax.vmap(adam.init)(q)
+    opt = jax.vmap(ADAM.init)(q)
     found = jax.tree.map(lambda leaf: np.empty((n, *leaf.shape), leaf.dtype), begin)
     clocks = Clocks(n, places, settings)
     with Progress(n, "refining", unit="data", show=progress, delay=2.0) as bar:
@@ -202,8 +211,8 @@ class Clocks:
     def __init__(self, data: int, places: int, settings: Settings) -> None:
         self.settings, self.steps = settings, np.full(data, -1)
         """Steps that each datum took; -1 until it is done."""
-        self.at, self.clock = np.arange(places), np.zeros(places, int)
-        self.next, self.open = places, np.full(places, True)
+        self.at, self.clock = np.minimum(np.arange(places), data - 1), np.zeros(places, int)
+        self.next, self.open = places, np.arange(places) < data
         self.stops = settings.tolerance > 0 and settings.draws >= 4
         self.end = np.full(places, settings.steps)
         self.before = np.full((places, settings.draws), np.nan)

@@ -28,9 +28,12 @@ from inference.checking.per_datum import (
     check_count,
     check_key,
     checksums,
+    compiled,
+    draw_one,
     pairs_at_once,
     prepare_key,
     prepare_one,
+    sweep,
 )
 from inference.checking.psis import KHAT_BAD
 from inference.checking.semi_amortised import Layout, Local, layout
@@ -116,6 +119,39 @@ class Refined:
         """The posteriors of stored data ``x``; ``ValueError`` for a datum that was not refined."""
         return take(self.locals, self._rows(checksums(x)))
 
+    def latents(self, x: Any, *, draws: int, key: jax.Array) -> dict[str, np.ndarray]:
+        """Draws of every latent site from the posteriors of stored data ``x``: (n, draws, *event) by name.
+
+        They depend on the key and the row of the datum in ``x`` only.
+        """
+        check_key(key)
+        check_count("draws", draws, 1)
+        x = stored(self.program, x)
+        local = self.local(x)
+
+        def one(params: Any, mutable: Any, key: Any, x: Any, datum: Any, local: Local, index: Any) -> Any:
+            x = prepare_one(self.program, key, x, datum, local)
+
+            def draw(i: Any) -> dict[str, Any]:
+                found = draw_one(self.program, params, mutable, key, x, datum, i, local).latents
+                return {name: value[0] for name, value in found.items()}
+
+            return jax.vmap(draw)(index)
+
+        kernel = compiled(jax.vmap(one, in_axes=(None, None, None, 0, 0, 0, None)))
+        parts: dict[str, np.ndarray] = {}
+        blocks = sweep(
+            lambda datum, index: kernel(
+                self.params, self.mutable, key, take(x, datum), datum, take(local, datum), index
+            ),
+            rows(x), draws, pairs_at_once(self.program, None), what="latents", progress=False,
+        )  # fmt: skip
+        for data, columns, values in blocks:
+            for name, value in values.items():
+                whole = parts.setdefault(name, np.empty((rows(x), draws, *value.shape[2:]), value.dtype))
+                whole[data, columns] = value
+        return parts
+
     def estimators(self, x: Any) -> np.ndarray:
         """Which posterior each datum of stored ``x`` has: ``"refined"`` or ``"amortised"``."""
         return self.table["estimator"].to_numpy()[self._rows(checksums(x))]
@@ -177,7 +213,8 @@ def refine(
     ``particles``   pilot draws that decide for each datum, at least 25; whatever is estimated later is drawn afresh.
     ``chunk``       (datum, draw) pairs at once, as in :func:`inference.evidence`; numbers do not depend on it.
 
-    The result goes wherever a fit goes: ``evidence(refined, x, key=...)``, ``posterior``, ``diagnose``, ``report``.
+    The result goes wherever a fit goes: ``evidence(refined, x, key=...)``, ``posterior``, ``diagnose``, ``report``, and
+    the ``assign`` of a family with clusters.
     Raises ``ValueError`` before any work for data the program cannot score, arguments out of range, and a program
     none of whose latents can be refined; sites that cannot are named in one ``UserWarning`` and left as they are.
 

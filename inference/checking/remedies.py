@@ -28,7 +28,7 @@ RICHER = "a richer posterior (full covariance, a flow)"
 PARTICLES = "more particles"
 
 KINDS: Mapping[str, str] = {
-    "longer": r"\btrain (for )?(longer|more steps)|\b(longer|more) training\b|\bmore steps\b",
+    "longer": r"\btrain (for )?longer\b|\b(longer|more) training\b(?! data)|\bmore steps\b",
     "early": r"\bstop(s|ped|ping)? earl(y|ier)\b|\bearly stop",
     "larger decoder": r"\b(larger|wider|stronger|bigger) (decoder|network)\b",
     "smaller decoder": r"\b(smaller|weaker)( or regularised)? (decoder|network)\b|\bregularised decoder\b",

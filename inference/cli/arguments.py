@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -45,6 +45,8 @@ class Evaluation:
     """Draws from q(z | x) a datum, for its importance-weighted log p(x) [draws]."""
     draws: Annotated[int, opt("S")] = 100
     """Posterior draws a datum kept in posterior.nc [draws]."""
+    refine: Literal["none", "flagged", "all"] = "flagged"
+    """Held-out data whose posterior is optimised by itself: none, those with k-hat > 0.7, or all."""
     quiet: bool = False
     """No progress on stderr."""
 

@@ -23,6 +23,7 @@ from inference.cli.entries import (
     held_out,
     names,
 )
+from inference.cli.refined import AsInRun
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,6 +55,8 @@ class Compare:
     """Compare on the first N of the held-out data [data]."""
     particles: Annotated[int | None, opt("K", "the largest of the runs' own, or 512")] = None
     """Draws from q(z | x) a datum [draws]."""
+    refine: AsInRun = None
+    """Held-out data whose posterior is optimised by itself: none, those with k-hat > 0.7, or all."""
     json: bool = False
     """Print JSON: a list of objects, best model first."""
     common: Common = field(default_factory=Common)
@@ -81,7 +84,7 @@ def compare(command: Compare) -> None:
     together = groups(entries, baselines=command.baselines)
     x = held_out(entries, command.test_n)
     check_same_draws(entries, x)
-    tables = evidence_of(entries, x, command.particles)
+    tables = evidence_of(entries, x, command.particles, command.refine)
     found = []
     for members in together:
         shown = {entry.name: tables[entry.name] for entry in members}

@@ -28,6 +28,7 @@ from inference.cli.common import (
     start,
     usage,
 )
+from inference.cli.refined import Which, with_posteriors
 
 DATA_SEED = 0
 """Seed of every subset and generated set: runs of different seeds see the same data and can be compared."""
@@ -242,7 +243,9 @@ def keys() -> dict[str, Any]:
     return dict(zip(names, jax.random.split(jax.random.key(0), len(names)), strict=True))
 
 
-def evaluate(fitted: Any, data: Data, *, particles: int, draws: int, progress: bool) -> Evaluated:
+def evaluate(
+    fitted: Any, data: Data, *, particles: int, draws: int, progress: bool, refine: Which = "flagged"
+) -> Evaluated:
     """Write evidence, posterior, diagnosis and report of a fit on held-out data into its run folder."""
     from inference.checking.diagnostics import diagnose
     from inference.checking.log_evidence import evidence, save_evidence
@@ -252,14 +255,15 @@ def evaluate(fitted: Any, data: Data, *, particles: int, draws: int, progress: b
     noise, folder = keys(), fitted.folder
     if progress:
         say(f"evaluating on {rows(data.test):,} held-out data")
-    table = evidence(fitted, data.test, particles=particles, key=noise["evidence"], progress=progress)
+    fitted = with_posteriors(fitted, data.test, refine, particles=particles, progress=progress)
+    table = evidence(fitted, data.test, particles=particles, key=noise["evidence"], refine=refine, progress=progress)
     save_evidence(table, folder)
     tree = draw_posterior(fitted, data.test, draws=draws, factors=data.factors, progress=progress)
+    train = None if callable(data.train) else data.train
     verdict = diagnose(
-        fitted, data.test, key=noise["diagnose"], table=table, tree=tree, baselines=beside(fitted, data)
+        fitted, data.test, key=noise["diagnose"], table=table, tree=tree, train=train, baselines=beside(fitted, data)
     )  # fmt: skip
     write_table(verdict, folder / "diagnosis.csv")
-    train = None if callable(data.train) else data.train
     page = report(
         fitted, data.test, key=noise["report"], factors=data.factors, tree=tree, table=table, verdict=verdict,
         train=train, names=data.names,
@@ -368,7 +372,10 @@ def finish(fitted: Any, data: Data, options: Evaluation) -> None:
         print(fit_line(fitted))
         print(f"next: ppl-models resume {folder}   (evaluates it)")
         return
-    found = evaluate(fitted, data, particles=options.particles, draws=options.draws, progress=not options.quiet)
+    found = evaluate(
+        fitted, data, particles=options.particles, draws=options.draws, progress=not options.quiet,
+        refine=options.refine,
+    )  # fmt: skip
     summarise(fitted, found)
     use = "sample {0}" if kind is None else f"assign {{0}}; ppl-models {kind.NEXT} {{0}}"
     print(f"next: ppl-models {use.format(folder)}; ppl-models compare {folder} OTHER")
