@@ -8,6 +8,7 @@ black or white, a probability mass: their held-out log p(x) can be compared.
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from inference.cli import runs
 from inference.cli.arguments import Common, opt
 from inference.cli.common import UsageError, check_writable, clear, is_run, read_run, say, shell, start
 from inference.cli.compare import comparison_text, conclude
+from inference.cli.learnt import learnt
 
 ONE, TWO = "one-facet", "two-facets"
 MARK = "quickstart"
@@ -126,6 +128,10 @@ def run(out: Path, *, quick: bool = False, seed: int = 0) -> None:
     say(f"\n[3/3] comparing both on {len(data.test):,} held-out digits")
     (frame,) = conclude([({name: result.table for name, result in found.items()}, folders)], out / "comparison")
     print(f"\n{comparison_text(frame)}")
+    trees = {name: result.tree for name, result in found.items()}
+    print("\nWhat was learnt:")
+    for sentence in learnt(frame, trees, data.factors, "digit"):
+        print(textwrap.fill(sentence, 110, initial_indent="  ", subsequent_indent="  "))
     print(_where(out, {name: result.page for name, result in found.items()}, quick))
 
 

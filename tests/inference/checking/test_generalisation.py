@@ -47,9 +47,11 @@ def program() -> Program:
 
 PROGRAM = program()
 """One for all cases: what is compiled for it serves them all."""
+NOBODY = np.zeros((80, D), "float32")
+"""No data that an encoder knows."""
 
 
-def gaussian(W: np.ndarray, noise: float, known: np.ndarray = np.zeros((80, D)), off: float = 0.0) -> Fit:
+def gaussian(W: np.ndarray, noise: float, known: np.ndarray = NOBODY, off: float = 0.0) -> Fit:
     known = np.concatenate([known, np.zeros((80 - len(known), D))])
     values = {"W": W, "noise": noise, "known": known, "off": off}
     params = {name: jnp.asarray(value, "float32") for name, value in values.items()}
