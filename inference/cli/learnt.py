@@ -10,18 +10,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def learnt(comparison: pd.DataFrame, trees: Mapping[str, Any], factors: Mapping[str, Any], what: str) -> list[str]:
-    """Two sentences: which model predicts new data better and by how much, and what its facets have found.
+def learnt(comparison: pd.DataFrame, model: str, tree: Any, factors: Mapping[str, Any], what: str) -> list[str]:
+    """Two sentences: which model predicts new data better and by how much, and what the facets of one have found.
 
-    ``comparison``  what :func:`inference.compare` returns; ``trees`` posterior DataTrees by model, of the same data as
-    the known ``factors``, of which the facets are held against ``what``, a factor the models never saw.
+    ``comparison``  what :func:`inference.compare` returns.
+    ``tree``        posterior DataTree of ``model``, of the same data as the known ``factors``: its facets are held
+                    against ``what``, a factor that no model has seen.
     """
     from inference.clustering import scores
 
-    best = str(comparison.index[0])
-    table = scores(trees[best], {what: factors[what]})
+    table = scores(tree, {what: factors[what]})
     rows = table[table["factor"] == what].sort_values("nmi", ascending=False, kind="stable").to_dict("records")
-    return [ahead(comparison), carries(rows, what, best)]
+    return [ahead(comparison), carries(rows, what, model)]
 
 
 def ahead(comparison: pd.DataFrame) -> str:
@@ -38,12 +38,12 @@ def ahead(comparison: pd.DataFrame) -> str:
     return f"{best} and {other} predict unseen data about equally well: they differ by {sized}."
 
 
-def carries(rows: list[dict[str, Any]], what: str, model: str) -> str:
+def carries(rows: list[dict[Any, Any]], what: str, model: str) -> str:
     """What each facet of a model has to do with a known factor; ``rows`` of ``scores``, the closest facet first."""
     first, *others = rows
     text = (
-        f"Without having seen a label, facet {first['facet']} of {model} sorts them into {int(first['used'])} clusters, "
-        f"of which the most common {what} is right for {first['accuracy']:.0%}"
+        f"Without having seen a label, facet {first['facet']} of {model} sorts them into {int(first['used'])} "
+        f"clusters: to call each by its most common {what} is right for {first['accuracy']:.0%} of them"
     )
     if not others:
         return text + "."

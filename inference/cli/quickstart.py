@@ -128,9 +128,8 @@ def run(out: Path, *, quick: bool = False, seed: int = 0) -> None:
     say(f"\n[3/3] comparing both on {len(data.test):,} held-out digits")
     (frame,) = conclude([({name: result.table for name, result in found.items()}, folders)], out / "comparison")
     print(f"\n{comparison_text(frame)}")
-    trees = {name: result.tree for name, result in found.items()}
     print("\nWhat was learnt:")
-    for sentence in learnt(frame, trees, data.factors, "digit"):
+    for sentence in learnt(frame, TWO, found[TWO].tree, data.factors, "digit"):
         print(textwrap.fill(sentence, 110, initial_indent="  ", subsequent_indent="  "))
     print(_where(out, {name: result.page for name, result in found.items()}, quick))
 
