@@ -112,7 +112,7 @@ def test_a_model_that_overfits_is_told_from_its_encoder() -> None:
 
 
 def test_both_are_named_where_both_overfit() -> None:
-    found, lines, said, _ = found_in(gaussian(*OVERFITTED, TRAIN, SHIFT))
+    found, lines, said, _ = found_in(gaussian(*OVERFITTED, TRAIN, 2.5))
     assert sum(part[0] for part in (found.generative, found.encoder)) == pytest.approx(found.gap[0], abs=1e-4)
     assert {name for name, line in lines.items() if line.verdict != "ok"} == {WHOLE, GENERATIVE, ENCODER}
     assert "generative model and the encoder" in lines[WHOLE].meaning and {"refine", "smaller decoder"} <= said

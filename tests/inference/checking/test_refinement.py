@@ -9,11 +9,13 @@ import numpyro
 import numpyro.distributions as dist
 import pandas as pd
 import pytest
+import xarray as xr
 
-from inference.checking import diagnose, evidence, posterior
+from inference.checking import diagnose, evidence, posterior, read_evidence
 from inference.checking.criticism import site_rates
 from inference.checking.refinement import refine
 from inference.fitting import Fit
+from inference.reporting import report
 from ppl_models.program import Program
 from tests.closed_forms import linear_gaussian_hierarchy, linear_gaussian_program, mixture_program
 
@@ -80,6 +82,38 @@ def test_full_covariance_recovers_the_exact_gaussian(full):
     covariance = np.linalg.inv(np.eye(2) + W.T @ W / NOISE**2)
     np.testing.assert_allclose(draws.mean(0), x @ W @ covariance / NOISE**2, atol=0.1)
     np.testing.assert_allclose(np.mean([np.cov(draws[:, i].T) for i in range(12)], 0), covariance, atol=0.01)
+
+
+def test_draws_of_the_latents_are_those_of_the_refined_posterior(full):
+    _, x, found = full
+    z = found.latents(x[:6], draws=4000, key=KEY)["z"]
+    covariance = np.linalg.inv(np.eye(2) + W.T @ W / NOISE**2)
+    assert z.shape == (6, 4000, 2)
+    np.testing.assert_allclose(z.mean(1), x[:6] @ W @ covariance / NOISE**2, atol=0.05)
+    np.testing.assert_allclose(np.mean([np.cov(one.T) for one in z], 0), covariance, atol=0.01)
+    np.testing.assert_array_equal(found.latents(x[:2], draws=40, key=KEY)["z"], z[:2, :40])
+
+
+def test_the_report_is_of_the_refined_posterior(full, tmp_path):
+    _, x, found = full
+    found = dataclasses.replace(found, fit=dataclasses.replace(found.fit, history=pd.DataFrame()))
+    page = report(found, x, key=KEY, out=tmp_path).read_text()
+    table = read_evidence(tmp_path)
+    np.testing.assert_allclose(table["log_px"], exact_log_px(x), atol=0.02)
+    np.testing.assert_allclose(table["elbo"], exact_log_px(x), atol=0.02)
+    assert f"{table['log_px'].mean():.2f} ±" in page and "posteriors of 12 were refined" in page
+    assert table.attrs["refine"] == "all"
+    tree = xr.open_datatree(tmp_path / "posterior.nc")
+    assert tree.attrs["posterior"] == "refined"
+    log_weight = tree["sample_stats"]["log_weight"].to_numpy()[0]
+    np.testing.assert_allclose(log_weight, np.broadcast_to(exact_log_px(x), log_weight.shape), atol=0.1)
+
+
+def test_a_posterior_that_is_exact_stops_at_once():
+    form = linear_gaussian_program(spoil=0.0)
+    found = refined(form.fit, form.sample(KEY, 12))
+    assert (found.table["steps"] == 21).all()  # certain at the third look
+    np.testing.assert_allclose(found.locals.q.loc, 0.0, atol=1e-2)
 
 
 def test_a_diagonal_posterior_loses_what_mean_field_must(full):
@@ -306,6 +340,7 @@ def test_what_cannot_be_refined_is_said():
         ({"widen": "wide"}, "widen multiplies standard deviations"),
         ({"defensive": 1.0}, "defensive is the prior's share"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"tolerance": -0.1}, "tolerance is a rise of the bound in nats, at least 0, got -0.1"),
         ({"particles": 10}, "particles must be an integer of at least 25"),
     ],
 )
