@@ -113,6 +113,7 @@ def held_out_check(history: pd.DataFrame, table: pd.DataFrame, best_step: int | 
     if trained is None or not math.isfinite(trained) or not sd > 0:
         return []
     what = "log p(x)" if (table.attrs.get("estimator") == "exact") else "ELBO"
+    refined = int((table["estimator"] == "refined").sum()) if "estimator" in table else 0
     gap, se = trained - float(values.mean()), sd / math.sqrt(len(values))
     warn = max(EFFECT[0] * sd, 2 * se)
     verdict = verdict_of(gap, warn, max(EFFECT[1] * sd, 2 * se))
@@ -120,10 +121,11 @@ def held_out_check(history: pd.DataFrame, table: pd.DataFrame, best_step: int | 
         Check(
             "held-out gap", gap, f"<= {warn:.3g} nats ({EFFECT[0]:g} sd over data, 2 s.e.)", verdict,
             f"{what} of the last training batches in use minus that of these data: {gap:.3g} ± {se:.2g} nats a datum. "
+            + (f"It is larger than said: {refined} of these have a refined posterior. " if refined else "")
             + ("The model describes new data about as well as those it was fitted to." if verdict == "ok" else
                "The model describes the data it was fitted to clearly better than new ones: it overfits."),
             "" if verdict == "ok" else
-            remedies.joined([remedies.MORE_DATA, remedies.SMALLER, remedies.EARLY]) + " Pass train= to tell the "
-            "encoder's part from the model's.",
+            remedies.joined([remedies.MORE_DATA, remedies.SMALLER, remedies.EARLY])
+            + (" Pass train= to tell the encoder's part from the model's." if what == "ELBO" else ""),
         )
     ]  # fmt: skip

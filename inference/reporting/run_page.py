@@ -309,7 +309,7 @@ def _training(fit: Any, drawn: Drawn) -> str:
             Panel(
                 "training",
                 "Training. Good: the curves fall and level off before the end, and the validation curve stays near "
-                "the training curve. Still falling at the right edge: train longer. Validation rising while training "
+                "the training curve. Still falling at the right edge: not settled. Validation rising while training "
                 "falls: overfitting. A KL term at zero: that latent variable is not used.",
                 lambda: figures.training(fit.history, info.get("best_step")),
             )
