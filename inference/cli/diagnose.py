@@ -51,7 +51,7 @@ def diagnose(command: Diagnose) -> None:
     x, factors = data.test, data.factors
     from inference.checking.diagnostics import diagnose as run_diagnose
 
-    which = refined.wanted(fitted, command.refine)
+    which = tables.refine_of(fitted, command.refine)
     fitted = refined.with_posteriors(fitted, x, which, particles=command.particles or tables.PARTICLES)
     table = tables.table_of(fitted, x, particles=command.particles, refine=which)
     tree = tables.tree_of(fitted, x, factors)

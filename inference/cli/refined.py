@@ -14,16 +14,6 @@ KEY = 5
 """Folded into the key of an evaluation: refinement has noise of its own."""
 
 
-def wanted(fitted: Any, which: Which | None) -> Which | None:
-    """What was asked for, or what the run's own evidence was made with; ``None`` where that is not known."""
-    from inference.cli.tables import own_table
-
-    if which is not None:
-        return which
-    own = own_table(fitted.folder)
-    return None if own is None else own.attrs.get("refine")
-
-
 def with_posteriors(fitted: Any, x: Any, which: Which | None, *, particles: int = 512, progress: bool = True) -> Any:
     """What :func:`inference.refine` makes of a fit for data ``x`` with ``"all"``; the fit as it is otherwise.
 

@@ -40,7 +40,7 @@ def report(command: Report) -> None:
     from inference.checking.diagnostics import diagnose as run_diagnose
     from inference.reporting.run_page import report as write_report
 
-    which = refined.wanted(fitted, command.refine)
+    which = tables.refine_of(fitted, command.refine)
     fitted = refined.with_posteriors(fitted, x, which)
     table, tree = tables.table_of(fitted, x, particles=None, refine=which), tables.tree_of(fitted, x, factors)
     train = None if callable(data.train) else data.train

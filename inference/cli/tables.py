@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from inference.cli import runs
 from inference.cli.common import say
+from inference.cli.refined import Which
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +39,14 @@ def table_of(fitted: Any, x: Any, *, particles: int | None, refine: str | None =
     if own is None or len(own) <= rows(x):
         save_evidence(table, fitted.folder)
     return table
+
+
+def refine_of(fitted: Any, which: Which | None) -> Which | None:
+    """What was asked for, or what the run's own evidence was made with; ``None`` where that is not known."""
+    if which is not None:
+        return which
+    own = own_table(fitted.folder)
+    return None if own is None else own.attrs.get("refine")
 
 
 def own_table(folder: Path) -> pd.DataFrame | None:

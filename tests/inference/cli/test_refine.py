@@ -10,29 +10,30 @@ from inference.checking.refinement import Refined
 from inference.cli import learnt, refined, tables
 from ppl_models.mfcvae.mixture import unconstrained
 from ppl_models.mfcvae.use import assign, encode
-from tests.toy import PPCA, toy_data
+from tests.toy import PPCA, register_toy, toy_data
 
 KEY = jax.random.key(0)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    register_toy()
     program = PPCA().build(KEY)
     return fit(program, toy_data(64), steps=5, key=KEY, out=tmp_path_factory.mktemp("runs") / "a", progress=False)
 
 
 def test_evidence_is_made_again_only_where_it_was_not_made_so(run, capsys) -> None:
     x = toy_data(80)[64:]
-    assert refined.wanted(run, None) is None and refined.with_posteriors(run, x, "flagged") is run
+    assert tables.refine_of(run, None) is None and refined.with_posteriors(run, x, "flagged") is run
     plain = tables.table_of(run, x, particles=64, refine="none")
-    assert plain.attrs["refine"] == "none" and refined.wanted(run, None) == "none"
+    assert plain.attrs["refine"] == "none" and tables.refine_of(run, None) == "none"
     assert tables.table_of(run, x, particles=None, refine=None).equals(plain)
     capsys.readouterr()
     found = refined.with_posteriors(run, x, "all", particles=64, progress=False)
     assert isinstance(found, Refined) and len(found.table) == 16
     table = tables.table_of(found, x, particles=64, refine="all")
     assert "evidence of 16" in capsys.readouterr().err and table.attrs["refine"] == "all"
-    assert (table["estimator"] == found.table["estimator"]).all() and refined.wanted(run, None) == "all"
+    assert (table["estimator"] == found.table["estimator"]).all() and tables.refine_of(run, None) == "all"
     assert tables.table_of(found, x, particles=64, refine="all").equals(table) and not capsys.readouterr().err
     tree = tables.tree_of(found, x, {})
     assert tree.attrs["posterior"] == "refined" and tables.tree_of(run, x, {}).attrs["posterior"] == "amortised"
