@@ -153,7 +153,9 @@ def assemble(
         *fit.program.views.checks(tree),
     ]
     refined = "estimator" in table and bool((table["estimator"] == "refined").all())
-    checks = remedies.together(checks, refined=refined, chosen=chosen_by_validation(fit.info))
+    checks = remedies.together(
+        checks, refined=refined, validated=best_step is not None, chosen=chosen_by_validation(fit.info)
+    )
     return pd.DataFrame([dataclasses.asdict(check) for check in checks], columns=list(COLUMNS))
 
 

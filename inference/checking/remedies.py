@@ -62,18 +62,21 @@ def joined(parts: Iterable[str]) -> str:
     return text[:1].upper() + text[1:] + "." * bool(text)
 
 
-def together(checks: Sequence[Check], *, refined: bool = False, chosen: bool = False) -> list[Check]:
+def together(
+    checks: Sequence[Check], *, refined: bool = False, validated: bool = False, chosen: bool = False
+) -> list[Check]:
     """The same lines with remedies that agree.
 
-    ``refined``  the posteriors of all data are refined already.
-    ``chosen``   validation chose the step whose parameters are in use: training was stopped early as it is.
+    ``refined``    the posteriors of all data are refined already.
+    ``validated``  validation chose the step whose parameters are in use: training is stopped early as it is.
+    ``chosen``     and that step lies well before the last: more of them would not help.
     """
     bad = {check.check: check for check in checks if check.verdict != "ok"}
-    out = _ruled_out(bad, refined=refined, chosen=chosen)
+    out = _ruled_out(bad, refined=refined, validated=validated or chosen, chosen=chosen)
     return [_without(check, out) if check.verdict != "ok" and check.remedy else check for check in checks]
 
 
-def _ruled_out(bad: Mapping[str, Check], *, refined: bool, chosen: bool) -> set[str]:
+def _ruled_out(bad: Mapping[str, Check], *, refined: bool, validated: bool, chosen: bool) -> set[str]:
     overfits, encoder, gap = GENERATIVE in bad, ENCODER in bad, WHOLE in bad
     asked = {kind for check in bad.values() for kind in kinds(check.remedy)}
     rising = RISING in bad and "longer" in kinds(bad[RISING].remedy)
@@ -82,10 +85,12 @@ def _ruled_out(bad: Mapping[str, Check], *, refined: bool, chosen: bool) -> set[
     out = set()
     if refined:
         out.add("refine")
-    if chosen:
-        out |= {"early"} if by_validation else {"early", "longer"}
-    elif by_validation:
+    if validated:
         out.add("early")
+    if by_validation:
+        out.add("early")
+    elif chosen:
+        out.add("longer")
     elif gap or overfits or encoder:
         out.add("longer")
     elif "longer" in asked:

@@ -49,18 +49,18 @@ def training_checks(history: pd.DataFrame, info: Mapping[str, Any]) -> list[Chec
         )  # fmt: skip
     found, which = None, "training"
     best_step = info.get("best_step")
-    if chosen_by_validation(info):
+    if "validation_elbo" in history:
+        step, elbo = criticism.last_fifth(history, "validation_elbo")
+        found, which = criticism.trend(step, -elbo), "validation"
+    if chosen_by_validation(info) or (found is None and best_step is not None and best_step < steps):
         # Validation has chosen: more steps would not change the parameters in use, whatever the training loss does.
         return [
             *checks,
             Check(
-                "still improving", 0.0, "the step kept by validation before the last fifth", "ok",
+                "still improving", 0.0, "the step kept by validation before the last", "ok",
                 f"Validation kept the parameters of step {best_step:,} of {steps:,}: no step after it would help.", "",
             ),
         ]  # fmt: skip
-    if "validation_elbo" in history:
-        step, elbo = criticism.last_fifth(history, "validation_elbo")
-        found, which = criticism.trend(step, -elbo), "validation"
     if found is None and "loss" in history:
         found, which = criticism.trend(*criticism.last_fifth(history, "loss")), "training"
     if found is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from inference.cli import runs
 from inference.cli.arguments import Common, opt
@@ -49,7 +49,8 @@ class Quickstart:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What each of the two models may use: updates, batch size, rate of Adam; draws a datum for its evaluation."""
+    """What each of the two models may use: updates, batch size, rate of Adam; draws a datum for its evaluation, and whose posteriors are
+    optimised by themselves."""
 
     steps: int
     batch_size: int = 128
@@ -59,10 +60,11 @@ class Budget:
     test_n: int = 297
     particles: int = 512
     draws: int = 100
+    refine: Literal["none", "flagged", "all"] = "all"
 
 
 FULL = Budget(steps=10_000)
-QUICK = Budget(steps=200, average=0.98, validation=100, test_n=60, particles=64, draws=20)
+QUICK = Budget(steps=200, average=0.98, validation=100, test_n=60, particles=64, draws=20, refine="flagged")
 
 
 def specs(quick: bool) -> dict[str, Any]:
@@ -121,7 +123,9 @@ def run(out: Path, *, quick: bool = False, seed: int = 0) -> None:
                 learning_rate=budget.learning_rate, average=budget.average, validation=data.validation,
                 out=folders[name], card=card,
             )  # fmt: skip
-            found[name] = runs.evaluate(fitted, data, particles=budget.particles, draws=budget.draws, progress=True)
+            found[name] = runs.evaluate(
+                fitted, data, particles=budget.particles, draws=budget.draws, progress=True, refine=budget.refine
+            )  # fmt: skip
         say(f"      {runs.fit_line(fitted)}")
         print(f"{name}: {runs.evidence_line(found[name].table)}")
         print(runs.verdict_lines(found[name].verdict), flush=True)

@@ -99,6 +99,17 @@ def test_no_combination_of_lines_contradicts_itself(training: str, refined: bool
             assert "larger decoder" not in said, case
 
 
+def test_few_validations_decide_as_much_as_many() -> None:
+    """Three values show no trend; the training loss that falls on is not asked instead where one of them was chosen."""
+    few = history(
+        loss=FALLING, validation_elbo=np.r_[np.full(80, np.nan), -6.0, np.full(9, np.nan), -5.0, np.full(9, np.nan)]
+    )
+    (_, line) = training_checks(few, {"steps": 100, "best_step": 91})
+    assert (line.check, line.verdict) == (RISING, "ok") and "step 91 of 100" in line.meaning
+    said = {kind for text in advice(together(HELD_OUT["generative"](), validated=True)) for kind in kinds(text)}
+    assert said == {"smaller decoder"}  # stopped early as it is
+
+
 def test_a_line_whose_remedy_is_ruled_out_points_to_the_others() -> None:
     lines = [*TRAINING["training loss falls"](), *HELD_OUT["generative"]()]
     found = {line.check: line for line in together(lines)}

@@ -19,7 +19,15 @@ KEY = jax.random.key(0)
 def run(tmp_path_factory):
     register_toy()
     program = PPCA().build(KEY)
-    return fit(program, toy_data(64), steps=5, key=KEY, out=tmp_path_factory.mktemp("runs") / "a", progress=False)
+    return fit(
+        program,
+        toy_data(64),
+        steps=5,
+        batch_size=32,
+        key=KEY,
+        out=tmp_path_factory.mktemp("runs") / "a",
+        progress=False,
+    )
 
 
 def test_evidence_is_made_again_only_where_it_was_not_made_so(run, capsys) -> None:
