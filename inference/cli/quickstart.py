@@ -49,8 +49,8 @@ class Quickstart:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What each of the two models may use: updates, batch size, rate of Adam; draws a datum for its evaluation, and whose posteriors are
-    optimised by themselves."""
+    """What each of the two models may use: updates, batch size, rate of Adam; draws a datum for its evaluation, and
+    which posteriors are refined."""
 
     steps: int
     batch_size: int = 128
