@@ -8,6 +8,8 @@ import pytest
 from inference import fit
 from inference.checking.refinement import Refined
 from inference.cli import learnt, refined, tables
+from inference.cli.app import parse
+from inference.cli.common import UsageError
 from ppl_models.mfcvae.mixture import unconstrained
 from ppl_models.mfcvae.use import assign, encode
 from tests.toy import PPCA, register_toy, toy_data
@@ -102,3 +104,13 @@ def test_the_second_sentence_says_which_facet_carries_the_factor() -> None:
     assert text.startswith("Without having seen a label, facet digit of two sorts them into 20 clusters: to call each")
     assert "is right for 83% of them; facet style (3 clusters) knows little of the digit" in text
     assert "facet ink (2 clusters) knows next to nothing" in text and text.count(".") - text.count("0.") == 1
+
+
+@pytest.mark.parametrize("verb", ["diagnose", "report"])
+def test_verbs_with_kept_usage_lines_take_the_option_too(verb: str) -> None:
+    assert parse([verb, "runs/a"]).refine is None
+    assert parse([verb, "--refine", "all", "runs/a"]).refine == parse([verb, "runs/a", "--refine=all"]).refine == "all"
+    with pytest.raises(UsageError, match="--refine must be one of none, flagged, all, got 'some'"):
+        parse([verb, "runs/a", "--refine", "some"])
+    assert parse(["compare", "a", "b", "--refine", "none"]).refine == "none"
+    assert parse(["assign", "a", "--refine", "all"]).refine == "all"
