@@ -14,8 +14,8 @@ Which = Literal["none", "flagged", "all"]
 AsInRun = Annotated[Which | None, opt("none|flagged|all", "as in evidence.csv, or flagged")]
 """The option of verbs that read what a run folder holds."""
 Unlisted = Annotated[Which | None, Suppress]
-"""The same, taken (:func:`unlisted`) and not listed: the usage lines of ``diagnose`` and ``report`` name every option and
-are kept as they were.  What the run was evaluated with (``fit``, ``resume --refine``) is their default."""
+"""The same, taken (:func:`unlisted`) and not listed: the usage lines of ``diagnose`` and ``report`` name every option
+and are kept as they were.  What the run was evaluated with (``fit``, ``resume --refine``) is their default."""
 OPTION = "--refine"
 KEY = 5
 """Folded into the key of an evaluation: refinement has noise of its own."""

@@ -94,6 +94,7 @@ def test_draws_of_the_latents_are_those_of_the_refined_posterior(full):
     np.testing.assert_array_equal(found.latents(x[:2], draws=40, key=KEY)["z"], z[:2, :40])
 
 
+@pytest.mark.slow
 def test_the_report_is_of_the_refined_posterior(full, tmp_path):
     _, x, found = full
     found = dataclasses.replace(found, fit=dataclasses.replace(found.fit, history=pd.DataFrame()))
@@ -109,11 +110,11 @@ def test_the_report_is_of_the_refined_posterior(full, tmp_path):
     np.testing.assert_allclose(log_weight, np.broadcast_to(exact_log_px(x), log_weight.shape), atol=0.1)
 
 
-def test_a_posterior_that_is_exact_stops_at_once():
+def test_a_posterior_with_nothing_to_gain_stops_long_before_the_last_step():
     form = linear_gaussian_program(spoil=0.0)
-    found = refined(form.fit, form.sample(KEY, 12))
-    assert (found.table["steps"] == 21).all()  # certain at the third look
-    np.testing.assert_allclose(found.locals.q.loc, 0.0, atol=1e-2)
+    found = refined(form.fit, form.sample(KEY, 12), steps=400, widen=1.0)
+    assert found.table["steps"].between(21, 150).all()
+    np.testing.assert_allclose(found.table["elbo"], found.table["elbo_amortised"], atol=0.05)
 
 
 def test_a_diagonal_posterior_loses_what_mean_field_must(full):
@@ -127,7 +128,7 @@ def test_a_diagonal_posterior_loses_what_mean_field_must(full):
 
 def test_low_rank_and_doubly_reparameterised_gradients_reach_the_same_posterior(full):
     fit, x, _ = full
-    found = refined(fit, x, covariance="low_rank", rank=1, objective="dreg", steps=400, widen=1.0, particles=256)
+    found = refined(fit, x, covariance="low_rank", rank=1, objective="dreg", steps=400, tolerance=0.0, widen=1.0)
     table = score(trusted(found, 1.0, 0.0, 0.0), x)
     np.testing.assert_allclose(table["log_px"], exact_log_px(x), atol=0.02)
     assert (exact_log_px(x) - table["elbo"] < 0.05).all()
@@ -187,7 +188,7 @@ def test_two_far_modes_stay_flagged():
     assert flagged.sum() > 8
     # The refined posterior of one mode alone has fine weights; it must not be believed.
     assert (table["khat"][flagged] > 0.7).all() and (table["estimator"] == "amortised").all()
-    blind = refined(fit, x, particles=512)
+    blind = refined(fit, x, steps=200, tolerance=0.0, particles=512)
     assert (blind.table["khat"] < 0.7).all() and (blind.table["estimator"] == "amortised").all()
     assert blind.table["missed"].median() == pytest.approx(np.log(2), abs=0.2)
 
