@@ -46,6 +46,8 @@ WIDENING = 0.03
 """What ``widen="auto"`` may cost of the ELBO, nats: a factor w costs D (w^2/2 - 1/2 - log w), about D (w - 1)^2."""
 BLOCK, SETTLE = 10, 90
 """Steps between two looks at the bound of a datum; steps in which its rate falls once the bound no longer rises."""
+LOOK = 2**32 - 1
+"""Stands for the step of a look: no step has this number."""
 PLACES = 64
 """Data optimised side by side on a CPU: many more would wait for the slowest of them."""
 COVARIANCES = ("auto", "diag", "full", "low_rank")
@@ -141,8 +143,9 @@ def _stepper(program: Program, name: str, draws: int) -> Callable[..., Any]:
             return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
         q, opt = where(clock == 0, (begin, ADAM.init(begin)), (q, opt))
-        # Each look at the bound has the noise of the first.
-        own = pair_key(key, REFINE, datum, jnp.where(clock % BLOCK == 0, 0, clock))
+        # A look at the bound has the noise of the first, and moves nothing: climbing on the same few draws again and
+        # again would fit the posterior to them.
+        own = pair_key(key, REFINE, datum, jnp.where(rate > 0, clock, jnp.uint32(LOOK)))
         (value, log_w), grads = jax.value_and_grad(loss, has_aux=True)(q, params, mutable, own, x, noise)
         finite = jnp.stack([jnp.isfinite(g).all() for g in jax.tree.leaves(grads)]).all() & jnp.isfinite(value)
         # A step that is not finite is left out, of its own datum alone.
@@ -186,16 +189,20 @@ def optimise(
         while clocks.busy:
             at = clocks.at
             batch, keys, datum = take(x, at), noise[at], index[at].astype(np.uint32)
+
             # A loop in Python: convolutions inside a scan are tens of times slower on a CPU, and a step is long.
+            def step(q: Any, opt: Any, clock: np.ndarray, rate: np.ndarray, at: Any = (batch, keys, datum)) -> Any:
+                clock = clock.astype(np.uint32)
+                return step_of(q, opt, begin, fit.params, fit.mutable, key, *at, clock, rate)
+
+            if clocks.stops:
+                q, opt, log_w = step(q, opt, clocks.clock, np.zeros(places, np.float32))
+                clocks.look(np.asarray(log_w, np.float64))
             for ahead in range(BLOCK):
                 clock, rate = clocks.rates(ahead)
                 if not rate.any():
                     break
-                q, opt, log_w = step_of(
-                    q, opt, begin, fit.params, fit.mutable, key, batch, keys, datum, clock.astype(np.uint32), rate
-                )
-                if ahead == 0:
-                    clocks.look(np.asarray(log_w, np.float64))
+                q, opt, _ = step(q, opt, clock, rate)
             done = clocks.advance()
             if done.any():
                 for whole, part in zip(jax.tree.leaves(found), jax.tree.leaves(q), strict=True):
@@ -245,7 +252,7 @@ class Clocks:
         self.end = np.where(flat, np.minimum(self.end, self.clock + SETTLE), self.end)
         # Where the draws agree that nothing is left to gain, the rate need not fall to its end.
         sure = (np.abs(rise) + 2 * error <= self.settings.tolerance / 4) & (self.clock > BLOCK)
-        self.end = np.where(sure, np.minimum(self.end, self.clock + 1), self.end)
+        self.end = np.where(sure, np.minimum(self.end, self.clock), self.end)
         self.before = log_w
 
     def advance(self) -> np.ndarray:
