@@ -116,10 +116,10 @@ def inference_gaps(
         log_weight = weigh(x, particles, own, local=local, index=index).astype(np.float64)
         return log_weight.mean(1), log_weight.std(1, ddof=1) / np.sqrt(particles)
 
-    settings = Settings(covariance=family, steps=steps, widen=1.0, draws=16)
+    settings = Settings(covariance=family, steps=steps, tolerance=0.0, widen=1.0, draws=16)
     best = optimise(
         fit, x, noise, index, parts, settings, key=jax.random.fold_in(key, _FAMILY), pairs=pairs, progress=progress
-    )
+    ).q
     shares = lambda *of: jnp.tile(jnp.asarray(of), (n, 1))  # noqa: E731
     guide, optimised = Local(noise, best, shares(0.0, 1.0, 0.0)), Local(noise, best, shares(1.0, 0.0, 0.0))
     better = elbo(optimised, _FAMILY, pilot=True)[0] > elbo(guide, _DRAW, pilot=True)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -47,6 +47,8 @@ class Evaluation:
     """Posterior draws a datum kept in posterior.nc [draws]."""
     calibration: Annotated[int | None, opt("N", "not checked")] = None
     """Also check the posterior on N data drawn from the model itself, whose latents are known [data]."""
+    refine: Literal["none", "flagged", "all"] = "flagged"
+    """Held-out data whose posterior is optimised by itself: none, those with k-hat > 0.7, or all."""
     quiet: bool = False
     """No progress on stderr."""
 

@@ -29,6 +29,7 @@ from inference.cli.common import (
     start,
     usage,
 )
+from inference.cli.refined import Which, with_posteriors
 
 DATA_SEED = 0
 """Seed of every subset and generated set: runs of different seeds see the same data and can be compared."""
@@ -246,7 +247,14 @@ def keys() -> dict[str, Any]:
 
 
 def evaluate(
-    fitted: Any, data: Data, *, particles: int, draws: int, progress: bool, calibration: int | None = None
+    fitted: Any,
+    data: Data,
+    *,
+    particles: int,
+    draws: int,
+    progress: bool,
+    refine: Which = "flagged",
+    calibration: int | None = None,
 ) -> Evaluated:
     """Write evidence, posterior, diagnosis and report of a fit on held-out data into its run folder.
 
@@ -262,16 +270,17 @@ def evaluate(
     noise, folder = keys(), fitted.folder
     if progress:
         say(f"evaluating on {rows(data.test):,} held-out data")
-    table = evidence(fitted, data.test, particles=particles, key=noise["evidence"], progress=progress)
+    fitted = with_posteriors(fitted, data.test, refine, particles=particles, progress=progress)
+    table = evidence(fitted, data.test, particles=particles, key=noise["evidence"], refine=refine, progress=progress)
     save_evidence(table, folder)
     tree = draw_posterior(fitted, data.test, draws=draws, factors=data.factors, progress=progress)
+    train = None if callable(data.train) else data.train
     verdict = diagnose(
-        fitted, data.test, key=noise["diagnose"], table=table, tree=tree, baselines=beside(fitted, data)
+        fitted, data.test, key=noise["diagnose"], table=table, tree=tree, train=train, baselines=beside(fitted, data)
     )  # fmt: skip
     own = jax.random.fold_in(noise["diagnose"], CALIBRATION)
     verdict, found = calibrated(fitted, data.test, verdict, calibration, key=own, progress=progress)
     write_table(verdict, folder / "diagnosis.csv")
-    train = None if callable(data.train) else data.train
     page = report(
         fitted, data.test, key=noise["report"], factors=data.factors, tree=tree, table=table, verdict=verdict,
         train=train, names=data.names, calibration=found,
@@ -382,7 +391,7 @@ def finish(fitted: Any, data: Data, options: Evaluation) -> None:
         return
     found = evaluate(
         fitted, data, particles=options.particles, draws=options.draws, progress=not options.quiet,
-        calibration=options.calibration,
+        refine=options.refine, calibration=options.calibration,
     )  # fmt: skip
     summarise(fitted, found)
     use = "sample {0}" if kind is None else f"assign {{0}}; ppl-models {kind.NEXT} {{0}}"

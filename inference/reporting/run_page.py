@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Key
 
-from inference.checking import criticism
+from inference.checking import criticism, remedies
 from inference.checking.log_evidence import bits_per_dim
 from inference.clustering import plain_numbers
 from inference.fitting.folder import RunFolder, versions, write_text
@@ -88,7 +88,8 @@ def report(
     ``tree``, ``table``, ``verdict``  results of ``posterior``, ``evidence`` and ``diagnose``; what is not given is
                  computed, with their default numbers of draws, and written beside the page.
     ``train``    stored training data: the classical clusterings that stand beside the model's are fitted to them
-                 (without, to ``x``), and the classical densities of the diagnosis, which is made without them else.
+                 (without, to ``x``); a diagnosis that is made here measures its held-out gap on them and has the
+                 classical densities fitted to them.
     ``names``    of the data (N), for a table: what its rows are called in the page; default: their numbers.
     ``gaps``     ``inference_gaps(fit, x, key=key)`` of some of the data: adds the figure of its two parts.
     ``calibration``  result of ``calibrate``: its figure and table become a section of the page.
@@ -118,10 +119,10 @@ def report(
         save_evidence(table, folder)
     rates = criticism.site_rates(fit, x, key=rate_key)
     if verdict is None:
-        from inference.checking.diagnostics import assemble, quick_baselines
+        from inference.checking.diagnostics import assemble, quick_baselines, split
 
         beside = {} if train is None else quick_baselines(fit.program, train, x, key=table_key)
-        verdict = assemble(fit, table, tree, rates, beside)
+        verdict = assemble(fit, table, tree, rates, beside, split(fit, x, train, table, key=jax.random.fold_in(key, 4)))
         write_text(folder / "diagnosis.csv", verdict.to_csv(index=False))
 
     drawn = Drawn(folder / "figures")
@@ -217,10 +218,12 @@ def _summary(fit: Any, table: pd.DataFrame, verdict: pd.DataFrame) -> str:
     found = "".join(
         f'<div class="finding {row["verdict"]}"><p>{markup.badge(row["verdict"])} <b>{escape(row["check"])}</b> '
         f'{escape(markup.number(row["value"]))} <span class="muted">(should be {escape(row["threshold"])})</span></p>'
-        f"<p>{escape(_sentence(row['meaning']))}</p>"
-        + (f"<p><b>What to try:</b> {escape(_sentence(row['remedy']))}</p>" if row["remedy"] else "") + "</div>"
+        f"<p>{escape(_sentence(row['meaning']))}</p></div>"
         for row in worst
     )  # fmt: skip
+    todo = "".join(f"<li>{escape(text)}</li>" for text in remedies.advice(worst))
+    if todo:
+        found += f"<p><b>What to try</b>, for all of these together:</p><ol>{todo}</ol>"
     if counts["fail"]:
         say = "Do not rely on this fit before the failed checks below are dealt with."
     elif counts["warn"]:
@@ -318,7 +321,7 @@ def _training(fit: Any, drawn: Drawn) -> str:
             Panel(
                 "training",
                 "Training. Good: the curves fall and level off before the end, and the validation curve stays near "
-                "the training curve. Still falling at the right edge: train longer. Validation rising while training "
+                "the training curve. Still falling at the right edge: not settled. Validation rising while training "
                 "falls: overfitting. A KL term at zero: that latent variable is not used.",
                 lambda: figures.training(fit.history, info.get("best_step")),
             )

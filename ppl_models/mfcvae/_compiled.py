@@ -96,6 +96,19 @@ def assigner(posterior: Callable[..., Any], names: tuple[str, ...], rule: str, d
     return probabilities
 
 
+def responsibilities(params: Any, z: np.ndarray, rule: str) -> np.ndarray:
+    """p(c | x) (n, K) by a rule of :func:`use.assign` from draws z (n, draws, dim) and the parameters of a mixture."""
+    z = z.mean(1, keepdims=True) if rule == "at_mean" else z
+
+    @jax.jit
+    def probabilities(params: Any, z: Array) -> Array:
+        log_p = jax.nn.log_softmax(mixture(params).component_log_probs(z), axis=-1)  # (CHUNK, draws, K)
+        average = log_p.mean(1) if rule == "optimal" else jax.nn.logsumexp(log_p, axis=1)
+        return jax.nn.softmax(average, axis=-1)
+
+    return np.asarray(chunks(lambda number, rows: probabilities(params, rows), np.asarray(z)))
+
+
 @functools.partial(jax.jit, static_argnames=("names", "facet", "n"))
 def conditional(
     mixtures: Any, key: Any, clusters: Any, temperature: Any, names: tuple[str, ...], facet: str, n: int
