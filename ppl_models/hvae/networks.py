@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.scipy.special import erf
 from jaxtyping import Array, Float, Key
 
 from ppl_models.distributions import Columns
+from ppl_models.networks.activations import gelu
 from ppl_models.networks.separable import separable_convolution
 
 if TYPE_CHECKING:
@@ -35,19 +35,6 @@ NO_BIAS_ABOVE = 64
 
 
 # ----------------------------------------------------------------------------------------------- elements
-@jax.custom_jvp
-def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Exact ``x Phi(x)``, Phi the normal distribution function; with its own derivative, half the cost of erfc's."""
-    return 0.5 * x * (1.0 + erf(x * math.sqrt(0.5)))
-
-
-@gelu.defjvp
-def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (x,), (t,) = primals, tangents
-    cdf = 0.5 * (1.0 + erf(x * math.sqrt(0.5)))
-    return x * cdf, t * (cdf + x * jnp.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi)))
-
-
 def pool(x: Image, k: int) -> Resized:
     """Mean over k x k blocks: the L2 projection on images that are constant on them."""
     B, H, W, C = x.shape

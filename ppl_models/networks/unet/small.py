@@ -15,8 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ppl_models.networks.separable import Image, SeparableConv, pool, rms_norm, upsample
+from ppl_models.networks.separable import Image, SeparableConv, rms_norm
 from ppl_models.networks.time_embedding import TimeEmbedding
+from ppl_models.networks.unet.operator import Identity, Space, UNetOperator
+from ppl_models.networks.unet.parts import Blocks, Join, Pool
 
 
 class ResidualBlock(nnx.Module):
@@ -66,6 +68,7 @@ class UNet(nnx.Module):
                 f"{len(widths)} levels halve the image {len(widths) - 1} times, so height and width must be multiples "
                 f"of {factor}, got {height}x{width}; use fewer widths, or pad the images"
             )
+        self.widths = tuple(widths)
         self.time = TimeEmbedding(embedding, rngs=rngs)
         self.lift = SeparableConv(c_in, widths[0], rngs=rngs)
         self.position = nnx.Param(jnp.zeros((height, width, widths[0])))
@@ -83,20 +86,21 @@ class UNet(nnx.Module):
         self.gain = nnx.Param(jnp.ones(widths[0]))
         self.head = SeparableConv(widths[0], outputs, 1, scale=0.0, rngs=rngs)
 
+    @property
+    def operator(self) -> UNetOperator:
+        """This network's U-Net, between lift and head: the same modules, in the six parts."""
+        widths = tuple(reversed(self.widths))  # coarse to fine, as the parts are
+        spaces = [Space((None, None, w)) for w in widths]
+        return UNetOperator(
+            spaces,
+            spaces,
+            [Identity(), *(Blocks(blocks) for blocks in reversed(self.down))],
+            [Join(narrow, blocks) for narrow, blocks in reversed(list(zip(self.narrow, self.up, strict=True)))],
+            [Pool(widen) for widen in reversed(self.widen)],
+            Blocks(self.middle),
+        )
+
     def __call__(self, x: Image, level: Float[Array, " batch"]) -> Float[Array, "batch height width outputs"]:
-        e = self.time(level)
         h = self.lift(x) + self.position[...][None]
-        skips = []
-        for blocks, widen in zip(self.down, self.widen, strict=True):
-            for block in blocks:
-                h = block(h, e)
-            skips.append(h)
-            h = widen(pool(h))
-        for block in self.middle:
-            h = block(h, e)
-        for blocks, narrow, skip in reversed(list(zip(self.up, self.narrow, skips, strict=True))):
-            # Narrowed on the coarse grid: the same sum as after repeating pixels, at a quarter of the work.
-            h = jnp.concatenate([skip, upsample(narrow(h))], axis=-1)
-            for block in blocks:
-                h = block(h, e)
+        h = self.operator(h, self.time(level))
         return self.head(jax.nn.silu(rms_norm(h, self.gain[...])))

@@ -1,0 +1,64 @@
+"""A U-Net between a lift of the data into its spaces and a head that reads the answer out, at each resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ppl_models.networks.unet.operator import Space, UNetOperator, parameter_count
+
+
+class LiftedUNet(nnx.Module):
+    """``net(x, condition) = head_L(U_L(lift_L(x), condition))`` for data (batch, ...).
+
+    ``lifts`` and ``heads`` have an entry for each level, coarse to fine; ``None`` where a level has none.  A level with
+    both is a network of its own, :meth:`at`: what reads data of that resolution and answers at that resolution.
+    """
+
+    def __init__(
+        self, lifts: Sequence[nnx.Module | None], unet: UNetOperator, heads: Sequence[nnx.Module | None]
+    ) -> None:
+        if len(lifts) != unet.depth + 1 or len(heads) != unet.depth + 1:
+            raise ValueError(
+                f"a U-Net of {unet.depth + 1} levels takes as many lifts and heads (None for a level without), got "
+                f"{len(lifts)} and {len(heads)}"
+            )
+        if lifts[-1] is None or heads[-1] is None:
+            raise ValueError("the finest level needs a lift and a head")
+        self.lifts, self.unet, self.heads = nnx.List(lifts), unet, nnx.List(heads)
+
+    def __call__(self, x: Float[Array, "batch ..."], condition: Any = None) -> Any:
+        """The answer at the resolution of ``x``."""
+        return self.heads[-1](self.unet(self.lifts[-1](x), condition))
+
+    def answers(self, x: Float[Array, "batch ..."], condition: Any = None) -> list[Any]:
+        """The answers of all levels, coarse to fine; ``None`` for a level without a head."""
+        found = self.unet.answers(self.lifts[-1](x), condition)
+        return [None if head is None else head(w) for head, w in zip(self.heads, found, strict=True)]
+
+    def at(self, i: int) -> LiftedUNet:
+        """The network of resolution ``i``, with the modules of this one."""
+        unet = self.unet.at(i)
+        missing = [name for name in ("lifts", "heads") if getattr(self, name)[i] is None]
+        if missing:
+            raise ValueError(
+                f"level {i} has no {' and no '.join(name[:-1] for name in missing)}: give it one, or take the operator "
+                f"by itself, net.unet.at({i})"
+            )
+        return LiftedUNet(list(self.lifts)[: i + 1], unet, list(self.heads)[: i + 1])
+
+    def grow(self, lift: nnx.Module, head: nnx.Module, space: tuple[Space, Space], **parts: Any) -> LiftedUNet:
+        """One level more around this network; ``parts`` as in :meth:`UNetOperator.grow`."""
+        return LiftedUNet([*self.lifts, lift], self.unet.grow(space, **parts), [*self.heads, head])
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Number of parameters of each part, and of all."""
+        parts = {
+            "lifts": parameter_count(self.lifts),
+            **self.unet.parameter_counts(),
+            "heads": parameter_count(self.heads),
+        }
+        return {**parts, "total": parameter_count(self)}
