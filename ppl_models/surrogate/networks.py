@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ppl_models.surrogate.spec import Surrogate
 
 Field = Float[Array, "n height width channel"]
+Out = Float[Array, "n height width output"]
 
 
 # ------------------------------------------------------------------------------------------------- layouts
@@ -144,7 +145,7 @@ class Scaled(nnx.Module):
         """Size of y about its base, a number a channel."""
         return jnp.exp(self.frame.log_scale[...])[None, None, None] if self.normal and self.standardise else 1.0
 
-    def __call__(self, x: Field) -> tuple[Field, Array | None]:
+    def __call__(self, x: Field) -> tuple[Out, Array | None]:
         frame, inner = self.frame, x
         if self.standardise:
             inner = x * jnp.exp(-frame.log_width[...])[None, None, None] - frame.centre[...][None, None, None]
