@@ -67,7 +67,9 @@ class FNO(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         if width < 1 or layers < 1 or padding < 0:
-            raise ValueError(f"width and layers must be at least 1, padding at least 0; got {width}, {layers}, {padding}")
+            raise ValueError(
+                f"width and layers must be at least 1, padding at least 0; got {width}, {layers}, {padding}"
+            )
         self.padding = padding
         self.lift = nnx.Linear(c_in + 2, width, rngs=rngs)
         self.spectral = nnx.List([SpectralConv(width, width, modes, rngs=rngs) for _ in range(layers)])
