@@ -28,8 +28,21 @@ from benchmarks.harness import Claim
 from inference import fit
 from ppl_models import datasets
 from ppl_models.surrogate import (
-    FNO, PRESETS, PCARegression, Persistence, Prediction, Surrogate, UNet, conformal, coverage, dice, mse, predict,
-    relative_l2, reliability, soft_dice,
+    FNO,
+    PRESETS,
+    PCARegression,
+    Persistence,
+    Prediction,
+    Surrogate,
+    UNet,
+    conformal,
+    coverage,
+    dice,
+    mse,
+    predict,
+    relative_l2,
+    reliability,
+    soft_dice,
 )  # fmt: skip
 
 SEEDS, LEVEL, ROLLED = (0, 1, 2), 0.9, 5
@@ -50,9 +63,8 @@ class Task(NamedTuple):
 
 
 def recipe(steps: int) -> optax.GradientTransformation:
-    """Adam at 2e-3, warmed up and annealed to nothing, gradients clipped."""
-    rate = optax.warmup_cosine_decay_schedule(0.0, 2e-3, max(1, steps // 20), steps, 1e-5)
-    return optax.chain(optax.clip_by_global_norm(1e4), optax.adam(rate))
+    """Adam at 2e-3, warmed up and annealed to nothing."""
+    return optax.adam(optax.warmup_cosine_decay_schedule(0.0, 2e-3, max(1, steps // 20), steps, 1e-5))
 
 
 def train(task: Task, network: Any, seed: int) -> Any:
@@ -69,7 +81,7 @@ def train(task: Task, network: Any, seed: int) -> Any:
 def networks(levels: int, padding: int, quick: bool) -> dict[str, Any]:
     """The three U-Nets, and a Fourier operator of about the parameters of the first."""
     if quick:
-        return {"residual": UNet(2, 2), "fno": FNO(4, 2, 1)}
+        return {"residual": UNet(2, 2)}
     width, modes = (16, 6) if levels == 4 else (12, 4)
     return {
         "residual": UNet(8, levels),
@@ -81,7 +93,7 @@ def networks(levels: int, padding: int, quick: bool) -> dict[str, Any]:
 
 def darcy(quick: bool) -> Task:
     """Darcy flow on 16x16 pixels."""
-    n, test, steps = (60, 20, 10) if quick else (1000, 200, 1000)
+    n, test, steps = (60, 20, 10) if quick else (1000, 200, 800)
 
     def pooled(split: str, n: int) -> Fields:
         found, _ = datasets.load("darcy", split, n=n)
@@ -96,7 +108,7 @@ def darcy(quick: bool) -> Task:
 
 def navier_stokes(quick: bool) -> Task:
     """Navier-Stokes on 32x32: one step of unit time."""
-    train, held, test, steps = (10, 10, 10, 5) if quick else (160, 100, 100, 800)
+    train, held, test, steps = (10, 10, 10, 5) if quick else (160, 100, 100, 600)
 
     def rows(split: str, start: int, count: int) -> Fields:
         found, _ = datasets.load("navier_stokes", split, n=10 * (start + count))
@@ -191,7 +203,9 @@ def claims(name: str, words: str, task: Task, quick: bool) -> Iterator[Claim]:
     mean = {kind: float(np.mean([one[what] for one in rows])) for kind, rows in found.items()}
     nets = {kind: value for kind, value in mean.items() if kind != "fno"}
     best = min(nets, key=nets.__getitem__)
-    bar = {**{b: row[what] for b, row in classical.items()}, "Fourier operator": mean["fno"]}
+    bar = {b: row[what] for b, row in classical.items()}
+    if "fno" in mean:
+        bar["Fourier operator"] = mean["fno"]
     least = min(bar, key=bar.__getitem__)
     detail = {"parameters": sizes, "steps": task.steps, "networks": found, "bars": classical}
     listed = ", ".join(f"{b} {value:.3g}" for b, value in bar.items())
@@ -234,7 +248,7 @@ def claims(name: str, words: str, task: Task, quick: bool) -> Iterator[Claim]:
 # ------------------------------------------------------------------------------------------------------ masks
 def masks(quick: bool) -> Iterator[Claim]:
     """A Bernoulli surrogate of noisy pictures, beside a threshold on smoothed ones."""
-    n, test, steps = (120, 40, 10) if quick else (2000, 500, 400)
+    n, test, steps = (120, 40, 10) if quick else (2000, 500, 300)
     data, _ = datasets.load("shape_masks", n=n)
     held, _ = datasets.load("shape_masks", "test", n=test)
     spec = dataclasses.replace(PRESETS["masks"], network=UNet(2, 2)) if quick else PRESETS["masks"]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-
 from ppl_models.datasets import npz
 from ppl_models.datasets.describe import Info, check_split, subset, whole
 from ppl_models.datasets.facets import CONFIGURATIONS

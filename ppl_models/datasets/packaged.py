@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Integer, Shaped
+from jaxtyping import Integer
 
 from ppl_models.datasets import idx, npz
 from ppl_models.datasets.describe import Info, check_split, subset

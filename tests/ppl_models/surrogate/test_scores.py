@@ -7,7 +7,16 @@ import pytest
 from scipy.stats import beta, norm
 
 from ppl_models.surrogate import (
-    PCARegression, Persistence, conformal, coverage, dice, interval, mse, relative_l2, reliability, soft_dice,
+    PCARegression,
+    Persistence,
+    conformal,
+    coverage,
+    dice,
+    interval,
+    mse,
+    relative_l2,
+    reliability,
+    soft_dice,
 )  # fmt: skip
 
 
