@@ -1,7 +1,7 @@
 """Do learned encoders matter for operators of PDEs, and do surrogates know how wrong they are?
 
-Three U-Nets of the paper's Table 1 (Williams et al., arXiv 2305.19638) at small width, each under the same recipe, chosen
-beforehand: Residual U-Net, Multi-ResNet (no parameter in the encoder), Multi-ResNet with the saved parameters in the
+Three U-Nets of the paper's Table 1 (Williams et al., arXiv 2305.19638) at small width, each under one recipe that was
+chosen beforehand: Residual U-Net, Multi-ResNet (no parameter in the encoder), Multi-ResNet with the saved parameters in the
 decoder.  Beside them the bars: persistence (of Navier-Stokes), the mean field, regression between principal components,
 and a Fourier neural operator of the same number of parameters.  ``y ~ Normal(U(x), sigma)``, sigma a number a pixel.
 
@@ -143,7 +143,7 @@ def path(predicted: Predict, x: np.ndarray, channels: int, steps: int) -> Predic
 
 
 def measured(task: Task, predicted: Predict) -> dict[str, Any]:
-    """Errors on the test data, and coverage of nominal and of calibrated intervals, step by step where there are any."""
+    """Errors on the test data, and coverage of nominal and of calibrated intervals, step by step if there are any."""
     test, held = task.test, task.calibration
     one = predicted(test["x"])
     found: dict[str, Any] = {
@@ -178,7 +178,7 @@ def measured(task: Task, predicted: Predict) -> dict[str, Any]:
 
 
 def ratio(found: Mapping[str, list[dict[str, Any]]], a: str, b: str, what: str) -> tuple[float, tuple[float, float]]:
-    """Ratio of the errors of a and b, the geometric mean over seeds, and its 95 % interval by Student's t of the logs."""
+    """Ratio of the errors of a and b, geometric mean over seeds, and its 95 % interval by Student's t of the logs."""
     logs = np.log([one[what] for one in found[a]]) - np.log([two[what] for two in found[b]])
     if len(logs) < 2:
         return float(np.exp(logs.mean())), (math.nan, math.nan)
@@ -216,15 +216,11 @@ def claims(name: str, words: str, task: Task, quick: bool) -> Iterator[Claim]:
         if_missed=f"{least} is ahead at this width and budget",
     )  # fmt: skip
     if len(nets) == 3:
-        pairs = (
-            ("saved", "with", "residual", "moved parameters"),
-            ("encoder", "residual", "without", "a Residual U-Net"),
-        )
-        for short, a, b, text in pairs:
+        named = {"with": "Multi-ResNet with moved parameters", "residual": "Residual U-Net", "without": "Multi-ResNet"}
+        for short, a, b in (("saved", "with", "residual"), ("encoder", "residual", "without")):
             value, (low, high) = ratio(found, a, b, "relative_l2")
-            other = "a Residual U-Net" if b == "residual" else "a Multi-ResNet without them"
             yield Claim(
-                f"{name}_{short}", f"{words}: one-step relative L2 of {'Multi-ResNet with ' * (a == 'with')}{text} over {other}",
+                f"{name}_{short}", f"{words}: one-step relative L2, {named[a]} over {named[b]}",
                 value, "ratio", target="< 1", seeds=seeds, detail={"interval_95": [low, high]},
                 reference=f"95 % interval {low:.2f} to {high:.2f} over {len(seeds)} seeds; Table 1 orders them so",
                 if_missed="the order of Table 1 is not found here: "
@@ -266,7 +262,7 @@ def masks(quick: bool) -> Iterator[Claim]:
     bar = float(dice(held["y"], smoothed(held["x"]) > level).mean())
     value = float(dice(held["y"], p).mean())
     yield Claim(
-        "masks_dice", "noisy shapes 32x32: Dice of a Residual U-Net over that of the best threshold on smoothed pictures",
+        "masks_dice", "noisy shapes 32x32: Dice, Residual U-Net over the best threshold on smoothed pictures",
         value / bar, "ratio", target="> 1", seeds=(0,), reference=f"{value:.3f} against {bar:.3f}",
         detail={"soft_dice": float(soft_dice(held["y"], p).mean()), "dice": value, "bar": bar, "reliability": ready},
     )  # fmt: skip

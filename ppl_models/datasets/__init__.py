@@ -46,7 +46,7 @@ _LATE = {
 
 
 def __getattr__(name: str) -> Any:
-    """What works on tables and counts, and the solvers, is imported when it is first used: it needs pandas, SciPy, JAX."""
+    """Imported when it is first used: what works on tables and counts needs pandas, the solvers SciPy and JAX."""
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_LATE[name]}"), name)

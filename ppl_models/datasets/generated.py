@@ -1,6 +1,6 @@
 """Data that are drawn from a seed and cost seconds: made in blocks, kept in the user cache, with a line of progress.
 
-A block is a fixed number of rows from a random stream of its own, a function of (set, seed, split, number of the block):
+A block is a fixed number of rows from a random stream of its own, a function of (set, seed, split, number of block):
 n data are the first n of more, and training data are never drawn from the numbers of test data.  Blocks lie in
 ``CACHE/generated/NAME/``; a cache that cannot be written, or a file that is torn, only means that they are made again.
 """

@@ -1,12 +1,12 @@
 """Noisy pictures of one shape, and the mask of the shape: a segmentation task with a known answer, from a seed.
 
-Canvas [0, 1]^2.  A shape is an ellipse (half axes .12 to .3, any angle) or a polygon of 3 to 7 corners, at sorted random
-angles and distances of .15 to .35 from its centre; centres lie in [.3, .7]^2.  The picture is
+Canvas [0, 1]^2.  A shape is an ellipse (half axes .12 to .3, any angle) or a polygon of 3 to 7 corners, at sorted
+random angles and distances of .15 to .35 from its centre; centres lie in [.3, .7]^2.  The picture is
 
     x = background + slope . (position - 1/2) + contrast * coverage + noise
 
 with the background .2 to .5, a slope of up to .3 a side, a contrast of .3 to .6 in size and of either sign, and noise
-N(0, .25^2) a pixel.  ``coverage`` is the share of a pixel inside the shape, by 4 x 4 points; the mask is coverage >= 1/2.
+N(0, .25^2) a pixel.  ``coverage`` is the share of a pixel inside the shape, by 4 x 4 points; the mask, coverage >= 1/2.
 """
 
 from __future__ import annotations

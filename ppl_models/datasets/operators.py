@@ -6,7 +6,7 @@
 | ``darcy`` | 1 where the permeability is 12, 0 where it is 3 | pressure | generated |
 | ``shape_masks`` | a noisy picture of one shape | 1 inside the shape | generated |
 | ``neuralop_darcy`` | coefficient, stored 0 or 1 | solution, in units of its source | ``pde_small.npz`` |
-| ``neuralop_burgers`` | u at t = 0, the same in each of 16 rows | u at t = 1/16, ..., 1, one row a time | ``pde_small.npz`` |
+| ``neuralop_burgers`` | u at t = 0, the same in each of 16 rows | u at t = k/16, k = 1..16, by row | ``pde_small.npz`` |
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ def _published() -> tuple[Published, ...]:
             name,
             Info(
                 name=name, shape=shape, levels=None, sizes=sizes, factors={}, description=text, licence="MIT",
-                provenance="neuraloperator/neuraloperator, commit 93d3f063, neuralop/data/datasets/data (sha256 pinned)",
+                provenance="neuraloperator/neuraloperator, commit 93d3f063, neuralop/data/datasets (sha256 pinned)",
                 how_to_get=(f"put {FILE}.npz into a directory and set {DATA_VARIABLE} to that directory",),
             ),
         )

@@ -50,8 +50,8 @@ class SpectralConv(nnx.Module):
 class FNO(nnx.Module):
     """(batch, height, width, c_in) -> (batch, height, width, outputs).
 
-    ``padding``  zeros added after the last row and column before the first layer, and cut off after the last: for fields
-                 that are not periodic (section 5.2 of the paper).
+    ``padding``  zeros added after the last row and column before the first layer, and cut off after the last: for
+                 fields that are not periodic (section 5.2 of the paper).
     The positions i / height and j / width are two further inputs.  The last layer starts at zero, so the output does.
     """
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ppl_models.surrogate.spec import Surrogate
 
 RANGE = (0.04, 0.1)
-"""How far the share of pixels within the range of the draws may be from that of a calibrated law: warns, fails (ours)."""
+"""How far the share of pixels within the range of the draws may be from a calibrated law's: warns, fails (ours)."""
 ECE = (0.02, 0.05)
 """Expected calibration error of a mask from which the line warns, fails (ours)."""
 
@@ -44,9 +44,10 @@ def checks(spec: Surrogate, tree: Any) -> list[Check]:
     wide = "wider than its errors" if share > wanted else "narrower than its errors"
     return [
         Check(
-            "pixels within the range of the draws", share, f"{wanted - RANGE[0]:.2f} to {wanted + RANGE[0]:.2f}", verdict,
-            f"Of {S} draws of the fitted law and the real value of a pixel, the real value is neither the least nor the "
-            f"largest in {share:.1%}; {wanted:.1%} where the law is right"
+            "pixels within the range of the draws", share, f"{wanted - RANGE[0]:.2f} to {wanted + RANGE[0]:.2f}",
+            verdict,
+            f"Of {S} draws of the fitted law and the real value of a pixel, the real value is neither the least nor "
+            f"the largest in {share:.1%}; {wanted:.1%} where the law is right"
             + ("." if verdict == "ok" else f": it is {wide}."),
             "" if verdict == "ok" else "A scale that depends on the input (Normal('input')), validation data "
             "against overfitting, or conformal intervals (ppl_models.surrogate.conformal).",

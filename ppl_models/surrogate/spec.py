@@ -60,8 +60,8 @@ class Surrogate:
     ``likelihood``   :class:`Normal` or :class:`Bernoulli`.
     ``base``         what the network's output is added to: ``"mean"``, a learned field, at first the mean of the
                      training data; ``"persistence"``, the first C_y channels of x; ``"zero"``, nothing.
-    ``standardise``  whether inputs and outputs are shifted and scaled, channel by channel, by learned numbers that start
-                     from the training data.  Without it the network reads x and gives y as they are.
+    ``standardise``  whether inputs and outputs are shifted and scaled, channel by channel, by learned numbers that
+                     start from the training data.  Without it the network reads x and gives y as they are.
 
     A new model predicts its base: the last layer of the network starts at zero where ``standardise`` is set.
 

@@ -4,8 +4,8 @@
     path = rollout(fit, x, steps=5)              path.mean, path.sd (n, 5, H, W, C)
     band = conformal(y_val, val.mean, val.sd)    intervals that keep their level: interval(mean, sd, band)
 
-A ``fit`` is what ``inference.fit`` returns: anything with ``program``, ``params``.  Everything runs in batches of one size:
-one compilation.
+A ``fit`` is what ``inference.fit`` returns: anything with ``program``, ``params``.  Batches have one size, so that one
+compilation serves all.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def rollout(
 ) -> Rollout:
     """Feed predictions back: the first C_y channels of x are the state, the others (a forcing, say) stay as they are.
 
-    ``draws``  0: ``mean`` is the path of the means, and ``sd`` of a step is that of the one-step law there, which leaves
-               out the errors carried over from earlier steps: calibrate each step (:func:`conformal`).  At least 2:
+    ``draws``  0: ``mean`` is the path of the means, and ``sd`` of a step is that of the one-step law there, which
+               leaves out the errors carried over from earlier steps: calibrate each step (:func:`conformal`).  At least 2:
                so many paths of draws of the program, from ``key``; their mean and standard deviation.
 
     Raises ``ValueError`` for masks, for fewer inputs than outputs, and for one draw.
