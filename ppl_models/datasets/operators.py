@@ -6,7 +6,7 @@
 | ``darcy`` | 1 where the permeability is 12, 0 where it is 3 | pressure | generated |
 | ``shape_masks`` | a noisy picture of one shape | 1 inside the shape | generated |
 | ``neuralop_darcy`` | coefficient, stored 0 or 1 | solution, in units of its source | ``pde_small.npz`` |
-| ``neuralop_burgers`` | u at t = 0, the same in each of 16 rows | u at t = k/16, k = 1..16, by row | ``pde_small.npz`` |
+| ``neuralop_burgers`` | u at t = 0, the same in 16 rows | u at t = k/16, k = 1..16, by row | ``pde_small.npz`` |
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ By = Literal["pixel", "field", "whole"]
 
 @dataclass(frozen=True)
 class Conformal:
-    """``factor`` of the predictive sd, a number or one a pixel; ``level`` and ``by`` as asked; ``n`` validation data."""
+    """``factor`` of the predictive sd, a number or one a pixel; ``level``, ``by`` as asked; ``n`` validation data."""
 
     factor: np.ndarray
     level: float

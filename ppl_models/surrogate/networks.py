@@ -106,8 +106,8 @@ class Frame(nnx.Module):
     """Units of the fields: ``x~ = x exp(-log_width) - centre`` and, for real y, ``mean = base + scale net(x~)``.
 
     ``centre``, ``log_width`` (C_x,) of the inputs; ``log_scale`` (C_y,) of the output about its base; ``mean``
-    (H, W, C_y) a field in units of that scale (logits for masks); ``log_sd`` log sigma in that unit, a number a pixel, a channel.
-    All start at zero and are set from the training data before the first update.
+    (H, W, C_y) a field in units of that scale (logits for masks); ``log_sd`` log sigma in that unit, one a pixel
+    or one a channel.  All start at zero and are set from the training data before the first update.
     """
 
     def __init__(self, spec: Surrogate) -> None:

@@ -64,8 +64,8 @@ def rollout(
     """Feed predictions back: the first C_y channels of x are the state, the others (a forcing, say) stay as they are.
 
     ``draws``  0: ``mean`` is the path of the means, and ``sd`` of a step is that of the one-step law there, which
-               leaves out the errors carried over from earlier steps: calibrate each step (:func:`conformal`).  At least 2:
-               so many paths of draws of the program, from ``key``; their mean and standard deviation.
+               leaves out the errors carried over from earlier steps: calibrate each step (:func:`conformal`).
+               At least 2: so many paths of draws of the program, from ``key``; their mean and standard deviation.
 
     Raises ``ValueError`` for masks, for fewer inputs than outputs, and for one draw.
     """
