@@ -2,7 +2,7 @@
 
 Cells of side h = 1/N; ``a``, ``f`` and ``u`` belong to their middles.  Between two cells the coefficient is the
 harmonic mean 2 a a' / (a + a'), exact in one dimension for a coefficient that jumps at the face; the boundary lies
-h / 2 beyond the middle of an outer cell.  Second order for smooth coefficients (Eymard, Gallouet & Herbin 2000, chapter 3).
+h / 2 beyond the middle of an outer cell.  Second order for smooth coefficients (Eymard, Gallouet & Herbin 2000, ch. 3).
 """
 
 from __future__ import annotations
