@@ -3,7 +3,8 @@
 Three U-Nets of the paper's Table 1 (Williams et al., arXiv 2305.19638) at small width, each under one recipe that was
 chosen beforehand: Residual U-Net, Multi-ResNet (no parameter in the encoder), Multi-ResNet with the saved parameters in
 the decoder.  Beside them the bars: persistence (of Navier-Stokes), the mean field, regression between principal
-components, and a Fourier neural operator of the same number of parameters.  ``y ~ Normal(U(x), sigma)``, sigma a number a pixel.
+components, and a Fourier neural operator of the same number of parameters.  ``y ~ Normal(U(x), sigma)``, sigma a number
+a pixel.
 
 Darcy: the generated 32x32 fields as means over 2x2 pixels, 16x16; 800 to train, 200 to calibrate, 200 to test.
 Navier-Stokes: 32x32, viscosity 1e-3, forcing drawn for each trajectory; one step of unit time is learned, from 160

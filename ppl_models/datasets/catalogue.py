@@ -49,9 +49,8 @@ class UserFile:
         return _take(x, factors, rows)
 
 
-BUILTIN: dict[str, DataSet] = {
-    entry.name: entry for entry in (Digits(), FashionMNIST(), MNIST, CIFAR10_PNG4K, *CONFIGURATIONS, *OPERATORS)
-}
+_SETS: tuple[DataSet, ...] = (Digits(), FashionMNIST(), MNIST, CIFAR10_PNG4K, *CONFIGURATIONS, *OPERATORS)
+BUILTIN: dict[str, DataSet] = {entry.name: entry for entry in _SETS}
 """Named sets. Anything else is a file of the user's own."""
 
 

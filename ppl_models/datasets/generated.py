@@ -55,7 +55,8 @@ def blocks(
 
 def _read(path: os.PathLike[str]) -> dict[str, np.ndarray] | None:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: of a torn file the archive would leave it open.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return dict(archive)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
         return None

@@ -1,7 +1,7 @@
 """Noisy pictures of one shape, and the mask of the shape: a segmentation task with a known answer, from a seed.
 
-Canvas [0, 1]^2.  A shape is an ellipse (half axes .12 to .3, any angle) or a polygon of 3 to 7 corners, at sorted
-random angles and distances of .15 to .35 from its centre; centres lie in [.3, .7]^2.  The picture is
+Canvas [0, 1]^2.  A shape is an ellipse (half axes .12 to .3, any angle) or a polygon of 3 to 7 corners c, at
+angles 2 pi (i + .4 U(0, 1)) / c and distances of .15 to .35 from its centre; centres lie in [.3, .7]^2.  The picture is
 
     x = background + slope . (position - 1/2) + contrast * coverage + noise
 
@@ -28,7 +28,8 @@ def draw_masks(rng: np.random.Generator, n: int, side: int) -> tuple[np.ndarray,
     inside = (along / half[0]) ** 2 + (over / half[1]) ** 2 <= 1
     for i in range(n):
         corners = rng.integers(3, 8)
-        turns, reach = np.sort(rng.uniform(0, 2 * np.pi, corners)), rng.uniform(0.15, 0.35, corners)
+        turns = 2 * np.pi * (np.arange(corners) + rng.uniform(0, 0.4, corners)) / corners
+        reach = rng.uniform(0.15, 0.35, corners)
         if polygon[i]:
             inside[i] = _in_polygon(du[i], dv[i], reach * np.cos(turns), reach * np.sin(turns))
     coverage = inside.reshape(n, side, FINE, side, FINE).mean((2, 4))

@@ -13,12 +13,16 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
+Fields = Float[Array, "n N N"] | Float[np.ndarray, "n N N"]
+
+
 def solve_navier_stokes(
-    w_0: Float[Array, "n N N"],
-    forcing: Float[Array, "n N N"],
+    w_0: Fields,
+    forcing: Fields,
     *,
     viscosity: float,
     frames: int,

@@ -12,7 +12,7 @@ from jaxtyping import Num
 
 from ppl_models.surrogate.use import Prediction
 
-Fields = Num[np.ndarray, "n height width channel"]
+Fields = Num[np.ndarray, "_ _ _ _"]
 
 
 @dataclass(frozen=True)

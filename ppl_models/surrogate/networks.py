@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 from flax import nnx
@@ -12,9 +12,6 @@ from jaxtyping import Array, Float
 
 from ppl_models.networks.fno import FNO as FNOModule
 from ppl_models.networks.unet import OperatorUNet
-
-if TYPE_CHECKING:
-    from ppl_models.surrogate.spec import Surrogate
 
 Field = Float[Array, "n height width channel"]
 Out = Float[Array, "n height width output"]
@@ -59,8 +56,9 @@ class UNet:
     def build(self, c_in: int, outputs: int, silent: bool, rngs: nnx.Rngs) -> nnx.Module:
         """The module (n, H, W, c_in) -> (n, H, W, outputs); ``silent``: it starts as zero."""
         net = self.operator(c_in, outputs).build(rngs)
+        head: Any = net.heads[-1]
         if silent:
-            kernel = net.heads[-1].kernel
+            kernel = head.kernel
             kernel[...] = jnp.zeros_like(kernel[...])
         return net
 
@@ -110,7 +108,7 @@ class Frame(nnx.Module):
     or one a channel.  All start at zero and are set from the training data before the first update.
     """
 
-    def __init__(self, spec: Surrogate) -> None:
+    def __init__(self, spec: Any) -> None:
         (H, W, C), c_in = spec.shape["y"], spec.shape["x"][2]
         normal = spec.likelihood.kind == "normal"
         if spec.standardise:
@@ -126,7 +124,7 @@ class Frame(nnx.Module):
 class Scaled(nnx.Module):
     """The network in its frame: ``(loc, log_sd)`` of y, or ``(logits, None)`` of a mask."""
 
-    def __init__(self, spec: Surrogate, rngs: nnx.Rngs) -> None:
+    def __init__(self, spec: Any, rngs: nnx.Rngs) -> None:
         self.channels, self.base_kind, self.standardise = spec.shape["y"][2], spec.base, spec.standardise
         self.normal = spec.likelihood.kind == "normal"
         self.scale_kind = spec.likelihood.scale if self.normal else ""
@@ -149,7 +147,7 @@ class Scaled(nnx.Module):
         frame, inner = self.frame, x
         if self.standardise:
             inner = x * jnp.exp(-frame.log_width[...])[None, None, None] - frame.centre[...][None, None, None]
-        out = self.net(inner)  # type: ignore[operator]
+        out = self.net(inner)
         loc = self.base(x) + self.scale * out[..., : self.channels]
         if not self.normal:
             return loc, None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Float, Shaped
 
 
 def _same(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -13,20 +13,20 @@ def _same(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndar
     return a.reshape(len(a), -1), b.reshape(len(b), -1)
 
 
-def mse(truth: Num[np.ndarray, "n ..."], predicted: Num[np.ndarray, "n ..."]) -> Float[np.ndarray, " n"]:
+def mse(truth: Shaped[np.ndarray, "n ..."], predicted: Shaped[np.ndarray, "n ..."]) -> Float[np.ndarray, " n"]:
     """Mean squared error of each datum over its pixels and channels."""
     a, b = _same(truth, predicted)
     return np.asarray(((a - b) ** 2).mean(1))
 
 
-def relative_l2(truth: Num[np.ndarray, "n ..."], predicted: Num[np.ndarray, "n ..."]) -> Float[np.ndarray, " n"]:
+def relative_l2(truth: Shaped[np.ndarray, "n ..."], predicted: Shaped[np.ndarray, "n ..."]) -> Float[np.ndarray, " n"]:
     """``|predicted - truth| / |truth|`` of each datum, a ratio of norms, not squared; ``inf`` where truth is zero."""
     a, b = _same(truth, predicted)
     norm, error = np.linalg.norm(a, axis=1), np.linalg.norm(a - b, axis=1)
     return np.where(norm > 0, error / np.where(norm > 0, norm, 1.0), np.inf)
 
 
-def dice(mask: Num[np.ndarray, "n ..."], probability: Num[np.ndarray, "n ..."]) -> Float[np.ndarray, " n"]:
+def dice(mask: Shaped[np.ndarray, "n ..."], probability: Shaped[np.ndarray, "n ..."]) -> Float[np.ndarray, " n"]:
     """``2 |A and B| / (|A| + |B|)`` of the mask and the pixels of probability at least 1/2; 1 where both are empty."""
     a, b = _same(mask, np.asarray(probability) >= 0.5)
     size = a.sum(1) + b.sum(1)
@@ -34,7 +34,7 @@ def dice(mask: Num[np.ndarray, "n ..."], probability: Num[np.ndarray, "n ..."]) 
 
 
 def soft_dice(
-    mask: Num[np.ndarray, "n ..."], probability: Num[np.ndarray, "n ..."], *, smooth: float = 1.0
+    mask: Shaped[np.ndarray, "n ..."], probability: Shaped[np.ndarray, "n ..."], *, smooth: float = 1.0
 ) -> Float[np.ndarray, " n"]:
     """``(2 sum m p + smooth) / (sum m + sum p + smooth)`` of each datum: Dice without a threshold."""
     a, b = _same(mask, probability)
@@ -42,7 +42,7 @@ def soft_dice(
 
 
 def reliability(
-    mask: Num[np.ndarray, "n ..."], probability: Num[np.ndarray, "n ..."], *, bins: int = 10
+    mask: Shaped[np.ndarray, "n ..."], probability: Shaped[np.ndarray, "n ..."], *, bins: int = 10
 ) -> dict[str, np.ndarray]:
     """Pixels in ``bins`` equal bins of predicted probability: mean ``probability``, ``frequency`` of ones, ``share``.
 

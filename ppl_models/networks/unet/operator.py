@@ -200,7 +200,7 @@ def _module(part: Part) -> nnx.Module:
     return Fixed(part)
 
 
-def _modules(parts: Sequence[Part]) -> nnx.List:
+def _modules(parts: Sequence[Part]) -> Any:
     return nnx.List([_module(part) for part in parts])
 
 

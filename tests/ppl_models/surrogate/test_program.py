@@ -39,12 +39,12 @@ def started(spec, data):
     sites = trace(seed(program.model, KEY)).get_trace(jax.tree.map(jnp.asarray, data))
     params = {"network$params": sites["network$params"]["value"]}
     for event in program.training.events:
-        params |= event.apply(params, data, KEY)
+        params |= event.apply(params, jax.tree.map(jnp.asarray, data), KEY)
     return SimpleNamespace(program=program, params=params)
 
 
 def log_px(fit, data):
-    sites = trace(seed(substitute(fit.program.model, data=fit.params), KEY)).get_trace(data)
+    sites = trace(seed(substitute(fit.program.model, data=fit.params), KEY)).get_trace(jax.tree.map(jnp.asarray, data))
     return np.asarray(sites["y"]["fn"].log_prob(sites["y"]["value"]), float)
 
 
