@@ -10,6 +10,7 @@ Runge-Kutta of order 4 (Canuto, Hussaini, Quarteroni & Zang 2006, *Spectral Meth
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,7 @@ def solve_navier_stokes(
 
 
 @partial(jax.jit, static_argnames=("frames", "steps"))
-def _evolve(w_0: Array, forcing: Array, viscosity: float, h: float, frames: int, steps: int) -> Array:
+def _evolve(w_0: Array, forcing: Array, viscosity: Any, h: Any, frames: int, steps: int) -> Array:
     N = w_0.shape[-1]
     rows, columns = jnp.fft.fftfreq(N, 1 / N)[:, None], jnp.arange(N // 2 + 1)[None, :]
     keep = (3 * jnp.abs(rows) < N) & (3 * columns < N)

@@ -54,7 +54,7 @@ def navier_stokes_block(rng: np.random.Generator) -> dict[str, np.ndarray]:
     phase, at = rng.uniform(0, 2 * np.pi, TRAJECTORIES), np.arange(SIDE) / SIDE
     turns = waves[:, 0, None, None] * at[:, None] + waves[:, 1, None, None] * at[None, :]
     f = (0.1 * math.sqrt(2) * np.sin(2 * np.pi * turns + phase[:, None, None])).astype("f4")
-    w = solve_navier_stokes(w_0.astype("f4"), f, viscosity=VISCOSITY, frames=FRAMES)  # type: ignore[arg-type]
+    w = solve_navier_stokes(w_0.astype("f4"), f, viscosity=VISCOSITY, frames=FRAMES)
     return {"w": np.asarray(w), "f": f}
 
 
@@ -244,4 +244,4 @@ def _published() -> tuple[Published, ...]:
     )  # fmt: skip
 
 
-OPERATORS = (NAVIER_STOKES, DARCY, MASKS, *_published())
+OPERATORS: tuple[Generated | Published, ...] = (NAVIER_STOKES, DARCY, MASKS, *_published())

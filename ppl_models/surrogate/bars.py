@@ -66,19 +66,22 @@ class PCARegression:
         s, t = (a - x_mean) @ x_basis, (b - y_mean) @ y_basis
         cross = s.T @ t
         held_s, held = (_flat(x_validation) - x_mean) @ x_basis, _flat(y_validation) - y_mean
-        best: tuple[float, np.ndarray, int] | None = None
-        for rank in sorted({min(r, len(spread), y_basis.shape[1]) for r in ranks}):
+        best: tuple[float, np.ndarray, np.ndarray] | None = None
+        for rank in ranks:
             for ridge in ridges:
                 # Components are uncorrelated: the normal equations are diagonal.
                 weights = cross[:rank, :rank] / (spread[:rank, None] + ridge * spread[0])
-                error = float(((held - held_s[:, :rank] @ weights @ y_basis[:, :rank].T) ** 2).mean())
+                rows, columns = weights.shape
+                residual = held - held_s[:, :rows] @ weights @ y_basis[:, :columns].T
+                error = float((residual**2).mean())
                 if best is None or error < best[0]:
-                    best = error, weights, rank
-        assert best is not None
-        _, weights, rank = best
-        residual = held - held_s[:, :rank] @ weights @ y_basis[:, :rank].T
+                    best = error, weights, residual
+        if best is None:
+            raise ValueError(f"ranks and ridges must each hold a number to try, got {ranks} and {ridges}")
+        _, weights, residual = best
+        rows, columns = weights.shape
         sd = np.sqrt((residual**2).mean(0)).reshape(y.shape[1:])
-        return cls(x_mean, x_basis[:, :rank], y_mean, y_basis[:, :rank], weights, sd)
+        return cls(x_mean, x_basis[:, :rows], y_mean, y_basis[:, :columns], weights, sd)
 
     def predict(self, x: Fields) -> Prediction:
         """Mean and sd of y."""

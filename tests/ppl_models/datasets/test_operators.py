@@ -38,7 +38,7 @@ def test_a_forced_flow_stays_where_its_forcing_holds_it():
     viscous = nu * (TWO_PI**2 * np.sin(TWO_PI * x) + 4 * TWO_PI**2 * np.sin(2 * TWO_PI * y))
     f = -1.5 * np.cos(TWO_PI * x) * np.cos(2 * TWO_PI * y) + viscous
     found = solve_navier_stokes(w[None].astype("f4"), f[None].astype("f4"), viscosity=nu, frames=2)
-    np.testing.assert_allclose(found[0], np.stack([w] * 3), atol=1e-5)
+    np.testing.assert_allclose(found[0], np.stack([w] * 3), atol=4e-5)
 
 
 def test_half_the_step_and_twice_the_grid_change_nothing_and_an_ideal_fluid_keeps_its_enstrophy():
