@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-
 Fields = Float[Array, "n N N"] | Float[np.ndarray, "n N N"]
 
 
