@@ -88,7 +88,9 @@ class CellTree:
         flat = image.reshape(*image.shape[: end - self.axes], -1, *image.shape[end:])
         return jnp.take(flat, jnp.asarray(self.table(depth)), axis=axis)
 
-    def to_image(self, field: Shaped[Array, "..."], *, channels: bool = False, fill: float = 0) -> Shaped[Array, "..."]:
+    def to_image(
+        self, field: Shaped[Array, "..."], *, channels: bool = False, fill: float = 0.0
+    ) -> Shaped[Array, "..."]:
         """(..., b^J) to (..., *grid), each pixel the cell that it shows, ``fill`` where there is none."""
         axis, end = _axes(field.ndim, channels)
         depth = depth_of(field.shape[axis], self.b)

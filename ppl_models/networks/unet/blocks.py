@@ -5,6 +5,8 @@ All convolutions are the matrix products of ``separable.py``.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -87,14 +89,15 @@ class Modulated(nnx.Module):
 
 
 class GuidedBlock(nnx.Module):
-    """``skip(h) + conv_2 silu((1 + a(c)) norm(conv_1 silu(norm h)) + b(c))``, groups of channels in the norms.
+    """``skip(h) + conv_2 silu((1 + a(c)) norm(conv_1 silu(norm h)) + b(c))``, ``groups`` of channels in the norms.
 
     The block of guided diffusion (Dhariwal and Nichol, 2021, arXiv 2105.05233), with its zero start of ``conv_2``;
-    ``skip`` is a 1 x 1 convolution where the number of channels changes.
+    ``skip`` is a 1 x 1 convolution where the number of channels changes.  Where ``groups`` does not divide them,
+    their greatest common divisor is taken.
     """
 
     def __init__(self, c_in: int, c_out: int, embedding: int, *, groups: int = 32, rngs: nnx.Rngs) -> None:
-        self.first_norm, self.second_norm = GroupNorm(c_in, groups), GroupNorm(c_out, groups)
+        self.first_norm, self.second_norm = (GroupNorm(c, math.gcd(c, groups)) for c in (c_in, c_out))
         self.first = SeparableConv(c_in, c_out, rngs=rngs)
         self.modulate = nnx.Linear(embedding, 2 * c_out, rngs=rngs)
         self.second = SeparableConv(c_out, c_out, scale=0.0, rngs=rngs)
@@ -117,7 +120,7 @@ class Attention(nnx.Module):
         if heads < 1 or channels % heads:
             raise ValueError(f"heads must divide the channels, got {heads} heads of {channels} channels")
         self.heads = heads
-        self.norm = GroupNorm(channels, groups)
+        self.norm = GroupNorm(channels, math.gcd(channels, groups))
         self.qkv = SeparableConv(channels, 3 * channels, 1, rngs=rngs)
         self.out = SeparableConv(channels, channels, 1, scale=0.0, rngs=rngs)
 

@@ -89,6 +89,8 @@ class UNetOperator(nnx.Module):
         embeddings: Sequence[Part] = (),
     ) -> None:
         levels = len(encoders)
+        if not levels:
+            raise ValueError("a U-Net has at least the encoder E_0, got none; Identity() will do")
         wanted = {
             "encoder_spaces": (encoder_spaces, levels),
             "decoder_spaces": (decoder_spaces, levels),
@@ -97,10 +99,10 @@ class UNetOperator(nnx.Module):
             "embeddings": (embeddings, levels if len(embeddings) else 0),
         }
         wrong = [f"{name} has {len(got)} of {n}" for name, (got, n) in wanted.items() if len(got) != n]
-        if levels < 1 or wrong:
+        if wrong:
             raise ValueError(
                 f"{levels} encoders E_0..E_L make {levels} levels: as many spaces (and embeddings, if any), and one "
-                f"decoder and one projection less; {'; '.join(wrong) or 'give at least E_0'}"
+                f"decoder and one projection less; {'; '.join(wrong)}"
             )
         self.encoder_spaces, self.decoder_spaces = tuple(encoder_spaces), tuple(decoder_spaces)
         self.encoders, self.decoders = _modules(encoders), _modules(decoders)

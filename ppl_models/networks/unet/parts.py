@@ -86,7 +86,7 @@ class Trail(nnx.Module):
     def __init__(self, blocks: Sequence[nnx.Module]) -> None:
         self.blocks = nnx.List(blocks)
 
-    def __call__(self, v: Image, c: Any = None) -> tuple[Image, ...]:
+    def __call__(self, v: Image, c: Any = None) -> tuple[Array, ...]:
         states = [v]
         for block in self.blocks:
             states.append(block(states[-1], c))
@@ -99,7 +99,7 @@ class Last(nnx.Module):
     def __init__(self, project: nnx.Module) -> None:
         self.project = project
 
-    def __call__(self, e: tuple[Image, ...]) -> Coarse:
+    def __call__(self, e: tuple[Array, ...]) -> Coarse:
         return self.project(e[-1])  # type: ignore[operator]
 
 

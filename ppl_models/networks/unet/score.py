@@ -8,6 +8,7 @@ arXiv 2305.19638 (Multi-ResNet).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ class Head(nnx.Module):
     """``conv_1x1 silu(norm w)``, zero at the start."""
 
     def __init__(self, channels: int, outputs: int, groups: int, *, rngs: nnx.Rngs) -> None:
-        self.norm = GroupNorm(channels, groups)
+        self.norm = GroupNorm(channels, math.gcd(channels, groups))
         self.conv = SeparableConv(channels, outputs, 1, scale=0.0, rngs=rngs)
 
     def __call__(self, w: Image) -> Float[Array, "batch height width outputs"]:
@@ -46,7 +47,7 @@ class ScoreUNet:
                      encoder, averages with tiled channels (Multi-ResNet), a convolution on the way up.
     ``blocks``       on the way down; one more on the way up.
     ``heads``        of the attention at the bottom; 0 for none.
-    ``groups``       of channels in the norms (at most; they must divide the widths).
+    ``groups``       of channels in the norms, where they divide the channels; else the greatest common divisor.
 
     Presets of the published sizes: ``SCORE``.
 
@@ -74,8 +75,6 @@ class ScoreUNet:
             raise ValueError(f"ScoreUNet: base is an even number (sines and cosines), got {self.base}")
         if self.down not in ("stride", "pool", "none"):
             raise ValueError(f"ScoreUNet: down is 'stride', 'pool' or 'none', got {self.down!r}")
-        if any(self.base * m % min(self.groups, self.base * m) for m in self.multipliers):
-            raise ValueError(f"ScoreUNet: groups ({self.groups}) must divide base * multipliers; use a power of two")
         if self.heads < 0 or (self.heads and self.base * self.multipliers[-1] % self.heads):
             raise ValueError(f"ScoreUNet: heads must divide the coarsest width or be 0, got {self.heads}")
 
@@ -99,11 +98,8 @@ class ScoreUNet:
         bottom = len(widths) - 1
         learned = self.down != "none"
 
-        def groups(channels: int) -> int:
-            return min(self.groups, channels)
-
         def block(c_in: int, c_out: int) -> GuidedBlock:
-            return GuidedBlock(c_in, c_out, embedding, groups=groups(min(c_in, c_out)), rngs=rngs)
+            return GuidedBlock(c_in, c_out, embedding, groups=self.groups, rngs=rngs)
 
         def entering(level: int) -> int:  # channels of V_level
             return widths[max(level - 1, 0)] if learned else widths[level]
@@ -131,7 +127,7 @@ class ScoreUNet:
 
         def middle() -> list[nnx.Module]:
             w = widths[bottom]
-            attention = [Attention(w, self.heads, groups=groups(w), rngs=rngs)] if self.heads else []
+            attention = [Attention(w, self.heads, groups=self.groups, rngs=rngs)] if self.heads else []
             return [block(w, w), *attention, block(w, w)]
 
         down = list(reversed(range(len(widths))))  # coarse to fine
@@ -146,7 +142,7 @@ class ScoreUNet:
             [TimeEmbedding(embedding, features=self.base, rngs=rngs) for _ in down],
         )
         lifts: list[Any] = [Tile(entering(level)) for level in down]
-        return LiftedUNet(lifts, unet, [Head(widths[k], self.outputs, groups(widths[k]), rngs=rngs) for k in down])
+        return LiftedUNet(lifts, unet, [Head(widths[k], self.outputs, self.groups, rngs=rngs) for k in down])
 
 
 SCORE: dict[str, ScoreUNet] = {
