@@ -23,7 +23,8 @@ from numpyro.handlers import substitute
 
 from ppl_models.program import bind
 
-BATCH = 64
+BATCH, PIXELS = 64, 2**18
+"""Data predicted at once: so many, fewer where they hold more pixels than this together."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,10 @@ def predict(fit: Any, x: Num[np.ndarray, "n height width channel"]) -> Predictio
     """Mean and standard deviation of every pixel of y given stored inputs ``x``."""
     x = _inputs(fit, x)
     kernel, parts = _kernel(fit), []
-    for start in range(0, len(x), BATCH):
-        rows = x[start : start + BATCH]
-        padded = np.concatenate([rows, np.repeat(rows[-1:], BATCH - len(rows), 0)])
+    size = max(1, min(BATCH, PIXELS // (x.shape[1] * x.shape[2])))
+    for start in range(0, len(x), size):
+        rows = x[start : start + size]
+        padded = np.concatenate([rows, np.repeat(rows[-1:], size - len(rows), 0)])
         parts.append(tuple(np.asarray(a)[: len(rows)] for a in kernel(fit.params, padded)))
     return Prediction(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
