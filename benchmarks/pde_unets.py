@@ -94,7 +94,7 @@ def networks(levels: int, padding: int, quick: bool) -> dict[str, Any]:
 
 def darcy(quick: bool) -> Task:
     """Darcy flow on 16x16 pixels."""
-    n, test, steps = (60, 20, 10) if quick else (1000, 200, 800)
+    n, test, steps = (60, 20, 10) if quick else (1000, 200, 600)
 
     def pooled(split: str, n: int) -> Fields:
         found, _ = datasets.load("darcy", split, n=n)
@@ -109,7 +109,7 @@ def darcy(quick: bool) -> Task:
 
 def navier_stokes(quick: bool) -> Task:
     """Navier-Stokes on 32x32: one step of unit time."""
-    train, held, test, steps = (10, 10, 10, 5) if quick else (160, 100, 100, 600)
+    train, held, test, steps = (10, 10, 10, 5) if quick else (160, 100, 100, 500)
 
     def rows(split: str, start: int, count: int) -> Fields:
         found, _ = datasets.load("navier_stokes", split, n=10 * (start + count))

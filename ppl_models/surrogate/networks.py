@@ -13,6 +13,9 @@ from jaxtyping import Array, Float
 from ppl_models.networks.fno import FNO as FNOModule
 from ppl_models.networks.unet import OperatorUNet
 
+SD_RATE = 8.0
+"""Scale of the table of log sigma: its entries fall by several nats in a fit, the weights of a network do not."""
+
 Field = Float[Array, "n height width channel"]
 Out = Float[Array, "n height width output"]
 
@@ -104,8 +107,9 @@ class Frame(nnx.Module):
     """Units of the fields: ``x~ = x exp(-log_width) - centre`` and, for real y, ``mean = base + scale net(x~)``.
 
     ``centre``, ``log_width`` (C_x,) of the inputs; ``log_scale`` (C_y,) of the output about its base; ``mean``
-    (H, W, C_y) a field in units of that scale (logits for masks); ``log_sd`` log sigma in that unit, one a pixel
-    or one a channel.  All start at zero and are set from the training data before the first update.
+    (H, W, C_y) a field in units of that scale (logits for masks); ``log_sd`` log sigma in that unit over
+    :data:`SD_RATE`, one a pixel or one a channel.  All start at zero and are set from the training data before the
+    first update.
     """
 
     def __init__(self, spec: Any) -> None:
@@ -153,7 +157,8 @@ class Scaled(nnx.Module):
             return loc, None
         if self.scale_kind == "fixed":
             return loc, jnp.full((), math.log(self.sd))
-        log_sd = frame.log_sd[...].reshape(1, *(1, 1) * (frame.log_sd[...].ndim == 1), *frame.log_sd[...].shape)
+        table = SD_RATE * frame.log_sd[...]
+        log_sd = table[None] if table.ndim == 3 else table[None, None, None]
         if self.scale_kind == "input":
             log_sd = log_sd + out[..., self.channels :]
         return loc, log_sd + (jnp.log(self.scale) if self.standardise else 0.0)

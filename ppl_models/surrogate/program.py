@@ -25,7 +25,7 @@ from jaxtyping import Array, Key
 
 from ppl_models.program import Event, Observation, Program, Training, Views, bind
 from ppl_models.surrogate import checks, panels
-from ppl_models.surrogate.networks import Scaled
+from ppl_models.surrogate.networks import SD_RATE, Scaled
 from ppl_models.surrogate.own import heat
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def frame_of(spec: Surrogate, x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     if spec.likelihood.scale != "fixed":
         over = axes if spec.likelihood.scale == "channel" else 0
         sd = np.sqrt(((y - base) ** 2).mean(over)) / scale
-        found["log_sd"] = np.log(np.maximum(sd, LEAST_SHARE))
+        found["log_sd"] = np.log(np.maximum(sd, LEAST_SHARE)) / SD_RATE
     return {name: jnp.asarray(value, jnp.float32) for name, value in found.items()}
 
 
