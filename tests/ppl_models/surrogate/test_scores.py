@@ -128,3 +128,19 @@ def test_persistence():
     found = Persistence.fit(x, y).predict(x[:1])
     np.testing.assert_array_equal(found.mean, 1)
     np.testing.assert_array_equal(found.sd, 2)
+
+
+@pytest.mark.data
+def test_pca_regression_on_the_published_darcy_fields():
+    """Known answers: the median relative L2 of the mean field is .49, of ridge regression on the coefficients .24."""
+    from ppl_models.datasets import DataMissingError, load
+
+    try:
+        (data, _), (test, _) = load("neuralop_darcy"), load("neuralop_darcy", "test")
+    except DataMissingError:
+        pytest.skip("pde_small.npz is not in PPL_MODELS_DATA")
+    x, y = data["x"], data["y"]
+    bar = PCARegression.fit(x[:900], y[:900], x[900:], y[900:])
+    assert np.median(relative_l2(test["y"], bar.predict(test["x"]).mean)) == pytest.approx(0.24, abs=0.02)
+    mean = np.broadcast_to(y.mean(0), test["y"].shape)
+    assert np.median(relative_l2(test["y"], mean)) == pytest.approx(0.49, abs=0.01)
