@@ -8,8 +8,8 @@ a pixel.
 
 Darcy: the generated 32x32 fields as means over 2x2 pixels, 16x16; 800 to train, 200 to calibrate, 200 to test.
 Navier-Stokes: 32x32, viscosity 1e-3, forcing drawn for each trajectory; one step of unit time is learned, from 160
-trajectories of ten; 100 to calibrate, 100 to test; roll-outs start at t = 0.  Intervals are split conformal, each step
-calibrated on its own.  Masks: noisy pictures of an ellipse or a polygon.
+trajectories of ten; 100 to calibrate, 100 to test; roll-outs start at t = 0, convolutions
+are periodic.  Intervals are split conformal, each step calibrated on its own.  Masks: noisy pictures of an ellipse or a polygon.
 """
 
 from __future__ import annotations
@@ -79,16 +79,17 @@ def train(task: Task, network: Any, seed: int) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------------- data
-def networks(levels: int, padding: int, quick: bool) -> dict[str, Any]:
+def networks(levels: int, periodic: bool, quick: bool) -> dict[str, Any]:
     """The three U-Nets, and a Fourier operator of about the parameters of the first."""
     if quick:
         return {"residual": UNet(2, 2)}
     width, modes = (16, 6) if levels == 4 else (12, 4)
+    edge: Any = "periodic" if periodic else "zero"
     return {
-        "residual": UNet(8, levels),
-        "without": UNet(8, levels, "pool"),
-        "with": UNet(8, levels, "pool", n_extra=3),
-        "fno": FNO(width, modes, padding=padding),
+        "residual": UNet(8, levels, boundary=edge),
+        "without": UNet(8, levels, "pool", boundary=edge),
+        "with": UNet(8, levels, "pool", n_extra=3, boundary=edge),
+        "fno": FNO(width, modes, padding=0 if periodic else 3),
     }
 
 
@@ -104,7 +105,7 @@ def darcy(quick: bool) -> Task:
     cut = n - n // 5
     parts = [{k: v[rows] for k, v in data.items()} for rows in (slice(cut), slice(cut, None))]
     spec = Surrogate({"x": (16, 16, 1), "y": (16, 16, 1)}, FNO())
-    return Task(spec, parts[0], parts[1], pooled("test", test), networks(3, 3, quick), steps)
+    return Task(spec, parts[0], parts[1], pooled("test", test), networks(3, False, quick), steps)
 
 
 def navier_stokes(quick: bool) -> Task:
@@ -116,7 +117,7 @@ def navier_stokes(quick: bool) -> Task:
         return {k: v[10 * start :] for k, v in found.items()}
 
     parts = rows("train", 0, train), rows("train", train, held), rows("test", 0, test)
-    return Task(PRESETS["navier_stokes"], *parts, networks(4, 0, quick), steps, 10)
+    return Task(PRESETS["navier_stokes"], *parts, networks(4, True, quick), steps, 10)
 
 
 # ------------------------------------------------------------------------------------------------ measurement

@@ -13,25 +13,34 @@ from jaxtyping import Array, Float
 Image = Float[Array, "batch height width channel"]
 
 
-def separable_convolution(x: Image, kernel: Float[Array, "k k c_in c_out"]) -> Float[Array, "batch height width c_out"]:
-    """The 'same' convolution (cross-correlation, zero padding, stride 1) of an odd kernel, without ``lax.conv``."""
+def separable_convolution(
+    x: Image, kernel: Float[Array, "k k c_in c_out"], *, periodic: bool = False
+) -> Float[Array, "batch height width c_out"]:
+    """The 'same' convolution (cross-correlation, stride 1) of an odd kernel, without ``lax.conv``.
+
+    Beyond the edge lie zeros, or with ``periodic`` the pixels of the opposite edge.
+    """
     k, _, c_in, c_out = kernel.shape
     B, H, W, _ = x.shape
     if k == 1:
         # Flattened: the gradient of a four-dimensional product contracts three axes, several times slower.
         return (x.reshape(-1, c_in) @ kernel[0, 0]).reshape(B, H, W, c_out)
     half = k // 2
-    padded = jnp.pad(x, ((0, 0), (0, 0), (half, half), (0, 0)))
+    mode = "wrap" if periodic else "constant"
+    padded = jnp.pad(x, ((0, 0), (0, 0), (half, half), (0, 0)), mode=mode)
     taps = jnp.concatenate([padded[:, :, i : i + W] for i in range(k)], axis=-1)  # (B, H, W, k C)
     # One product for every row of the kernel: (k C, k O), kernel rows side by side.
     matrix = kernel.transpose(1, 2, 0, 3).reshape(k * c_in, k * c_out)
     rows = (taps.reshape(-1, k * c_in) @ matrix).reshape(B, H, W, k * c_out)
-    rows = jnp.pad(rows, ((0, 0), (half, half), (0, 0), (0, 0)))
+    rows = jnp.pad(rows, ((0, 0), (half, half), (0, 0), (0, 0)), mode=mode)
     return sum(rows[:, i : i + H, :, i * c_out : (i + 1) * c_out] for i in range(k))  # type: ignore[return-value]
 
 
 class SeparableConv(nnx.Module):
-    """k x k 'same' convolution with bias; weights N(0, scale^2 / fan_in), zero for ``scale = 0``."""
+    """k x k 'same' convolution with bias; weights N(0, scale^2 / fan_in), zero for ``scale = 0``.
+
+    ``periodic``, an attribute that may be set later (:func:`on_a_torus`): what lies beyond the edge.
+    """
 
     def __init__(self, c_in: int, c_out: int, k: int = 3, *, scale: float = 1.0, rngs: nnx.Rngs) -> None:
         if k % 2 == 0:
@@ -39,9 +48,21 @@ class SeparableConv(nnx.Module):
         draw = rngs.params.normal((k, k, c_in, c_out)) if scale else jnp.zeros((k, k, c_in, c_out))
         self.kernel = nnx.Param(draw * (scale / (k * k * c_in) ** 0.5))
         self.bias = nnx.Param(jnp.zeros(c_out))
+        self.periodic = False
 
     def __call__(self, x: Image) -> Float[Array, "batch height width c_out"]:
-        return separable_convolution(x, self.kernel[...]) + self.bias[...][None, None, None]
+        found = separable_convolution(x, self.kernel[...], periodic=self.periodic)
+        return found + self.bias[...][None, None, None]
+
+
+def on_a_torus(net: nnx.Module) -> nnx.Module:
+    """The network with all its :class:`SeparableConv` periodic: it moves with its input by whole pixels of its coarsest
+    grid, if its other parts do.  The modules themselves are changed.
+    """
+    for _, part in nnx.iter_graph(net):
+        if isinstance(part, SeparableConv):
+            part.periodic = True
+    return net
 
 
 def pool(x: Image) -> Float[Array, "batch half_height half_width channel"]:

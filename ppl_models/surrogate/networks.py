@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ppl_models.networks.fno import FNO as FNOModule
+from ppl_models.networks.separable import on_a_torus
 from ppl_models.networks.unet import OperatorUNet
 
 SD_RATE = 8.0
@@ -29,6 +30,7 @@ class UNet:
     ``encoder``       ``"learned"``: Residual U-Net; ``"pool"``: Multi-ResNet, whose encoder has no parameter.
     ``n_extra``       residual blocks more in each decoder; 3 spends what a Multi-ResNet saves.
     ``pass_details``  decoders also read what pooling drops, the Haar bands.
+    ``boundary``      what convolutions find beyond the edge: ``"zero"``, or the opposite edge, ``"periodic"``.
     """
 
     width: int = 8
@@ -36,6 +38,7 @@ class UNet:
     encoder: Literal["learned", "pool"] = "learned"
     n_extra: int = 0
     pass_details: bool = False
+    boundary: Literal["zero", "periodic"] = "zero"
     kind: Literal["unet"] = "unet"
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
@@ -63,7 +66,7 @@ class UNet:
         if silent:
             kernel = head.kernel
             kernel[...] = jnp.zeros_like(kernel[...])
-        return net
+        return on_a_torus(net) if self.boundary == "periodic" else net
 
 
 @dataclass(frozen=True)

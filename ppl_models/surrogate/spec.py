@@ -135,7 +135,7 @@ def _table1() -> dict[str, Surrogate]:
 PRESETS = {
     "tiny": Surrogate(_square(8, 1), UNet(width=4, levels=2)),
     "darcy": Surrogate(_square(32, 1), UNet(width=8, levels=4)),
-    "navier_stokes": Surrogate(_square(32, 2), UNet(width=8, levels=4), base="persistence"),
+    "navier_stokes": Surrogate(_square(32, 2), UNet(width=8, levels=4, boundary="periodic"), base="persistence"),
     "masks": Surrogate(_square(32, 1), UNet(width=8, levels=4), Bernoulli()),
     "neuralop_darcy": Surrogate(_square(16, 1), UNet(width=8, levels=3)),
     "neuralop_burgers": Surrogate(_square(16, 1), UNet(width=8, levels=3), base="persistence"),

@@ -150,6 +150,16 @@ def test_a_fourier_operator_without_positions_moves_with_its_input_and_reads_any
     np.testing.assert_allclose(net(wave(fine))[:, ::2, ::2], net(wave(at)), atol=0.05)
 
 
+@pytest.mark.parametrize("encoder", ["learned", "pool"])
+def test_a_periodic_u_net_moves_with_its_input_by_pixels_of_its_coarsest_grid(encoder):
+    net = UNet(width=4, levels=2, encoder=encoder, boundary="periodic").build(2, 1, False, nnx.Rngs(0))
+    x = jax.random.normal(KEY, (1, 8, 8, 2))
+    for shift in ((2, 0), (4, 6)):
+        np.testing.assert_allclose(net(jnp.roll(x, shift, (1, 2))), jnp.roll(net(x), shift, (1, 2)), atol=1e-5)
+    still = UNet(width=4, levels=2, encoder=encoder).build(2, 1, False, nnx.Rngs(0))
+    assert np.abs(still(jnp.roll(x, 2, 1)) - jnp.roll(still(x), 2, 1)).max() > 0.01, "zeros beyond the edge do not move"
+
+
 # ----------------------------------------------------------------------------------------------------- roll-out
 def test_a_roll_out_of_persistence_stays_and_its_draws_spread_as_a_random_walk():
     data = fields()
