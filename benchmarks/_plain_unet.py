@@ -72,7 +72,7 @@ class Net(nnx.Module):
         n = spec.blocks
         self.down = nnx.List([nnx.List([Block(w, w, e) for _ in range(n)]) for _ in levels] if self.learned else [])
         self.strides = nnx.List([conv(w, w, stride=2) for _ in levels[1:]] if self.learned else [])
-        self.middle = nnx.List([Block(w, w, e), Attention(w), Block(w, w, e)])
+        self.middle: Any = nnx.List([Block(w, w, e), Attention(w), Block(w, w, e)])
         self.up = nnx.List([nnx.List([Block(2 * w, w, e) for _ in range(n + 1)]) for _ in levels])
         self.resize = nnx.List([conv(w, w) for _ in levels[1:]])
         self.heads = nnx.List([nnx.Sequential(norm(w), jax.nn.silu, conv(w, spec.outputs, 1)) for _ in levels])
@@ -105,11 +105,12 @@ def copy_weights(ours: LiftedUNet, plain: Net) -> None:
     pairs: list[tuple[Any, Any]] = []
     for time, theirs in zip(fine_first(ours.unet.embeddings), plain.times, strict=True):
         pairs += [(time.first, theirs.layers[0]), (time.second, theirs.layers[2])]
-    decoders = [*fine_first(ours.unet.decoders), ours.unet.bottleneck.decoder]
+    bottleneck: Any = ours.unet.bottleneck
+    decoders = [*fine_first(ours.unet.decoders), bottleneck.decoder]
     for decoder, blocks in zip(decoders, plain.up, strict=True):
         pairs += zip(decoder.blocks, blocks, strict=True)
     pairs += zip((decoder.conv for decoder in decoders[:-1]), plain.resize, strict=True)
-    pairs += zip(ours.unet.bottleneck.middle, plain.middle, strict=True)
+    pairs += zip(bottleneck.middle, plain.middle, strict=True)
     if plain.learned:
         for encoder, blocks in zip(fine_first(ours.unet.encoders), plain.down, strict=True):
             pairs += zip(encoder.blocks, blocks, strict=True)

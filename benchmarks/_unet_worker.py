@@ -34,7 +34,7 @@ def main(given: dict[str, Any]) -> None:
     from ppl_models.networks.time_embedding import fourier_features
     from ppl_models.networks.unet import ScoreUNet
 
-    spec = ScoreUNet(base=given["base"], multipliers=tuple(given["multipliers"]), down=given["down"])
+    spec = ScoreUNet(base=given["base"], multipliers=tuple(given["multipliers"]), down=given["down"], convolution="lax")
     ours = spec.build(nnx.Rngs(0))
     module: Any = ours
     if given["plain"]:

@@ -35,7 +35,8 @@ def haar_matrix(b: int) -> np.ndarray:
     if b < 2:
         raise ValueError(f"a cell has at least 2 children, got {b}")
     if b & (b - 1) == 0:
-        one = found = np.array([[1.0, 1.0], [1.0, -1.0]]) / math.sqrt(2)
+        one = np.array([[1.0, 1.0], [1.0, -1.0]]) / math.sqrt(2)
+        found: np.ndarray = one
         while len(found) < b:
             found = np.kron(found, one)
         return found

@@ -66,7 +66,9 @@ class UNet:
         if silent:
             kernel = head.kernel
             kernel[...] = jnp.zeros_like(kernel[...])
-        return on_a_torus(net) if self.boundary == "periodic" else net
+        if self.boundary == "periodic":
+            on_a_torus(net)
+        return net
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ppl_models.networks.unet.blocks import (
     PlainBlock,
     ResidualPlainBlock,
 )  # fmt: skip
-from ppl_models.networks.unet.lifted import LiftedUNet
+from ppl_models.networks.unet.lifted import HatHead, LiftedUNet
 from ppl_models.networks.unet.operator import Fixed, Identity, Space, UNetOperator, parameter_count
 from ppl_models.networks.unet.operators import TABLE_1, TASKS, OperatorUNet
 from ppl_models.networks.unet.parts import (
@@ -36,7 +36,7 @@ from ppl_models.networks.unet.score import SCORE, Head, ScoreUNet
 from ppl_models.networks.unet.small import ResidualBlock, UNet
 
 __all__ = [
-    "SCORE", "TABLE_1", "TASKS", "Attention", "Blocks", "Embed", "Fixed", "GroupNorm", "GuidedBlock", "Head",
+    "SCORE", "TABLE_1", "TASKS", "Attention", "Blocks", "Embed", "Fixed", "GroupNorm", "GuidedBlock", "HatHead", "Head",
     "Identity", "Join", "Last", "LiftedUNet", "Modulated", "OperatorUNet", "PlainBlock", "Pool", "Preconditioned",
     "ResNetForm", "ResidualBlock", "ResidualPlainBlock", "ScoreUNet", "Space", "Stride", "Tile", "Trail",
     "TrailBottleneck", "TrailDecoder", "UNet", "UNetOperator", "parameter_count", "precondition", "resnet_form", "tile",

@@ -16,7 +16,7 @@ from ppl_models.networks.activations import gelu
 from ppl_models.networks.separable import Image, SeparableConv
 
 Out = Float[Array, "batch height width c_out"]
-Context = Float[Array, "batch embedding"] | None
+Context = Float[Array, "batch embedding"]
 
 
 class GroupNorm(nnx.Module):
@@ -59,7 +59,7 @@ class PlainBlock(nnx.Module):
         self.first, self.first_norm = SeparableConv(c_in, c_out, rngs=rngs), GroupNorm(c_out)
         self.second, self.second_norm = SeparableConv(c_out, c_out, rngs=rngs), GroupNorm(c_out)
 
-    def __call__(self, x: Image, c: Context = None) -> Out:
+    def __call__(self, x: Image, c: Context | None = None) -> Out:
         g = gelu(self.first_norm(self.first(x)))
         return g + gelu(self.second_norm(self.second(g)))
 
@@ -71,7 +71,7 @@ class ResidualPlainBlock(nnx.Module):
         self.first, self.first_norm = SeparableConv(channels, channels, rngs=rngs), GroupNorm(channels)
         self.second, self.second_norm = SeparableConv(channels, channels, rngs=rngs), GroupNorm(channels)
 
-    def __call__(self, x: Image, c: Context = None) -> Image:
+    def __call__(self, x: Image, c: Context | None = None) -> Image:
         g = gelu(self.first_norm(self.first(x)))
         return x + gelu(self.second_norm(self.second(g)))
 
@@ -83,9 +83,9 @@ class Modulated(nnx.Module):
         self.block = block
         self.modulate = nnx.Linear(embedding, 2 * channels, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
 
-    def __call__(self, x: Image, c: Context = None) -> Out:
+    def __call__(self, x: Image, c: Context) -> Out:
         a, b = jnp.split(self.modulate(c)[:, None, None, :], 2, axis=-1)
-        return (1 + a) * self.block(x, c) + b  # type: ignore[operator]
+        return (1 + a) * self.block(x, c) + b
 
 
 class GuidedBlock(nnx.Module):
@@ -103,7 +103,7 @@ class GuidedBlock(nnx.Module):
         self.second = SeparableConv(c_out, c_out, scale=0.0, rngs=rngs)
         self.skip = None if c_in == c_out else SeparableConv(c_in, c_out, 1, rngs=rngs)
 
-    def __call__(self, h: Image, c: Context = None) -> Out:
+    def __call__(self, h: Image, c: Context) -> Out:
         a, b = jnp.split(self.modulate(c), 2, axis=-1)
         r = self.first(jax.nn.silu(self.first_norm(h)))
         # Norm and modulation are one multiplication and one addition of the image.
@@ -124,7 +124,7 @@ class Attention(nnx.Module):
         self.qkv = SeparableConv(channels, 3 * channels, 1, rngs=rngs)
         self.out = SeparableConv(channels, channels, 1, scale=0.0, rngs=rngs)
 
-    def __call__(self, h: Image, c: Context = None) -> Image:
+    def __call__(self, h: Image, c: Context | None = None) -> Image:
         B, H, W, C = h.shape
         q, k, v = jnp.split(self.qkv(self.norm(h)).reshape(B, H * W, self.heads, -1), 3, axis=-1)
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * (C // self.heads) ** -0.5

@@ -8,7 +8,24 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ppl_models.function_spaces.hats import hat_synthesis
+from ppl_models.networks.separable import SeparableConv
 from ppl_models.networks.unet.operator import Space, UNetOperator, parameter_count
+
+
+class HatHead(nnx.Module):
+    """A head whose answers vanish on the boundary of the square, exactly, for any weights.
+
+    A 1 x 1 convolution gives, from the pixels of an n x n grid (n a power of two) save the first row and column, the
+    coefficients of the (n - 1)^2 products of hat functions; the answer is their sum at the (n + 1) x (n + 1) nodes.
+    Other boundary values: add a fixed lift, such as ``coons``.
+    """
+
+    def __init__(self, channels: int, outputs: int, *, rngs: nnx.Rngs) -> None:
+        self.conv = SeparableConv(channels, outputs, 1, scale=0.0, rngs=rngs)
+
+    def __call__(self, w: Float[Array, "batch n n channel"]) -> Float[Array, "batch nodes nodes outputs"]:
+        return hat_synthesis(hat_synthesis(self.conv(w)[:, 1:, 1:], 1), 2)
 
 
 class LiftedUNet(nnx.Module):
@@ -28,7 +45,9 @@ class LiftedUNet(nnx.Module):
             )
         if lifts[-1] is None or heads[-1] is None:
             raise ValueError("the finest level needs a lift and a head")
-        self.lifts, self.unet, self.heads = nnx.List(lifts), unet, nnx.List(heads)
+        self.unet = unet
+        self.lifts: Any = nnx.List(lifts)
+        self.heads: Any = nnx.List(heads)
 
     def __call__(self, x: Float[Array, "batch ..."], condition: Any = None) -> Any:
         """The answer at the resolution of ``x``."""

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from flax import nnx
 
-from ppl_models.networks.separable import SeparableConv
+from ppl_models.networks.separable import Convolution, SeparableConv, convolve_by
 from ppl_models.networks.time_embedding import TimeEmbedding
 from ppl_models.networks.unet.blocks import Attention, Modulated, PlainBlock, ResidualPlainBlock
 from ppl_models.networks.unet.lifted import LiftedUNet
@@ -39,6 +39,8 @@ class OperatorUNet:
     ``attention``     levels (0 is the finest) whose decoder ends in attention; so does a learned encoder's.
     ``embedding``     width of a time embedding for each level, which modulates its blocks; ``None``: no condition.
 
+    ``convolution``   ``"lax"`` for training steps on a CPU, ``"product"`` inside ``scan``: the same parameters.
+
     >>> OperatorUNet(12, 3).parameter_count
     34531971
     """
@@ -52,6 +54,7 @@ class OperatorUNet:
     pass_details: bool = False
     attention: tuple[int, ...] = ()
     embedding: int | None = None
+    convolution: Convolution = "product"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "attention", tuple(self.attention))
@@ -118,7 +121,9 @@ class OperatorUNet:
             [] if self.embedding is None else [TimeEmbedding(self.embedding, rngs=rngs) for _ in down],
         )
         none: list[Any] = [None] * (self.levels - 1)
-        return LiftedUNet([*none, lift], unet, [*none, SeparableConv(self.width, self.c_out, rngs=rngs)])
+        net = LiftedUNet([*none, lift], unet, [*none, SeparableConv(self.width, self.c_out, rngs=rngs)])
+        convolve_by(net, self.convolution)
+        return net
 
 
 def _table_1(c_in: int, c_out: int, width: int) -> tuple[OperatorUNet, OperatorUNet, OperatorUNet]:

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ppl_models.function_spaces.images import details
-from ppl_models.networks.separable import Image, SeparableConv, pool, upsample
+from ppl_models.networks.separable import Image, SeparableConv, lax_convolution, pool, upsample
 
 Out = Float[Array, "batch height width c_out"]
 Coarse = Float[Array, "batch half_height half_width c_coarse"]
@@ -60,7 +60,7 @@ class Pool(nnx.Module):
                 "levels, or pad the images to a multiple of 2^levels"
             )
         h = pool(e)
-        return h if self.change is None else self.change(h)  # type: ignore[operator]
+        return h if self.change is None else self.change(h)
 
 
 class Stride(nnx.Module):
@@ -73,6 +73,8 @@ class Stride(nnx.Module):
         B, H, W, C = e.shape
         if H % 2 or W % 2:
             raise ValueError(f"a stride of 2 needs an even height and width, got {H} x {W}; pad the images")
+        if self.conv.by_lax:
+            return lax_convolution(e, self.conv.kernel[...], 2) + self.conv.bias[...][None, None, None]
         padded = jnp.pad(e, ((0, 0), (1, 1), (1, 1), (0, 0)))
         taps = [padded[:, i : i + H : 2, j : j + W : 2] for i in range(3) for j in range(3)]
         patches = jnp.concatenate(taps, axis=-1).reshape(-1, 9 * C)
@@ -100,7 +102,7 @@ class Last(nnx.Module):
         self.project = project
 
     def __call__(self, e: tuple[Array, ...]) -> Coarse:
-        return self.project(e[-1])  # type: ignore[operator]
+        return self.project(e[-1])
 
 
 class Join(nnx.Module):
@@ -118,7 +120,7 @@ class Join(nnx.Module):
     def __call__(self, w: Coarse, v: Image, c: Any = None) -> Out:
         if self.pass_details:
             w = jnp.concatenate([w, details(v[..., : self.pass_details])], axis=-1)
-        h = jnp.concatenate([v, upsample(self.narrow(w))], axis=-1)  # type: ignore[operator]
+        h = jnp.concatenate([v, upsample(self.narrow(w))], axis=-1)
         for block in self.blocks:
             h = block(h, c)
         return h
@@ -137,7 +139,7 @@ class TrailDecoder(nnx.Module):
     def __call__(self, w: Any, e: Any, c: Any = None) -> Out:
         h = upsample(w) if self.resize else w
         if self.conv is not None:
-            h = self.conv(h)  # type: ignore[operator]
+            h = self.conv(h)
         states = reversed(e) if isinstance(e, tuple) else [e] * len(self.blocks)
         for block, state in zip(self.blocks, states, strict=True):
             h = block(jnp.concatenate([h, state], axis=-1), c)

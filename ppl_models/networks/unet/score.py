@@ -16,7 +16,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ppl_models.networks.separable import Image, SeparableConv
+from ppl_models.networks.separable import Convolution, Image, SeparableConv, convolve_by
 from ppl_models.networks.time_embedding import TimeEmbedding
 from ppl_models.networks.unet.blocks import Attention, GroupNorm, GuidedBlock
 from ppl_models.networks.unet.lifted import LiftedUNet
@@ -49,6 +49,8 @@ class ScoreUNet:
     ``heads``        of the attention at the bottom; 0 for none.
     ``groups``       of channels in the norms, where they divide the channels; else the greatest common divisor.
 
+    ``convolution``  ``"lax"`` for training steps on a CPU, ``"product"`` inside ``scan``: the same parameters.
+
     Presets of the published sizes: ``SCORE``.
 
     >>> ScoreUNet(down="none").parameter_count
@@ -63,6 +65,7 @@ class ScoreUNet:
     blocks: int = 2
     heads: int = 4
     groups: int = 32
+    convolution: Convolution = "product"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "multipliers", tuple(self.multipliers))
@@ -142,7 +145,9 @@ class ScoreUNet:
             [TimeEmbedding(embedding, features=self.base, rngs=rngs) for _ in down],
         )
         lifts: list[Any] = [Tile(entering(level)) for level in down]
-        return LiftedUNet(lifts, unet, [Head(widths[k], self.outputs, self.groups, rngs=rngs) for k in down])
+        net = LiftedUNet(lifts, unet, [Head(widths[k], self.outputs, self.groups, rngs=rngs) for k in down])
+        convolve_by(net, self.convolution)
+        return net
 
 
 SCORE: dict[str, ScoreUNet] = {

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from ppl_models.function_spaces import hats
 from ppl_models.networks.pure import pure
 from ppl_models.networks.separable import pool, upsample
 from ppl_models.networks.unet import (
@@ -16,6 +17,7 @@ from ppl_models.networks.unet import (
     Attention,
     GroupNorm,
     GuidedBlock,
+    HatHead,
     Identity,
     Join,
     OperatorUNet,
@@ -285,6 +287,14 @@ def test_strided_convolution_is_the_library_one():
     np.testing.assert_allclose(stride(x), expected, atol=1e-5)
 
 
+def test_both_ways_to_convolve_are_the_same_function():
+    product = random(ScoreUNet(base=4, multipliers=(1, 1), blocks=1, heads=0))
+    lax = random(ScoreUNet(base=4, multipliers=(1, 1), blocks=1, heads=0, convolution="lax"))
+    x, level = images(2, 4, 4, 1), jnp.zeros(2)
+    assert "conv_general_dilated" in str(jax.make_jaxpr(lambda x: lax(x, level))(x))
+    np.testing.assert_allclose(compiled(product, x, level), compiled(lax, x, level), rtol=1e-4, atol=1e-5)
+
+
 def test_guided_block_is_its_formula():
     block = warmed(GuidedBlock(4, 8, 6, groups=2, rngs=nnx.Rngs(0)))
     h, c = images(2, 4, 4, 4), images(2, 6)
@@ -349,6 +359,18 @@ def test_the_small_network_shows_its_parts():
     assert unet.depth == 1 and unet.encoders[1].blocks[0] is net.down[0][0]
     assert isinstance(unet.projections[0], Pool) and unet.projections[0].change is net.widen[0]
     assert unet.at(0).bottleneck.blocks[0] is net.middle[0]
+
+
+def test_a_hat_head_is_zero_on_the_boundary_and_spans_the_inside():
+    head = HatHead(2, 1, rngs=nnx.Rngs(0))
+    head.conv.kernel[...] = jnp.full((1, 1, 2, 1), 3.0)
+    w = images(2, 4, 4, 2)
+    out = np.asarray(compiled(head, w))
+    assert out.shape == (2, 5, 5, 1)
+    assert not (out[:, [0, -1]].any() or out[:, :, [0, -1]].any())
+    nodes = hats(2, np.linspace(0, 1, 5))
+    coefficients = 3 * np.asarray(w)[:, 1:, 1:].sum(-1)
+    np.testing.assert_allclose(out[..., 0], np.einsum("bij,ix,jy->bxy", coefficients, nodes, nodes), atol=1e-5)
 
 
 def test_tiles_repeat_channels():

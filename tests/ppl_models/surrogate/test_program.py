@@ -14,6 +14,7 @@ from numpyro.handlers import seed, substitute, trace
 from scipy.stats import bernoulli, norm
 
 from ppl_models.networks.fno import FNO as FNOModule, SpectralConv
+from ppl_models.networks.separable import lax_convolution, separable_convolution
 from ppl_models.program import spec_from_json, spec_to_json
 from ppl_models.surrogate import FNO, PRESETS, Bernoulli, Normal, Surrogate, UNet, predict, rollout
 from ppl_models.surrogate.own import flow, heat
@@ -148,6 +149,20 @@ def test_a_fourier_operator_without_positions_moves_with_its_input_and_reads_any
     np.testing.assert_allclose(moved, jnp.roll(net(wave(at)), 5, 1), atol=1e-4)
     fine = np.arange(32) / 32
     np.testing.assert_allclose(net(wave(fine))[:, ::2, ::2], net(wave(at)), atol=0.05)
+
+
+def test_a_periodic_convolution_is_the_product_of_fourier_transforms():
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 6, 8, 3)), rng.normal(size=(3, 3, 3, 2))
+    big = np.zeros((6, 8, 3, 2))
+    for i in range(3):
+        for j in range(3):
+            big[1 - i, 1 - j] += kernel[i, j]  # a cross-correlation
+    waves = np.einsum("bhwi,hwio->bhwo", np.fft.fft2(x, axes=(1, 2)), np.fft.fft2(big, axes=(0, 1)))
+    exact = np.fft.ifft2(waves, axes=(1, 2)).real
+    for convolve in (separable_convolution, lax_convolution):
+        found = convolve(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32), periodic=True)
+        np.testing.assert_allclose(found, exact, atol=1e-5)
 
 
 @pytest.mark.parametrize("encoder", ["learned", "pool"])
