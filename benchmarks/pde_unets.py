@@ -8,8 +8,8 @@ a pixel.
 
 Darcy: the generated 32x32 fields as means over 2x2 pixels, 16x16; 800 to train, 200 to calibrate, 200 to test.
 Navier-Stokes: 32x32, viscosity 1e-3, forcing drawn for each trajectory; one step of unit time is learned, from 160
-trajectories of ten; 100 to calibrate, 100 to test; roll-outs start at t = 0, convolutions
-are periodic.  Intervals are split conformal, each step calibrated on its own.  Masks: noisy pictures of an ellipse or a polygon.
+trajectories of ten; 100 to calibrate, 100 to test; roll-outs start at t = 0, convolutions are periodic.  Intervals are
+split conformal, each step calibrated on its own.  Masks: noisy pictures of an ellipse or a polygon.
 """
 
 from __future__ import annotations

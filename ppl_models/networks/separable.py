@@ -58,8 +58,8 @@ def lax_convolution(
 class SeparableConv(nnx.Module):
     """k x k 'same' convolution with bias; weights N(0, scale^2 / fan_in), zero for ``scale = 0``.
 
-    ``convolution`` says how, ``periodic`` what lies beyond the edge; :func:`convolve_by` and :func:`on_a_torus` set them
-    for a whole network.
+    ``convolution`` says how, ``periodic`` what lies beyond the edge; :func:`convolve_by` and :func:`on_a_torus` set
+    them for a whole network.
     """
 
     def __init__(self, c_in: int, c_out: int, k: int = 3, *, scale: float = 1.0, rngs: nnx.Rngs) -> None:
