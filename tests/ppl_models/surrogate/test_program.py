@@ -57,6 +57,8 @@ def test_table_1(task):
     found = tuple(spec.network.operator(spec.shape["x"][2], spec.outputs).parameter_count for spec in specs)
     assert found == COUNTS[task]
     assert not any(spec.standardise for spec in specs), "the program has no parameter beside the network's"
+    if task == "wmh":
+        assert specs[1].build(KEY).parameter_count == 983_713
 
 
 # ------------------------------------------------------------------------------------------------- at the start
