@@ -69,6 +69,11 @@ class Evaluated:
 
 
 # --------------------------------------------------------------------------------------------------- data
+def _listed(shape: Any) -> Any:
+    """A shape as JSON holds it."""
+    return {name: list(part) for name, part in shape.items()} if isinstance(shape, Mapping) else list(shape)
+
+
 def make_card(
     name: str, *, n: int | None, validation: int, test_n: int, plugins: Sequence[Mapping[str, str]] = ()
 ) -> dict[str, Any]:
@@ -80,7 +85,7 @@ def make_card(
     return {
         "name": name, "split": "train", "n": n, "seed": DATA_SEED, "validation": validation,
         "held_out": info.held_out, "test_n": min(test_n, info.sizes[info.held_out]),
-        "shape": list(info.shape), "levels": info.levels, "licence": info.licence, "plugins": list(plugins),
+        "shape": _listed(info.shape), "levels": info.levels, "licence": info.licence, "plugins": list(plugins),
     }  # fmt: skip
 
 
@@ -130,6 +135,7 @@ def load_data(
     ``sampler`` is that of the program, for a card of own draws; ``columns`` are its columns, for that of a file.
     """
     from ppl_models import datasets
+    from ppl_models.program import rows, take
 
     if (kind := files.of_card(card)) is not None:
         found = kind.load(card, columns, test_n=test_n)
@@ -142,8 +148,8 @@ def load_data(
     with usage():
         x, _ = datasets.load(card["name"], card["split"], n=card["n"], seed=card["seed"])
         test, factors = load_test(card, sampler, test_n=test_n)
-    cut = len(x) - card["validation"]
-    return Data(x[:cut], x[cut:] if card["validation"] else None, test, factors)
+    cut = rows(x) - card["validation"]
+    return Data(take(x, slice(cut)), take(x, slice(cut, None)) if card["validation"] else None, test, factors)
 
 
 def load_test(
@@ -176,7 +182,11 @@ def fitted_to(spec: Any, card: Mapping[str, Any]) -> Any:
     if (other := files.wanted_by(spec)) is not None:
         raise UsageError(f"{card['name']!r} is no data for {type(spec).__name__}, which scores {other}")
     fields = {field.name for field in dataclasses.fields(spec)}
-    wanted = {"shape": tuple(card["shape"]), "levels": card["levels"]}
+    if (several := isinstance(card["shape"], Mapping)) != isinstance(getattr(spec, "shape", None), Mapping):
+        holds = "inputs and outputs" if several else "one array a datum"
+        raise UsageError(f"{card['name']!r} holds {holds}, which is no data for {type(spec).__name__}")
+    shape = {name: tuple(part) for name, part in card["shape"].items()} if several else tuple(card["shape"])
+    wanted = {"shape": shape, "levels": card["levels"]}
     changes = {k: v for k, v in wanted.items() if k in fields and v is not None and getattr(spec, k) != v}
     if not changes:
         return spec
