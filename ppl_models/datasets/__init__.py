@@ -51,7 +51,7 @@ _LATE = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when it is first used: tables, counts and reference posteriors need pandas, the solvers SciPy and JAX."""
+    """Imported when first used: tables, counts and reference posteriors need pandas, the solvers SciPy and JAX."""
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_LATE[name]}"), name)
