@@ -144,7 +144,7 @@ def evidence(
         values = {**values, "estimator": estimator}
     table = _table(program, x, values, particles=int(particles), estimator="exact" if exact else method)
     if not exact:
-        table.attrs["refine"] = refine if local is None else "all"
+        table.attrs["refine"] = refine if locals_of(fit, x) is None else "all"
     bad = np.flatnonzero(~np.isfinite(table["log_px"].to_numpy()))
     if bad.size:
         warnings.warn(
