@@ -342,8 +342,8 @@ def evidence_line(table: Any) -> str:
 
     mean, n = table["log_px"].mean(), len(table)
     error = table["log_px"].std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
-    exact = f", {table.attrs['solver']}" if "solver" in table.attrs else ", exact"
-    how = f", {table.attrs['particles']} particles" if table.attrs["estimator"] != "exact" else exact
+    drawn = table.attrs["estimator"] != "exact"
+    how = f", {table.attrs['particles']} particles" if drawn else f", {table.attrs.get('solver', 'exact')}"
     code = bits_per_dim(table)
     bits = "" if math.isnan(code) else f", {code:.3f} bits a dimension"
     return (

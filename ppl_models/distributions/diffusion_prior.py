@@ -189,7 +189,9 @@ class DiffusionPrior(Distribution):
 
         Random probes: ``sd(I_k) / sqrt(n)`` over the integrals ``I_k`` of ``v_k . J v_k`` along the path, which are
         independent and unbiased; nan with one probe, which cannot know its error.  With n probes
-        ``log_prob +- t se``, t the quantile of Student's law with n - 1 degrees of freedom, is the interval.  Give
+        ``log_prob +- t se``, t the quantile of Student's law with n - 1 degrees of freedom, is the interval.  With
+        RK4 it holds the exact trace's value as often as it says; the one set of probes of an adaptive solver makes skew
+        integrals where the Jacobian has low rank (86 to 90 % instead of 95 % for a mixture in 16 dimensions).  Give
         ``keys``, so that the errors of data are independent.  In d dimensions two sign vectors are the same up to their
         sign with probability ``2^(1-d)``: prefer ``Exact()`` for d up to 8.
 
