@@ -11,7 +11,7 @@ from inference.cli.common import (
     table_text,
     to_json,
 )
-from inference.cli.refined import Unlisted
+from inference.cli.refined import AsInRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Diagnose:
     """Check on the first N of the held-out data [data]."""
     particles: Annotated[int | None, opt("K", "as in evidence.csv, or 512")] = None
     """Draws a datum; another number than that of evidence.csv has it recomputed [draws]."""
-    refine: Unlisted = None
+    refine: AsInRun = None
     """Held-out data whose posterior is optimised by itself: none, those with k-hat > 0.7, or all."""
     json: bool = False
     """Print JSON: a list of objects with check, value, threshold, verdict, meaning, remedy."""
