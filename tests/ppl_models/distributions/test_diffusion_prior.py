@@ -141,16 +141,16 @@ def test_hutchinson_is_fixed_unbiased_and_exact_for_a_diagonal_jacobian():
 
 
 def test_the_standard_error_of_a_hutchinson_density_covers_the_exact_trace():
-    x = mixture(16).sample(jax.random.key(1), 200)
+    x = mixture(16).sample(jax.random.key(1), 400)
     run = jax.jit(lambda prior, x, keys: prior.log_prob_and_se(x, keys=keys))
-    solver, keys = RK4(n=40), jax.random.split(jax.random.key(5), 200)
+    solver, keys = RK4(n=80), jax.random.split(jax.random.key(6), 400)
     exact, none = run(trig_prior(16, solver=solver), x, keys)
     assert float(none.max()) == 0.0
     found, se = run(trig_prior(16, solver=solver, trace=Hutchinson(4)), x, keys)
     inside = jnp.abs(found - exact) <= 3.1824 * se  # Student's law with 3 degrees of freedom
-    assert 0.9 <= float(inside.mean()) <= 0.98
-    # Unbiased variance: the mean of the squared errors is the mean of the squared standard errors.
-    assert float(((found - exact) ** 2).mean() / (se**2).mean()) == pytest.approx(1.0, abs=0.25)
+    assert 0.92 <= float(inside.mean()) <= 0.98
+    # Unbiased variance (its distribution over data has a long tail): the mean of the squared errors is the mean of the squared standard errors.
+    assert float(((found - exact) ** 2).mean() / (se**2).mean()) == pytest.approx(1.0, abs=0.3)
     one, unknown = trig_prior(16, solver=solver, trace=Hutchinson(1)).log_prob_and_se(x[:2])
     assert one.shape == (2,) and bool(jnp.isnan(unknown).all())
 
