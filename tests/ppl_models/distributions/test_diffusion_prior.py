@@ -149,7 +149,7 @@ def test_the_standard_error_of_a_hutchinson_density_covers_the_exact_trace():
     found, se = run(trig_prior(16, solver=solver, trace=Hutchinson(4)), x, keys)
     inside = jnp.abs(found - exact) <= 3.1824 * se  # Student's law with 3 degrees of freedom
     assert 0.92 <= float(inside.mean()) <= 0.98
-    # Unbiased variance (its distribution over data has a long tail): the mean of the squared errors is the mean of the squared standard errors.
+    # The variance is unbiased, with a long tail over data.
     assert float(((found - exact) ** 2).mean() / (se**2).mean()) == pytest.approx(1.0, abs=0.3)
     one, unknown = trig_prior(16, solver=solver, trace=Hutchinson(1)).log_prob_and_se(x[:2])
     assert one.shape == (2,) and bool(jnp.isnan(unknown).all())
