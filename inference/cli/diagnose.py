@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from inference.cli import refined, runs, tables
+from inference.cli import refined, runs, tables, words
 from inference.cli.arguments import Common, Run, check_at_least, opt
 from inference.cli.common import (
     table_text,
@@ -63,11 +63,11 @@ def diagnose(command: Diagnose) -> None:
     if command.json:
         print(to_json(verdict.to_dict(orient="records")))
         return
-    print(runs.fit_line(fitted))
-    print(runs.evidence_line(table))
+    print(words.fit_line(fitted))
+    print(words.evidence_line(table))
     print()
     rows = [[row.verdict, row.check, f"{row.value:.4g}", row.threshold] for row in verdict.itertuples()]
     print(table_text(rows, ["verdict", "check", "value", "wanted"]))
     print()
-    print(runs.verdict_lines(verdict, full=True))
+    print(words.verdict_lines(verdict, full=True))
     print(f"table: {fitted.folder / 'diagnosis.csv'}")
