@@ -16,6 +16,7 @@ from ppl_models.datasets.facets import CONFIGURATIONS
 from ppl_models.datasets.images import folder_dataset
 from ppl_models.datasets.locate import DATA_VARIABLE, all_npz, data_dirs, find_npz, is_name
 from ppl_models.datasets.packaged import CIFAR10_PNG4K, MNIST, Digits, FashionMNIST, Loaded, Root, _take
+from ppl_models.datasets.triangle import TriangleDigits
 
 
 @runtime_checkable
@@ -52,7 +53,7 @@ class UserFile:
 
 
 BUILTIN: dict[str, DataSet] = {
-    entry.name: entry for entry in (Digits(), FashionMNIST(), MNIST, CIFAR10_PNG4K, *CONFIGURATIONS)
+    entry.name: entry for entry in (Digits(), FashionMNIST(), MNIST, CIFAR10_PNG4K, *CONFIGURATIONS, TriangleDigits())
 }
 """Named sets. Anything else is a file of the user's own."""
 

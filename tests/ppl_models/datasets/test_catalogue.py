@@ -13,7 +13,7 @@ import pytest
 
 from ppl_models.datasets import DataMissingError, Info, info, load, names, table
 
-BUILTIN = ("digits", "fashion_mnist", "mnist", "cifar10_png4k", "facets_a", "facets_b", "facets_c")
+BUILTIN = ("digits", "fashion_mnist", "mnist", "cifar10_png4k", "facets_a", "facets_b", "facets_c", "triangle_digits")
 
 
 def test_names_and_table() -> None:
