@@ -55,7 +55,9 @@ def run(quick: bool) -> Iterator[Claim]:
     test, _ = load("digits", "test")
     test = test[:16] if quick else test
     ways = WAYS[:2] if quick else WAYS
-    whole = dataclasses.replace(PRESETS["digits_multi_resnet"], network=GuidedUNet(16, (2, 2), preconditioned=True))
+    whole = dataclasses.replace(
+        PRESETS["digits_multi_resnet"], network=GuidedUNet(4 if quick else 16, (2, 2), preconditioned=True)
+    )
     first, fine_frozen = stages(whole)
     fine = stages(whole, freeze=False)[1]
     specs = {"direct": whole, "frozen": fine_frozen, "learning": fine}

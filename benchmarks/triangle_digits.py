@@ -8,6 +8,7 @@ of held-out digits, of pixels drawn independently from their own frequencies, an
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 
@@ -19,7 +20,7 @@ from benchmarks.diffusion_digits import recipe
 from benchmarks.harness import Claim
 from inference import fit
 from ppl_models.datasets import load
-from ppl_models.diffusion import PRESETS, bound, prior
+from ppl_models.diffusion import PRESETS, RK4, GuidedUNet, bound, prior
 from ppl_models.function_spaces import TRIANGLE, from_square, to_square
 
 SEEDS = (0,)
@@ -32,9 +33,9 @@ LEVELS = 17
 def control(data: np.ndarray, n: int) -> np.ndarray:
     """Digits with every pixel drawn by itself: the model with a silent network."""
     rng = np.random.default_rng(0)
-    pixels = np.asarray(from_square(TRIANGLE, data)).reshape(len(data), -1)
+    pixels = np.asarray(from_square(TRIANGLE, jnp.asarray(data))).reshape(len(data), -1)
     mixed = np.stack([rng.permutation(pixels[:, j]) for j in range(pixels.shape[1])], axis=1)
-    return np.asarray(to_square(TRIANGLE, mixed.reshape(-1, 16, 16)))[:n]
+    return np.asarray(to_square(TRIANGLE, jnp.asarray(mixed.reshape(-1, 16, 16))))[:n]
 
 
 def run(quick: bool) -> Iterator[Claim]:
@@ -56,6 +57,8 @@ def run(quick: bool) -> Iterator[Claim]:
     accuracy = float((votes(test).argmax(1) == truth["digit"]).mean())
     seed = SEEDS[0]
     spec = PRESETS["triangle_digits"]
+    if quick:
+        spec = dataclasses.replace(spec, network=GuidedUNet(4, (1, 1)), solver=RK4(2, 1.75))
     fitted = fit(
         spec.build(jax.random.key(seed)), data, steps=steps, batch_size=32, key=jax.random.key(1 + seed),
         optimizer=recipe(steps), average=0.995, progress=False,

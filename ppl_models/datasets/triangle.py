@@ -32,7 +32,10 @@ class TriangleDigits:
 
     def read(self, split: str, n: int | None, seed: int, root: Root = None) -> Loaded:
         """Load one split: the same digits in the same order as ``digits``."""
+        import jax.numpy as jnp
+
         from ppl_models.function_spaces import TRIANGLE, to_square
 
         digits, factors = Digits().read(split, n, seed, root)
-        return np.array(to_square(TRIANGLE, np.pad(digits, ((0, 0), (0, 8), (0, 8))))), factors
+        images = jnp.asarray(np.pad(digits, ((0, 0), (0, 8), (0, 8))))
+        return np.array(to_square(TRIANGLE, images)), factors

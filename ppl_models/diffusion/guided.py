@@ -17,8 +17,8 @@ class GuidedUNet:
     """U-Net with the blocks of guided diffusion for images (H, W) or (H, W, C); ``down="none"``: a Multi-ResNet.
 
     ``base``         channels; ``base * multipliers[l]`` at level l, 0 the finest; each level halves the image.
-    ``down``         ``"none"``: no learned encoder, the image averaged 2 x 2, its noise level lowered by log 2 each time
-                     (Multi-ResNet); ``"pool"``, ``"stride"``: residual blocks on the way down.
+    ``down``         ``"none"``: no learned encoder, the image averaged 2 x 2, its noise level lowered by log 2 each
+                     time (Multi-ResNet); ``"pool"``, ``"stride"``: residual blocks on the way down.
     ``blocks``       a level on the way down; one more on the way up.
     ``heads``        of the attention at the coarsest level; 0 for none.
     ``groups``       of channels in the norms.

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Key, Shaped
+from jaxtyping import Array, Float, Key
 
 from ppl_models.diffusion.guided import GuidedUNet
 from ppl_models.diffusion.program import prepare, prior
@@ -67,7 +67,7 @@ def stages(spec: Diffusion, *, freeze: bool = True) -> tuple[Diffusion, ...]:
     return tuple(found)
 
 
-def coarsen(spec: Diffusion, x: Shaped[Array, "n ..."], shape: Sequence[int], key: Key[Array, ""]) -> Any:
+def coarsen(spec: Diffusion, x: Any, shape: Sequence[int], key: Key[Array, ""]) -> Any:
     """Stored data (n, *spec.shape) as data of the stage of ``shape``: means over blocks of pixels.
 
     Grey levels are dequantised once, by ``key``, before they are averaged.  At the finest resolution ``x`` itself.
@@ -144,7 +144,9 @@ def inside(program: Program, params: Mapping[str, Any], stage: int) -> tuple[Pro
     """
     network = _network(program.spec)
     if not network.coarse_heads:
-        raise ValueError("coarse levels of this model have no heads; train it by stages(spec), or set coarse_heads=True")
+        raise ValueError(
+            "coarse levels of this model have no heads; train it by stages(spec), or set coarse_heads=True"
+        )
     listed = stages(program.spec)
     if not 0 <= stage < len(listed):
         raise ValueError(f"this model has the stages 0..{len(listed) - 1}, got {stage}")

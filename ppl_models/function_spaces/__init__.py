@@ -18,7 +18,7 @@ from ppl_models.function_spaces.spectrum import (
 
 __all__ = [
     "INTERVAL", "SQUARE", "TRIANGLE", "CellTree", "Pyramid", "analyse", "analyse_image", "conditional_loss", "coons",
-    "crossing", "details", "embed", "from_square", "haar_matrix", "hat_analysis", "hat_synthesis", "hats", "level_energies",
-    "level_snr", "line", "pooled_noise", "project", "project_image", "slope", "synthesise", "synthesise_image",
-    "to_square",
+    "crossing", "details", "embed", "from_square", "haar_matrix", "hat_analysis", "hat_synthesis", "hats",
+    "level_energies", "level_snr", "line", "pooled_noise", "project", "project_image", "slope", "synthesise",
+    "synthesise_image", "to_square",
 ]  # fmt: skip

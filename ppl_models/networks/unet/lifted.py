@@ -74,7 +74,9 @@ class LiftedUNet(nnx.Module):
         """The same function without gradient for the parameters of the ``levels`` coarsest levels; a copy."""
         split: Any = nnx.split(self, nnx.Param, ...)
         graph, params, rest = split
-        values = map_levels(lambda i, leaf: jax.lax.stop_gradient(leaf) if i < levels else leaf, nnx.to_pure_dict(params))
+        values = map_levels(
+            lambda i, leaf: jax.lax.stop_gradient(leaf) if i < levels else leaf, nnx.to_pure_dict(params)
+        )
         nnx.replace_by_pure_dict(params, values)
         return nnx.merge(graph, params, rest)
 
@@ -107,4 +109,4 @@ def map_levels(function: Callable[[int, Any], Any], values: Mapping[Any, Any]) -
             return function(0, tree)
         return function(int(path[2]) + (path[1] in ("decoders", "projections")), tree)
 
-    return walk((), values)  # type: ignore[no-any-return]
+    return dict(walk((), values))

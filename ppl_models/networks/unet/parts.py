@@ -68,9 +68,10 @@ class Pool(nnx.Module):
 class PoolNoise(nnx.Module):
     """``P`` of a noisy image that is a noisy image again: pooled, scaled back, its noise level lowered to match.
 
-    Pooling ``alpha x_0 + sigma eps`` over 2 x 2 pixels halves the noise: ``alpha P x_0 + (sigma / 2) eps'``.  Divided by
-    ``c = sqrt(alpha^2 + sigma^2 / 4)`` it is variance preserving again, ``l = log(sigma / alpha)`` lower by log 2.  So a
-    coarse level inside a finer network reads what it reads as a network of its own.  ``change`` as in :class:`Pool`.
+    Pooling ``alpha x_0 + sigma eps`` over 2 x 2 pixels halves the noise: ``alpha P x_0 + (sigma / 2) eps'``.  Divided
+    by ``c = sqrt(alpha^2 + sigma^2 / 4)`` it is variance preserving again, ``l = log(sigma / alpha)`` lower by log 2.
+    So a coarse level inside a finer network reads what it reads as a network of its own.  ``change`` as in
+    :class:`Pool`.
     """
 
     def __init__(self, change: nnx.Module | None = None) -> None:

@@ -59,9 +59,9 @@ class ScoreUNet:
     ``heads``        of the attention at the bottom; 0 for none.
     ``groups``       of channels in the norms, where they divide the channels; else the greatest common divisor.
     ``preconditioned``  every decoder is a correction of the repeated coarse answer; widths must be equal.
-    ``pool_noise``   with ``down="none"``: what is pooled is scaled back to variance preserving, and its level lowered by
+    ``pool_noise``   with ``down="none"``: what is pooled is scaled back to variance preserving, its level lowered by
                      log 2 a halving, so every level reads what it would read as a network of its own.
-    ``coarse_outputs``  numbers a pixel of the heads of all levels but the finest; ``None``: as ``outputs``, 0: no heads.
+    ``coarse_outputs``  numbers a pixel of the heads of all levels but the finest; ``None``: as ``outputs``; 0: no heads.
     ``convolution``  ``"lax"`` for training steps on a CPU, ``"product"`` inside ``scan``: the same parameters.
 
     Presets of the published sizes: ``SCORE``.
