@@ -61,7 +61,7 @@ class ScoreUNet:
     ``preconditioned``  every decoder is a correction of the repeated coarse answer; widths must be equal.
     ``pool_noise``   with ``down="none"``: what is pooled is scaled back to variance preserving, its level lowered by
                      log 2 a halving, so every level reads what it would read as a network of its own.
-    ``coarse_outputs``  numbers a pixel of the heads of all levels but the finest; ``None``: as ``outputs``; 0: no heads.
+    ``coarse_outputs``  numbers a pixel of the heads of all levels but the finest; ``None``: as ``outputs``; 0: none.
     ``convolution``  ``"lax"`` for training steps on a CPU, ``"product"`` inside ``scan``: the same parameters.
 
     Presets of the published sizes: ``SCORE``.
