@@ -74,8 +74,10 @@ def run(quick: bool) -> Iterator[Claim]:
     held = [float(np.sqrt(((flat - g) ** 2).sum(1)).min()) for g in test.reshape(len(test), -1).astype(float)]
     half = len(data) // 2
     pairs = (data[:draws].astype(float) + data[half : half + draws]) / 2
-    x = program.observation.prepare(jnp.asarray(test[:16] if quick else test), jax.random.key(200), False)
-    nats = jax.jit(lambda key: bound(program, params, key, x, draws=8 if quick else 32))(jax.random.key(300))
+    nats = np.full(1, np.nan)
+    if not quick:
+        x = program.observation.prepare(jnp.asarray(test), jax.random.key(200), False)
+        nats = np.asarray(jax.jit(lambda key: bound(program, params, key, x, draws=32))(jax.random.key(300)))
     yield Claim(
         name="confident",
         claim="diffusion on the triangle: samples that an independent classifier is confident of",
