@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 import optax
+from scipy.stats import kstest
 
 from benchmarks.harness import Claim
 from inference import fit, tune_runtime
-from inference.checking.calibration import calibrate
+from inference.checking.calibration import Calibration, calibrate
 from ppl_models.program import Posterior, Program, resolve
 
 SEED = 0
@@ -68,6 +69,11 @@ def worst_kl(fitted: Any, n: int) -> float:
     return float(jax.jit(jax.vmap(one))(z).mean())
 
 
+def ks_p(found: Calibration, name: str) -> float:
+    """p-value of the Kolmogorov-Smirnov test of one quantity's ranks."""
+    return float(kstest(found.ranks[name], "uniform").pvalue)
+
+
 def run(quick: bool) -> Iterator[Claim]:
     """Calibration of the guide, its cost, and the same check on a guide that is too narrow."""
     tune_runtime()
@@ -84,7 +90,8 @@ def run(quick: bool) -> Iterator[Claim]:
               "kl_to_exact_posterior": worst_kl(fitted, 2000)}  # fmt: skip
     yield Claim(
         "sbc_p", f"set encoder on coins: smallest KS p-value of {simulations} simulations, unadjusted",
-        found.table["p_value"].min(), "p-value", target="> 0.01", seeds=(SEED,), detail=detail,
+        min(ks_p(found, name) for name in ("theta", "log_lik")), "p-value", target="> 0.01", seeds=(SEED,),
+        detail=detail,
     )  # fmt: skip
     yield Claim(
         "sbc_seconds", f"simulation-based calibration of {simulations} simulations in one call, compilation included",
@@ -92,6 +99,6 @@ def run(quick: bool) -> Iterator[Claim]:
     )  # fmt: skip
     yield Claim(
         "narrow_p", f"the same guide with standard deviations times {NARROW}: KS p-value of theta",
-        failed.table.loc["theta", "p_value"], "p-value", target="< 0.01", seeds=(SEED,),
+        ks_p(failed, "theta"), "p-value", target="< 0.01", seeds=(SEED,),
         detail={"table": failed.table.to_dict()},
     )  # fmt: skip

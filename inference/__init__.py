@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from inference._lazy import lazily
 
 if TYPE_CHECKING:
-    from inference.checking.calibration import calibrate as calibrate
+    from inference.checking.calibration import Calibration as Calibration, calibrate as calibrate
     from inference.checking.classical import baselines as baselines
     from inference.checking.comparison import compare as compare, stacking_weights as stacking_weights
     from inference.checking.diagnostics import diagnose as diagnose
+    from inference.checking.gap_decomposition import gap_summary as gap_summary, inference_gaps as inference_gaps
     from inference.checking.imputation import Imputation as Imputation, impute as impute
     from inference.checking.log_evidence import (
         bits_per_dim as bits_per_dim,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         read_evidence as read_evidence,
         save_evidence as save_evidence,
     )
+    from inference.checking.nuts_evidence import nuts_evidence as nuts_evidence
     from inference.checking.posterior_tree import posterior as posterior, save_posterior as save_posterior
     from inference.checking.refinement import Refined as Refined, refine as refine
     from inference.checking.sandwich import Sandwich as Sandwich, sandwich as sandwich
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
         scores as scores,
         stability as stability,
     )
+    from inference.fitting.autoguides import from_autoguide as from_autoguide
     from inference.fitting.fitted import Fit as Fit, load as load
     from inference.fitting.forward import forward_kl as forward_kl, simulator as simulator
     from inference.fitting.run import fit as fit, resume as resume
@@ -42,6 +45,7 @@ __distribution__ = "ppl-models"  # ppl_models/_clash.py tells this package from 
 __getattr__, __dir__, __all__ = lazily(
     __name__,
     {
+        "Calibration": "checking.calibration",
         "Fit": "fitting.fitted",
         "Refined": "checking.refinement",
         "Imputation": "checking.imputation",
@@ -58,8 +62,12 @@ __getattr__, __dir__, __all__ = lazily(
         "exact_table": "checking.log_evidence",
         "fit": "fitting.run",
         "forward_kl": "fitting.forward",
+        "from_autoguide": "fitting.autoguides",
         "impute": "checking.imputation",
+        "gap_summary": "checking.gap_decomposition",
+        "inference_gaps": "checking.gap_decomposition",
         "load": "fitting.fitted",
+        "nuts_evidence": "checking.nuts_evidence",
         "posterior": "checking.posterior_tree",
         "read_evidence": "checking.log_evidence",
         "refine": "checking.refinement",

@@ -24,6 +24,7 @@ BUILTIN = MappingProxyType(
         "hvae": "ppl_models.hvae",
         "in_context": "ppl_models.in_context",
         "mfcvae": "ppl_models.mfcvae",
+        "surrogate": "ppl_models.surrogate",
     }
 )
 """Family name -> module that registers it when imported.  One line a family."""

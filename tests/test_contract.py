@@ -1,5 +1,6 @@
 """What every user relies on, over every registered family and preset, a family of one's own among them; no skip."""
 
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from numpyro.handlers import condition, seed, substitute, trace
 from numpyro.infer import SVI, Predictive, TraceMeanField_ELBO
 from numpyro.optim import Adam
 
-from inference import Fit, evidence, fit, load, posterior, refine
+from inference import Fit, evidence, fit, inference_gaps, load, posterior, refine
 from inference.cli.common import load_plugins
 from inference.fitting.objectives import fused_elbo, init_params, joint_draw, trace_posterior
 from ppl_models.program import Program, families, rows, spec_from_json, spec_to_json, take
@@ -122,7 +123,13 @@ def test_the_posterior_of_a_datum_can_be_refined(tiny: Program) -> None:
         return
     refined = refine(start, data, steps=3, draws=2, particles=32, key=KEY, progress=False)
     assert refined.kept == () and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(refined.locals.q))
-    assert np.isfinite(evidence(refined, data, particles=32, key=KEY, progress=False)["log_px"]).all()
+    table = evidence(refined, data, particles=32, key=KEY, progress=False)
+    assert np.isfinite(table["log_px"]).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # few draws: some rows may be untrusted
+        gaps = inference_gaps(start, data, reference=table, steps=2, particles=32, key=KEY, progress=False)
+    np.testing.assert_allclose(gaps["approximation"] + gaps["amortisation"], gaps["total"], atol=1e-9)
+    assert np.isfinite(gaps["amortisation"]).all() and gaps.attrs["family"] == "diag"
 
 
 def test_every_objective_takes_a_step_or_says_why_not(tiny: Program) -> None:

@@ -4,10 +4,11 @@ Numbers and tables only: pandas and DataTrees come out.  What changes parameters
 draws a figure or writes a page in :mod:`inference.reporting`.
 """
 
-from inference.checking.calibration import calibrate as calibrate
+from inference.checking.calibration import Calibration as Calibration, calibrate as calibrate
 from inference.checking.classical import baselines as baselines
 from inference.checking.comparison import compare as compare, stacking_weights as stacking_weights
 from inference.checking.diagnostics import diagnose as diagnose
+from inference.checking.gap_decomposition import gap_summary as gap_summary, inference_gaps as inference_gaps
 from inference.checking.imputation import Imputation as Imputation, impute as impute
 from inference.checking.log_evidence import (
     bits_per_dim as bits_per_dim,

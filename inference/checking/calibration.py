@@ -1,32 +1,56 @@
-"""Simulation-based calibration of an amortised posterior: one call, no refit.
+"""Simulation-based calibration of posteriors: amortised ones in one call without a refit, and refined ones.
 
-Draw (z_i, x_i) from the program, L draws from q(z | x_i), and count how many of them lie below z_i.  If q is the
-posterior of the program, the rank of every function of (z, x) is uniform (Talts et al. 2018, arXiv 1804.06788).
-A guide costs one pass a simulation, where MCMC or a refitted guide costs a run each.
+Draw (z*, x) from the program, L draws from q(z | x), and find the rank of f(z*, x) among f(z_1, x) .. f(z_L, x).  If q
+is the posterior of the program, the rank of every function f is uniform (Talts et al. 2018, arXiv 1804.06788).  A guide
+costs one pass a simulation, where MCMC or a refitted guide costs a run each.
 
-Beside every coordinate of z the log-likelihood log p(x | z) is ranked: a guide that ignores the data and returns the
-prior has uniform ranks in every coordinate of z, but not in this one (Modrak et al. 2023, arXiv 2211.02383).
+Ranked are every number of z, and four functions that see what those do not:
+
+    log_lik     log p(x | z): a guide that ignores the data and returns the prior has uniform ranks in every number of
+                z, but not in this one (Modrak et al. 2023, arXiv 2211.02383)
+    log_q       log q(z | x): 1 - rank is the level of the smallest region of highest q that holds z*, so its
+                distribution is the expected coverage of those regions (Hermans et al. 2022, arXiv 2110.06581, eq. 6;
+                Miller et al. 2021, arXiv 2107.01214)
+    log_weight  log p(x, z) - log q(z | x): given x, the likelihood ratio between z* ~ p(z | x) and a draw of q, up to a
+                constant: where the two differ, no other function tells them apart better (Neyman & Pearson)
+    tarp        the distance of z to a reference point (Lemos et al. 2023, arXiv 2302.03026, algorithm 2); the point
+                depends on x, or else a guide that returns the prior would pass: of four prior draws, the likeliest
+
+Posterior SBC (Säilynoja, Schmitt, Bürkner & Vehtari 2025, arXiv 2502.03279) asks the same near observed data x_o alone:
+z* ~ pi(z) = q(z | x_o), x ~ p(x | z*).  A guide takes one datum and knows no other prior than p(z), so its posterior
+under the prior pi is q(z | x) pi(z) / p(z), up to a constant: draws of q(z | x) with weights w = pi / p.  If q(z | x) =
+p(z | x), then z* and the draws are exchangeable but for these weights (Tibshirani et al. 2019, arXiv 1904.06019, lemma
+3), and
+
+    (sum_l w_l 1[f_l < f*] + u (w* + sum_l w_l 1[f_l = f*])) / (w* + sum_l w_l),   u ~ U(0, 1)
+
+is uniform for any number of draws and any pi: nothing has to converge.  With w = 1 it is the rank above.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from jaxtyping import Array, Float, Key
-from numpyro.handlers import seed, substitute, trace
 
-from inference.fitting.objectives import joint_draw
-from ppl_models.program import Program, zeros
+from inference.checking.ecdf_bands import Band, band, ecdf, holm, p_values, points
+from inference.checking.sbc_ranks import rank_fractions, settings_of
+from inference.checking.simulated import LOG_LIK as LOG_LIK, LOG_Q, TARP, Function
+from inference.fitting.sources import stored
+from ppl_models.program import Check, rows
 
-LOG_LIK = "log_lik"
 INTERVALS = (0.5, 0.9)
+LEVEL = 0.05
+"""Level of the joint verdict."""
+FAR = 0.15
+"""Distance of an ECDF from uniform from which a posterior is not to be relied on (ours)."""
+FEW = 10.0
+"""Median effective number of weighted draws below which a check can see little (ours)."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +59,42 @@ class Calibration:
 
     ``table``  one row a quantity: ``coverage_50`` and ``coverage_90`` of central intervals (should be .5 and .9),
                ``mean`` of the rank fraction (below .5: q sits too high), ``ks`` the largest distance of its
-               distribution from uniform, ``p_value`` of that, ``p_holm`` over all quantities.
+               distribution from uniform, ``p_value`` that of its ECDF (below .05 exactly where the ECDF leaves its 95 %
+               band), ``p_holm`` over all quantities.
     ``ranks``  rank fraction in (0, 1) of each quantity, (simulation,): uniform if calibrated.
+    ``ess``    effective number of draws of each simulation; all of them where they are not weighted.
     """
 
     table: pd.DataFrame
     ranks: dict[str, Float[np.ndarray, " simulation"]]
+    ess: Float[np.ndarray, " simulation"] = field(default_factory=lambda: np.empty(0))
+
+    @property
+    def p_value(self) -> float:
+        """The joint p-value: the least of Holm's.  Its test of all quantities together keeps its level."""
+        return float(self.table["p_holm"].min())
+
+    @property
+    def calibrated(self) -> bool:
+        """The joint verdict at the level of 5 %."""
+        return self.p_value >= LEVEL
+
+    def coverage(self, level: float = LEVEL) -> pd.DataFrame:
+        """Expected coverage of the regions of highest q(z | x): ``credibility``, ``coverage``, ``low``, ``high``.
+
+        Coverage below credibility: q is too narrow or off.  ``low`` and ``high`` hold the whole curve with probability
+        1 - ``level`` if q is calibrated.
+        """
+        return _curve(1 - self.ranks[LOG_Q], "coverage", level)
+
+    def tarp(self, level: float = LEVEL) -> pd.DataFrame:
+        """The same of balls about reference points, whose credibility is the share of draws inside."""
+        return _curve(self.ranks[TARP], "coverage", level)
+
+    def bands(self, level: float = LEVEL, *, joint: bool = False) -> Band:
+        """The band that the ECDF of one quantity leaves with probability ``level``, or any of all, ``joint``."""
+        found = len(self.table) if joint else 1
+        return band(len(next(iter(self.ranks.values()))), level / found)
 
     def tree(self) -> Any:
         """DataTree with a group ``prior_sbc`` of rank fractions: ``arviz.plot_ecdf_pit(tree)`` draws its bands."""
@@ -48,104 +102,110 @@ class Calibration:
 
         return az.from_dict({"prior_sbc": {name: pit[None] for name, pit in self.ranks.items()}})
 
+    def check(self) -> Check:
+        """One line for a diagnosis."""
+        worst = self.table["p_holm"].idxmin()
+        row, attrs = self.table.loc[worst], self.table.attrs
+        about = f"near {attrs['around']} observed data" if attrs["around"] else "drawn from the model"
+        verdict = "ok" if self.calibrated else "fail" if self.table["ks"].max() > FAR else "warn"
+        coverage = self.coverage()
+        held = float(np.interp(0.9, coverage["credibility"], coverage["coverage"]))
+        said = (
+            f"On {attrs['simulations']:,} data {about}, whose latents are known, the {attrs['posterior']} posterior's "
+            f"90 % regions hold the truth {held:.0%} of the time"
+        )
+        if self.calibrated:
+            return Check(
+                "calibration (joint p-value)", self.p_value, f">= {LEVEL:g}", verdict,
+                f"{said}; no rank departs from uniform. That it inverts the model does not say that the model fits.",
+                "",
+            )  # fmt: skip
+        return Check(
+            "calibration (joint p-value)", self.p_value, f">= {LEVEL:g} (fails if an ECDF is off by over {FAR:g})",
+            verdict, f"{said}; furthest from uniform are the ranks of {worst} (off by {row['ks']:.2f}, p = "
+            f"{row['p_value']:.2g}).",
+            "Refine the posterior of the data that matter, or train the encoder longer or with a richer family; "
+            "intervals of this posterior are not what they say.",
+        )  # fmt: skip
+
 
 def calibrate(
-    fit: Any, *, key: Key[Array, ""], simulations: int = 1000, draws: int = 100, chunk: int = 100
+    fit: Any,
+    *,
+    key: Key[Array, ""],
+    simulations: int = 1000,
+    draws: int = 100,
+    chunk: int = 100,
+    around: Any = None,
+    inputs: Any = None,
+    quantities: Mapping[str, Function] | None = None,
+    refine: bool | Mapping[str, Any] | None = None,
+    progress: bool = True,
 ) -> Calibration:
     """Simulation-based calibration of ``fit.program``'s posterior at ``fit.params``; vectorised over simulations.
 
-    ``fit`` is a ``Fit``, or anything with ``program``, ``params`` and ``mutable``.  Data are the program's own draws
-    ``model(size=n)``, with the fitted generative part if it has parameters: this asks whether q inverts p, not
-    whether p fits any data.  ``chunk`` simulations are run at once.
+    ``fit`` is a ``Fit``, a ``Refined``, or anything with ``program``, ``params`` and ``mutable``.  Data are the
+    program's own draws ``model(size=n)``, with the fitted generative part if it has parameters: this asks whether q
+    inverts p, not whether p fits any data.  ``chunk`` simulations are run at once.
 
-    Raises ``ValueError`` for a program without latents, and for a conditional one.
+    ``around``      stored observed data (N, *shape): posterior SBC near them, simulation i near datum i mod N.  It
+                    checks q(z | x) of replicates x of those data, where z is plausible given both.  If q(z | x_o) is
+                    exact, that is p(z | x_o, x), of two data of one z.  It sees no error of q elsewhere, none of
+                    q(z | x_o) at an observed datum itself (z* is drawn from that, and any such density makes a valid
+                    check), and none of the parameters of p.  With many latent numbers few draws carry all weight:
+                    faults then go unseen, and a ``UserWarning`` says so (``ess``).
+    ``inputs``      stored data (N, *shape) whose inputs a conditional program draws its data given, in turn.
+    ``quantities``  further functions to rank: ``name: f(z, x)`` of latents by site (n, *event) and prepared data x
+                    gives (n,).
+    ``refine``      refine the posterior of every simulated datum (:func:`inference.refine`) and check that one:
+                    ``True`` or settings of ``refine``.  Where not set, ``widen`` is 1: a proposal that is widened for
+                    importance sampling is too wide on purpose.  A ``Refined`` is checked with its own settings.
+
+    Latents that are discrete have ties, which are broken at random.
+
+    Raises ``ValueError`` for a program without latents, a conditional one without ``inputs`` or ``around``, and for a
+    prior that cannot be sampled.  A quantity that is not a number gets the p-value 0 and is named in a ``UserWarning``.
 
     >>> found = calibrate(fit, simulations=1000, key=jax.random.key(0))
     >>> found.table[["coverage_90", "ks", "p_holm"]]
+    >>> found.calibrated, found.coverage(), calibrate(fit, around=x_test[:1], key=jax.random.key(1))
     """
-    program: Program = fit.program
-    if program.posterior is None or not program.latents:
-        raise ValueError("calibration needs a program with latents and a posterior; this program has none")
-    if min(simulations, draws, chunk) < 1 or simulations < 10:
-        raise ValueError(
-            f"expected at least 10 simulations, 1 draw and a chunk of 1, got {simulations}, {draws} and {chunk}"
-        )
-    if program.observation.given:
-        raise ValueError(f"calibration draws whole data, this program needs inputs: {program.observation.given}")
-    blocks = -(-simulations // chunk)
-    run = jax.jit(partial(_block, program, chunk, draws))
-    mutable = getattr(fit, "mutable", {})
-    found = [run(dict(fit.params), dict(mutable), k) for k in jax.random.split(key, blocks)]
-    ranks = {
-        name: np.concatenate([np.asarray(block[name], np.float64) for block in found])[:simulations]
-        for name in found[0]
-    }
-    ranks = dict(_columns(ranks))
-    return Calibration(_table(ranks, draws), ranks)
+    ranks, ess = rank_fractions(
+        fit, key=key, simulations=simulations, draws=draws, chunk=chunk, around=around, inputs=inputs,
+        quantities=quantities, refine=refine, progress=progress,
+    )  # fmt: skip
+    table = _table(ranks)
+    found = 0 if around is None else rows(stored(fit.program, around, "around"))
+    how = "amortised" if settings_of(fit, refine) is None else "refined"
+    table.attrs.update(simulations=simulations, draws=draws, around=found, posterior=how)
+    if lost := [name for name, pit in ranks.items() if np.isnan(pit).any()]:
+        share = np.isnan(ranks[lost[0]]).mean()
+        warnings.warn(
+            f"{', '.join(lost[:5])} is not a number in {share:.1%} of the simulations, so p_value is 0 there; lower "
+            "the learning rate, or check the densities of the program at its own draws",
+            UserWarning, stacklevel=2,
+        )  # fmt: skip
+    if (middle := float(np.median(ess))) < FEW <= draws:
+        warnings.warn(
+            f"half of the simulations near the observed data have fewer than {middle:.1f} effective draws of {draws}: "
+            "the check keeps its level but sees little; take more draws, or calibrate without around",
+            UserWarning, stacklevel=2,
+        )  # fmt: skip
+    return Calibration(table, ranks, ess)
 
 
-def _block(
-    program: Program, n: int, draws: int, params: Mapping[str, Any], mutable: Mapping[str, Any], key: Key[Array, ""]
-) -> dict[str, Array]:
-    """Rank fractions of n fresh simulations: {quantity: (n, *event)}."""
-    prior_key, draw_key, tie_key = jax.random.split(key, 3)
-    data = {**params, **{name: dict(state) for name, state in mutable.items()}}
-    with trace() as sites, seed(rng_seed=prior_key), substitute(data=data):
-        program.model(size=n)
-    truth = {name: sites[name]["value"] for name in program.latents}
-    log_lik = sum(sites[name]["fn"].log_prob(sites[name]["value"]).reshape(n, -1).sum(1) for name in program.observed)
-    x = _as_prepared(program, program.from_draw({name: sites[name]["value"] for name in program.observed}))
-
-    def one(key: Key[Array, ""]) -> dict[str, Array]:
-        draw = joint_draw(program, params, key, x, mutable=mutable)
-        return {**draw.latents, LOG_LIK: sum(draw.log_lik.values(), jnp.zeros(n))}
-
-    drawn = jax.lax.map(one, jax.random.split(draw_key, draws), batch_size=10)
-    return {
-        name: _rank(drawn[name], value, k)
-        for (name, value), k in zip(
-            {**truth, LOG_LIK: log_lik}.items(), jax.random.split(tie_key, len(truth) + 1), strict=True
-        )
-    }
+def _table(ranks: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    pits = np.stack(list(ranks.values()), axis=1)
+    # The largest distance of an ECDF from uniform, at its steps.
+    steps, n = np.sort(pits, axis=0), len(pits)
+    top = np.arange(1, n + 1)[:, None] / n
+    ks = np.maximum(top - steps, steps - top + 1 / n).max(0)
+    coverage = {f"coverage_{100 * c:.0f}": (np.abs(pits - 0.5) <= c / 2).mean(0) for c in INTERVALS}
+    p = p_values(pits)
+    columns = {**coverage, "mean": pits.mean(0), "ks": ks, "p_value": p, "p_holm": holm(p)}
+    return pd.DataFrame(columns, index=pd.Index(list(ranks), name="quantity"))
 
 
-def _as_prepared(program: Program, x: Any) -> Any:
-    """A program's own draw in the dtypes of prepared data (a Bernoulli draws integers, encoders read floats)."""
-    like = jax.eval_shape(lambda x: program.observation.prepare(x, jax.random.key(0), False), zeros(program.shape))
-    return jax.tree.map(lambda leaf, wanted: leaf.astype(wanted.dtype), x, like)
-
-
-def _rank(drawn: Array, truth: Array, key: Key[Array, ""]) -> Array:
-    """(draws below + u (ties + 1)) / (draws + 1), u uniform: continuous, and uniform if calibrated, ties or not."""
-    below, ties = jnp.sum(drawn < truth, 0), jnp.sum(drawn == truth, 0)
-    return (below + jax.random.uniform(key, truth.shape) * (ties + 1)) / (drawn.shape[0] + 1)
-
-
-def _columns(ranks: Mapping[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
-    found = []
-    for name, values in ranks.items():
-        if values.ndim == 1:
-            found.append((name, values))
-        else:
-            found += [
-                (f"{name}[{','.join(map(str, at))}]", values[(slice(None), *at)]) for at in np.ndindex(values.shape[1:])
-            ]
-    return found
-
-
-def _table(ranks: Mapping[str, np.ndarray], draws: int) -> pd.DataFrame:
-    from scipy.stats import kstest
-
-    rows = []
-    for name, pit in ranks.items():
-        test = kstest(pit, "uniform")
-        coverage = {f"coverage_{100 * c:.0f}": float((np.abs(pit - 0.5) <= c / 2).mean()) for c in INTERVALS}
-        rows.append({"quantity": name, **coverage, "mean": pit.mean(), "ks": test.statistic, "p_value": test.pvalue})
-    table = pd.DataFrame(rows).set_index("quantity")
-    p = table["p_value"].to_numpy()
-    order = np.argsort(p)
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
-    table["p_holm"] = adjusted
-    table.attrs.update(simulations=len(next(iter(ranks.values()))), draws=draws)
-    return table
+def _curve(pit: Float[np.ndarray, " n"], what: str, level: float) -> pd.DataFrame:
+    held = band(len(pit), level)
+    return pd.DataFrame({"credibility": points(len(pit)), what: ecdf(pit), "low": held.low, "high": held.high})

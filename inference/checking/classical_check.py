@@ -65,7 +65,7 @@ def classical_check(table: pd.DataFrame, baselines: Mapping[str, pd.DataFrame]) 
             about + said,
             "" if verdict == "ok" else
             "Longer training; another likelihood or a learnt noise scale (a shared or fixed one costs most); a linear "
-            "path in the decoder, a classical start. `ppl-models compare RUN --baselines` (inference.baselines) fits "
+            "path in the decoder; a classical start. `ppl-models compare RUN --baselines` (inference.baselines) fits "
             "these models with all their settings.",
         )
     ]  # fmt: skip

@@ -117,6 +117,6 @@ def _line(label: str, several: Sequence[Statistic]) -> Check:
         + (f". The model does not reproduce this property; {many} of {len(several)} are off." if misfit else
            ". The difference is real but small." if tail < TAIL else "."),
         "" if not misfit else
-        "Another kind for the column (positive for a skewed one, count, categorical for few values), robust=True for "
-        "outliers, scales='decoded', more training, a larger decoder.",
+        "Another kind for the column (positive for a skewed one, count, categorical for few values); robust=True for "
+        "outliers; scales='decoded'; more training; a larger decoder.",
     )  # fmt: skip

@@ -14,11 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Key
 
-from inference.checking import criticism
+from inference.checking import criticism, remedies
 from inference.checking.classical_check import classical_check
 from inference.checking.column_checks import column_lines
 from inference.checking.criticism import EFFECT as EFFECT, TAIL as TAIL
-from inference.checking.training_lines import SKIPPED as SKIPPED, held_out_check, training_checks, verdict_of
+from inference.checking.generalisation import Generalisation, generalisation, held_out_checks
+from inference.checking.training_lines import (
+    SKIPPED as SKIPPED,
+    chosen_by_validation,
+    held_out_check,
+    training_checks,
+    verdict_of,
+)
 from inference.fitting.sources import stored
 from ppl_models.program import Check, numbers, rows
 
@@ -59,9 +66,15 @@ def diagnose(
     ``x``      stored held-out data (N, *shape), the data of ``table`` and ``tree``.
     ``table``  ``inference.evidence(fit, x, ...)``; computed with ``particles`` when not given.
     ``tree``   ``inference.posterior(fit, x, ...)``; computed with ``draws`` when not given.
-    ``train``  stored training data: adds the line that compares log p(x) with classical densities fitted to them, by
-               ``inference.baselines(..., quick=True)``: some seconds.  Left out where no baseline shares the score.
-    ``baselines``  such tables that exist already, in place of ``train``.
+    ``train``  stored training data: the held-out gap is then measured on a hundred of them, and where there is one,
+               said to be that of the generative model or of the encoder (:mod:`inference.checking.generalisation`:
+               their posteriors are refined, which takes seconds to a minute).  They also add the line that compares
+               log p(x) with classical densities fitted to them, by ``inference.baselines(..., quick=True)``: some
+               seconds.  Left out where no baseline shares the score.
+    ``baselines``  such tables that exist already.
+
+    Remedies are chosen together (:mod:`inference.checking.remedies`): no line advises what another speaks against.
+    A fit from :func:`inference.refine` is judged by its refined posteriors.
 
     A program without latents gets the lines that apply to it; the program's own checks come last.  Raises
     ``ValueError`` for data that the program cannot score or a table of another number of data.
@@ -90,7 +103,16 @@ def diagnose(
     if baselines is None and train is not None:
         baselines = quick_baselines(fit.program, train, x, key=table_key)
     rates = criticism.site_rates(fit, x, key=rate_key)
-    return assemble(fit, table, tree, rates, baselines or {})
+    return assemble(
+        fit, table, tree, rates, baselines or {}, split(fit, x, train, table, key=jax.random.fold_in(key, 3))
+    )
+
+
+def split(fit: Any, x: Any, train: Any, table: pd.DataFrame, *, key: Key[jax.Array, ""]) -> Generalisation | None:
+    """:func:`generalisation` with the draws of a table, where there are training data, and any that are seen twice."""
+    if train is None or getattr(fit, "card", {}).get("fresh"):
+        return None
+    return generalisation(fit, x, train, key=key, particles=max(25, table.attrs.get("particles", 512)))
 
 
 def quick_baselines(
@@ -117,22 +139,28 @@ def assemble(
     tree: Any,
     rates: Mapping[str, np.ndarray],
     baselines: Mapping[str, pd.DataFrame] | None = None,
+    found: Generalisation | None = None,
 ) -> pd.DataFrame:
     """Return the table of :func:`diagnose` from its ingredients: nothing is sampled here."""
     import pandas as pd
 
-    fresh = getattr(fit, "card", {}).get("fresh")
+    # Where every batch was drawn afresh there is nothing to overfit to.
+    fresh, best_step = getattr(fit, "card", {}).get("fresh"), fit.info.get("best_step")
+    held_out = held_out_check(fit.history, table, best_step) if found is None else held_out_checks(found)
     checks = [
         *finite_checks(fit, table, tree),
         *training_checks(fit.history, fit.info),
-        # Where every batch was drawn afresh there is nothing to overfit to.
-        *([] if fresh else held_out_check(fit.history, table, fit.info.get("best_step"))),
+        *([] if fresh else held_out),
         *evidence_checks(table, rates),
         *classical_check(table, baselines or {}),
         *site_checks(rates, criticism.group(tree, "posterior")),
         *(column_lines(tree, columns) if (columns := fit.program.observation.columns) else predictive_lines(tree)),
         *fit.program.views.checks(tree),
     ]
+    refined = "estimator" in table and bool((table["estimator"] == "refined").all())
+    checks = remedies.together(
+        checks, refined=refined, validated=best_step is not None, chosen=chosen_by_validation(fit.info)
+    )
     return pd.DataFrame([dataclasses.asdict(check) for check in checks], columns=list(COLUMNS))
 
 
@@ -188,14 +216,16 @@ def evidence_checks(table: pd.DataFrame, rates: Mapping[str, np.ndarray]) -> lis
                ": their values are likely too low and the stated errors too small.")
             + (f" The posteriors of {refined} were refined for their datum." if refined else ""),
             "" if heavy == "ok" else
-            "Posteriors optimised datum by datum, inference.refine(fit, x, key=key); more particles; a richer "
-            "posterior (wider encoder); longer training. Look at these data in the report: they may be outliers.",
+            remedies.joined([
+                remedies.REFINE, remedies.PARTICLES, remedies.RICHER, remedies.WIDER, remedies.LONGER,
+                "look at these data in the report: they may be outliers",
+            ]),
         ),
         Check(
             "effective sample size (median)", middle, f">= {ESS[0]:g} (fails below {ESS[1]:g})", few,
             f"For half of the data the {particles or ''} particles are worth fewer than {middle:.3g} independent ones. "
             + ("Enough for a stable estimate." if few == "ok" else "A few particles carry the estimate."),
-            "" if few == "ok" else "More particles, or a posterior closer to the exact one.",
+            "" if few == "ok" else remedies.joined([remedies.REFINE, remedies.PARTICLES, remedies.RICHER]),
         ),
         _gap_check(log_px, table["elbo"].to_numpy(float), rates),
     ]  # fmt: skip
@@ -209,7 +239,7 @@ def evidence_checks(table: pd.DataFrame, rates: Mapping[str, np.ndarray]) -> lis
                 f"<= {MONTE_CARLO[0] * sampling:.3g} nats (a quarter of the error from having {n} data)", verdict,
                 f"Mean log p(x) is {log_px.mean():.2f} nats per datum; the particles add an error of {error:.2g} to "
                 f"the {sampling:.2g} that come from the number of data.",
-                "" if verdict == "ok" else "More particles.",
+                "" if verdict == "ok" else remedies.joined([remedies.PARTICLES]),
             )
         )  # fmt: skip
     return checks
@@ -236,7 +266,9 @@ def _gap_check(log_px: np.ndarray, elbo: np.ndarray, rates: Mapping[str, np.ndar
     return Check(
         "evidence - ELBO gap", gap, f"<= {warn:.3g} nats ({100 * GAP[0]:.0f} % of the rate)", verdict, meaning,
         "" if verdict == "ok" else
-        "A richer posterior: wider encoder, full covariance, more levels; compare models by log p(x), not by ELBO.",
+        remedies.joined([
+            remedies.REFINE, remedies.WIDER, remedies.RICHER, "compare models by log p(x), not by ELBO",
+        ]),
     )  # fmt: skip
 
 
@@ -255,8 +287,8 @@ def site_checks(rates: Mapping[str, np.ndarray], draws: Mapping[str, Any]) -> li
         collapsed = silent and not active
         says = f"{active} of {total} units vary with the data" if active is not None else "units were not counted"
         remedy = (
-            "Fade the KL in (weights={'kl': schedule}), free bits or a lower weight for this site, another seed, a "
-            "weaker decoder; or remove the site if the model does without it."
+            "Fade the KL in (weights={'kl': schedule}); free bits or a lower weight for this site; another seed; "
+            f"{remedies.WEAKER}; or remove the site if the model does without it."
         )
         checks.append(
             Check(
@@ -301,9 +333,9 @@ def predictive_lines(tree: Any) -> list[Check]:
                     + (" The model does not reproduce this property." if misfit else
                        " The difference is real but small." if result.tail < TAIL else ""),
                     "" if not misfit else
-                    "A learnt or smaller noise scale, a larger decoder, another likelihood. A likelihood that can draw "
-                    "what the data cannot be (a Normal on grey levels with many exact zeros, a Bernoulli on grey "
-                    "levels) does not pass: binarise the data, or score grey levels as such.",
+                    f"A learnt or smaller noise scale; {remedies.LARGER}; another likelihood: one that can draw what "
+                    "the data cannot be (a Normal on grey levels with many exact zeros, a Bernoulli on grey levels) "
+                    "does not pass; binarise the data, or score grey levels as such.",
                 )
             )  # fmt: skip
     return checks

@@ -48,6 +48,8 @@ COLUMNS = ("datum", "x_crc", "log_px", "se", "elbo", "ess", "khat", "estimator")
 REFINE = ("flagged", "all", "none")
 """What ``evidence(..., refine=...)`` takes."""
 ATTRIBUTES = ("observation", "particles", "dims", "bits_offset", "estimator")
+OPTIONAL = ("refine",)
+"""Attributes that tables of earlier versions do not have."""
 
 
 def evidence(
@@ -84,7 +86,8 @@ def evidence(
 
     A program without latents, or with its own ``log_prob``, is scored exactly: ``se`` is 0; ``elbo``, ``ess`` and
     ``khat`` are nan; ``attrs["estimator"]`` is ``"exact"`` instead of ``method``.  ``attrs`` further hold
-    ``observation``, ``particles``, and what :func:`bits_per_dim` needs: ``dims`` (numbers in a datum), ``bits_offset``.
+    ``observation``, ``particles``, ``refine``, and what :func:`bits_per_dim` needs: ``dims`` (numbers in a datum),
+    ``bits_offset``.
 
     ``fit``       what :func:`inference.fit` returns: anything with ``program``, ``params`` and ``mutable``; or what
                   :func:`inference.refine` returned for these data, whose posteriors are then used as they are.
@@ -140,6 +143,8 @@ def evidence(
                 values[name][at] = column
         values = {**values, "estimator": estimator}
     table = _table(program, x, values, particles=int(particles), estimator="exact" if exact else method)
+    if not exact:
+        table.attrs["refine"] = refine if locals_of(fit, x) is None else "all"
     bad = np.flatnonzero(~np.isfinite(table["log_px"].to_numpy()))
     if bad.size:
         warnings.warn(
@@ -247,8 +252,9 @@ def save_evidence(table: pd.DataFrame, folder: str | Path) -> Path:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; create it first")
+    known = [name for name in (*ATTRIBUTES, *OPTIONAL) if name in table.attrs]
     texts = {
-        "evidence.json": json.dumps({name: table.attrs[name] for name in ATTRIBUTES}, indent=2) + "\n",
+        "evidence.json": json.dumps({name: table.attrs[name] for name in known}, indent=2) + "\n",
         "evidence.csv": table.to_csv(index=False, na_rep="nan"),
     }
     for name, text in texts.items():

@@ -8,14 +8,26 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from inference.checking.per_datum import DRAW, compiled, draw_one, prepare_one, sweep
+from inference.checking.per_datum import DRAW, compiled, draw_one, once, prepare_one, sweep
 from inference.checking.psis import pareto_k
 from inference.checking.semi_amortised import Local
-from ppl_models.program import rows, take
+from ppl_models.program import Program, rows, take
+
+
+def _kernel(program: Program) -> Any:
+    def one(params: Any, mutable: Any, key: Any, purpose: Any, x: Any, datum: Any, local: Any, index: Any) -> jax.Array:
+        x = prepare_one(program, key, x, datum, local)
+
+        def draw(i: jax.Array) -> jax.Array:
+            return draw_one(program, params, mutable, key, x, datum, i, local, purpose).log_weight[0]
+
+        return jax.vmap(draw)(index)
+
+    return compiled(jax.vmap(one, in_axes=(None, None, None, None, 0, 0, 0, None)))
 
 
 class Weigher:
-    """Log weights of a fit, chunk by chunk; calls with as many data and draws as before compile nothing.
+    """Log weights of a fit, chunk by chunk; what is compiled for a program serves all its weighers.
 
     ``kernel`` is that of another weigher of the same program, where there is one.
     """
@@ -24,19 +36,7 @@ class Weigher:
         self, fit: Any, pairs: int, *, progress: bool = True, what: str = "evidence", kernel: Any = None
     ) -> None:
         self.fit, self.pairs, self.progress, self.what = fit, pairs, progress, what
-        program = fit.program
-
-        def one(
-            params: Any, mutable: Any, key: Any, purpose: Any, x: Any, datum: Any, local: Any, index: Any
-        ) -> jax.Array:
-            x = prepare_one(program, key, x, datum, local)
-
-            def draw(i: jax.Array) -> jax.Array:
-                return draw_one(program, params, mutable, key, x, datum, i, local, purpose).log_weight[0]
-
-            return jax.vmap(draw)(index)
-
-        self.kernel = kernel or compiled(jax.vmap(one, in_axes=(None, None, None, None, 0, 0, 0, None)))
+        self.kernel = kernel or once(_kernel, fit.program)
 
     def __call__(
         self,

@@ -8,6 +8,7 @@ encoder, unbatched: it runs once a datum.
 
 from __future__ import annotations
 
+import functools
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +35,30 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
     return jax.jit(function, compiler_options=options)
+
+
+class _Same:
+    """A program that equals itself alone, so that what is compiled for it can be found again."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.program is self.program
+
+    def __hash__(self) -> int:
+        return id(self.program)
+
+
+# Few entries: each keeps the networks of its program alive.
+@functools.lru_cache(maxsize=8)
+def _once(make: Callable[..., Any], same: _Same, *rest: Any) -> Any:
+    return make(same.program, *rest)
+
+
+def once(make: Callable[..., Any], program: Program, *rest: Any) -> Any:
+    """``make(program, *rest)``, a compiled function of a program: the same one for the same program."""
+    return _once(make, _Same(program), *rest)
 
 
 def check_key(key: Any) -> None:
@@ -108,11 +133,11 @@ def sweep(
     """Call ``kernel(datum indices, draw indices)`` over all pairs in blocks of one shape; yield NumPy results.
 
     A result's leading axes are (datum, draw).  The last block repeats the last datum, or draws on beyond the
-    number asked for; the surplus is cut off here, so the kernel compiles once.
+    number asked for; the surplus is cut off here, so the kernel compiles once, and not again for other data.
     """
     blocks = math.ceil(draws / pairs)
     width = math.ceil(draws / blocks)
-    rows = math.ceil(data / math.ceil(data / max(1, pairs // width)))
+    rows = min(data, max(1, pairs // width))
     with Progress(data * draws, what, unit="draws", show=progress, delay=2.0) as bar:
         for start in range(0, data, rows):
             stop = min(start + rows, data)

@@ -76,7 +76,8 @@ def posterior(
 
     A site ``resp_<facet>`` has dimension ``cluster_<facet>``; a site with several dimensions has unit_<site>_0, ....
     Groups without content are left out, the predictive and prior ones with ``predictive_draws=0``.  Attributes hold
-    the program's ``observation`` and ``density`` lines and the library versions.
+    the program's ``observation`` and ``density`` lines, ``posterior`` (``"amortised"``, ``"refined"``) and the library
+    versions.
 
     ``fit`` may be what :func:`inference.refine` returned for these data: the draws are then from the posteriors that
     were optimised for them, mixtures included.
@@ -122,6 +123,7 @@ def posterior(
     tree.attrs = {
         "observation": fit.program.observation.line,
         "density": "\n".join(fit.program.views.density),
+        "posterior": "amortised" if locals_of(fit, x) is None else "refined",
         "draws": "independent draws from q(z | x); weight them by exp(log_weight)",
         "inference_library": "numpyro",
         "inference_library_version": version("numpyro"),

@@ -28,9 +28,12 @@ from inference.checking.per_datum import (
     check_count,
     check_key,
     checksums,
+    compiled,
+    draw_one,
     pairs_at_once,
     prepare_key,
     prepare_one,
+    sweep,
 )
 from inference.checking.psis import KHAT_BAD
 from inference.checking.semi_amortised import Layout, Local, layout
@@ -56,8 +59,8 @@ class Refined:
     """A fit whose posterior was optimised for certain data: goes wherever a fit goes, with these data.
 
     ``table``     one row a datum: ``khat`` and ``elbo`` (nats) of the refined posterior and, ``..._amortised``, of the
-                  guide, on pilot draws; ``missed``: nats that a wider proposal found beyond it; ``estimator``: which
-                  of the two is used, ``"refined"`` or ``"amortised"``.
+                  guide, on pilot draws; ``missed``: nats that a wider proposal found beyond it; ``steps`` taken;
+                  ``estimator``: which of the two is used, ``"refined"`` or ``"amortised"``.
     ``settings``  how it was refined.
     ``kept``      latent sites whose distribution could not be refined and stays the guide's.
 
@@ -116,6 +119,39 @@ class Refined:
         """The posteriors of stored data ``x``; ``ValueError`` for a datum that was not refined."""
         return take(self.locals, self._rows(checksums(x)))
 
+    def latents(self, x: Any, *, draws: int, key: jax.Array) -> dict[str, np.ndarray]:
+        """Draws of every latent site from the posteriors of stored data ``x``: (n, draws, *event) by name.
+
+        They depend on the key and the row of the datum in ``x`` only.
+        """
+        check_key(key)
+        check_count("draws", draws, 1)
+        x = stored(self.program, x)
+        local = self.local(x)
+
+        def one(params: Any, mutable: Any, key: Any, x: Any, datum: Any, local: Local, index: Any) -> Any:
+            x = prepare_one(self.program, key, x, datum, local)
+
+            def draw(i: Any) -> dict[str, Any]:
+                found = draw_one(self.program, params, mutable, key, x, datum, i, local).latents
+                return {name: value[0] for name, value in found.items()}
+
+            return jax.vmap(draw)(index)
+
+        kernel = compiled(jax.vmap(one, in_axes=(None, None, None, 0, 0, 0, None)))
+        parts: dict[str, np.ndarray] = {}
+        blocks = sweep(
+            lambda datum, index: kernel(
+                self.params, self.mutable, key, take(x, datum), datum, take(local, datum), index
+            ),
+            rows(x), draws, pairs_at_once(self.program, None), what="latents", progress=False,
+        )  # fmt: skip
+        for data, columns, values in blocks:
+            for name, value in values.items():
+                whole = parts.setdefault(name, np.empty((rows(x), draws, *value.shape[2:]), value.dtype))
+                whole[data, columns] = value
+        return parts
+
     def estimators(self, x: Any) -> np.ndarray:
         """Which posterior each datum of stored ``x`` has: ``"refined"`` or ``"amortised"``."""
         return self.table["estimator"].to_numpy()[self._rows(checksums(x))]
@@ -139,6 +175,7 @@ class Mended(NamedTuple):
     before: Mapping[str, np.ndarray]
     pilot: dict[str, np.ndarray]
     missed: np.ndarray
+    steps: np.ndarray
 
 
 def refine(
@@ -150,6 +187,7 @@ def refine(
     covariance: str = Settings.covariance,
     rank: int = Settings.rank,
     steps: int = Settings.steps,
+    tolerance: float = Settings.tolerance,
     draws: int = Settings.draws,
     learning_rate: float = Settings.learning_rate,
     widen: float | str = Settings.widen,
@@ -164,15 +202,19 @@ def refine(
                     reparameterised gradients, which widens where the ELBO narrows; neither is best everywhere.
     ``covariance``  over all latents of a datum: ``"diag"``, ``"full"``, ``"low_rank"`` (of ``rank``); ``"auto"`` is
                     full up to 64 numbers, of low rank beyond.
-    ``steps``       of Adam for each datum, ``draws`` of z in each, its rate falling from ``learning_rate`` along a
-                    cosine; units are the guide's own standard deviations.
+    ``steps``       of Adam for each datum at most, ``draws`` of z in each, at ``learning_rate``, whose units are the
+                    guide's own standard deviations.
+    ``tolerance``   nats: once ten steps raise the bound of a datum by no more than this, or than half the standard
+                    error of the rise, its rate falls along a cosine for ninety more and it is done.  0: every datum
+                    takes all steps, its rate falling from the first to the last; so too with fewer than 4 draws.
     ``widen``       multiplies the standard deviations found: heavier tails for importance weights, for D (w - 1)^2
                     nats of the ELBO of D latent numbers; ``"auto"`` takes what costs 0.03 nats.
     ``defensive``   the prior's share of the proposal: weights stay bounded by p(x | z) over this share.
     ``particles``   pilot draws that decide for each datum, at least 25; whatever is estimated later is drawn afresh.
     ``chunk``       (datum, draw) pairs at once, as in :func:`inference.evidence`; numbers do not depend on it.
 
-    The result goes wherever a fit goes: ``evidence(refined, x, key=...)``, ``posterior``, ``diagnose``, ``report``.
+    The result goes wherever a fit goes: ``evidence(refined, x, key=...)``, ``posterior``, ``diagnose``, ``report``, and
+    the ``assign`` of a family with clusters.
     Raises ``ValueError`` before any work for data the program cannot score, arguments out of range, and a program
     none of whose latents can be refined; sites that cannot are named in one ``UserWarning`` and left as they are.
 
@@ -180,7 +222,7 @@ def refine(
     >>> evidence(refined, x_test, key=jax.random.key(1))
     """
     settings = Settings(
-        objective=objective, covariance=covariance, rank=rank, steps=steps, draws=draws,
+        objective=objective, covariance=covariance, rank=rank, steps=steps, tolerance=tolerance, draws=draws,
         learning_rate=learning_rate, widen=widen, defensive=defensive,
     )  # fmt: skip
     check_key(key)
@@ -241,7 +283,7 @@ def mended(
     if settings.defensive and not parts.samples_prior:
         raise ValueError("defensive needs a prior that can be sampled; set defensive=0")
     noise = jax.vmap(lambda i: prepare_key(key, i))(jnp.asarray(index, jnp.uint32))
-    q = optimise(fit, x, noise, index, parts, settings, key=key, pairs=pairs, progress=progress)
+    q, steps = optimise(fit, x, noise, index, parts, settings, key=key, pairs=pairs, progress=progress)
 
     def local(*shares: float) -> Local:
         return Local(noise, q, jnp.tile(jnp.asarray(shares), (n, 1)))
@@ -262,7 +304,7 @@ def mended(
     smaller = ~(pilot["khat"] >= before["khat"]) & ~np.isnan(pilot["khat"])
     better = np.where(was_good, good & (pilot["ess"] > before["ess"]), good | smaller) & whole
     shares = jnp.where(jnp.asarray(better)[:, None], refined.shares, guide.shares)
-    return Mended(Local(noise, q, shares), better, before, pilot, missed)
+    return Mended(Local(noise, q, shares), better, before, pilot, missed, steps)
 
 
 def _table(x: Any, done: Mended) -> pd.DataFrame:
@@ -277,6 +319,7 @@ def _table(x: Any, done: Mended) -> pd.DataFrame:
             "elbo_amortised": done.before["elbo"],
             "elbo": done.pilot["elbo"],
             "missed": done.missed,
+            "steps": done.steps,
             "estimator": np.where(done.better, REFINED, AMORTISED),
         }
     )

@@ -86,9 +86,16 @@ def layout(program: Program, params: Mapping[str, Any], mutable: Mapping[str, An
 class _Placed(amortise):
     """``amortise`` with the value of each site made from given noise, or drawn from the guide or the prior."""
 
-    def __init__(self, q: Posterior, eps: Float[Array, " D"], key: Key[Array, ""], source: Array | None) -> None:
+    def __init__(
+        self,
+        q: Posterior,
+        eps: Float[Array, " D"],
+        key: Key[Array, ""],
+        source: Array | None,
+        at: Mapping[str, Array] | None = None,
+    ) -> None:
         super().__init__(q=q)
-        self.eps, self.key, self.source = eps, key, source
+        self.eps, self.key, self.source, self.at = eps, key, source, at
         self.base: dict[str, Array] = {}
         """Log density of what each site's refinement starts from."""
         self.noise: dict[str, Array] = {}
@@ -103,8 +110,12 @@ class _Placed(amortise):
         way = transport(start)
         key, at = jax.random.fold_in(self.key, len(self.base)), sum(part.size for part in self.noise.values())
         eps = self.eps[at : at + way.size] if way is not None else jnp.zeros(0)
-        z = guide.sample(key) if way is None else way.to(eps.reshape(way.shape))
-        if self.source is not None:
+        if self.at is not None:
+            z = self.at[msg["name"]]
+            eps = eps if way is None else way.back(z).reshape(-1)
+        else:
+            z = guide.sample(key) if way is None else way.to(eps.reshape(way.shape))
+        if self.source is not None and self.at is None:
             guide_key, prior_key = jax.random.split(key)
             drawn = z if way is None else guide.sample(guide_key)
             z = jnp.select(
@@ -138,17 +149,21 @@ def refined_draw(
     local: Local,
     *,
     mutable: Mapping[str, Any] | None = None,
+    at: Mapping[str, Array] | None = None,
 ) -> Draw:
     """One draw for one prepared datum ``x`` (1, *shape) from its proposal: :func:`joint_draw` of a refined posterior.
 
-    ``log_q`` of a site is its density given the sites before it, so its rate is what it was for the guide.
+    ``log_q`` of a site is its density given the sites before it, so its rate is what it was for the guide.  With
+    values ``at`` of all latents, (1, *event) each, these take the place of the draw.
     """
     source_key, noise_key, site_key, trace_key = jax.random.split(key, 4)
     source = jax.random.categorical(source_key, jnp.log(local.shares))
+    if at is not None:
+        source = jnp.full_like(source, -1)  # from none of the three
     placed: list[_Placed] = []
 
     def under(q: Posterior) -> _Placed:
-        placed.append(_Placed(q, local.q.draw(noise_key), site_key, source))
+        placed.append(_Placed(q, local.q.draw(noise_key), site_key, source, at))
         return placed[0]
 
     sites = trace_posterior(program, params, trace_key, x, mutable=mutable, under=under)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inference.checking import criticism
+from inference.checking import criticism, remedies
 from inference.checking.criticism import EFFECT
 from ppl_models.program import Check
 
@@ -24,6 +24,12 @@ def verdict_of(value: float, warn: float, fail: float) -> str:
     if not value <= fail:
         return "fail"
     return "ok" if value <= warn else "warn"
+
+
+def chosen_by_validation(info: Mapping[str, Any]) -> bool:
+    """Whether validation kept the parameters of a step before the last fifth of training."""
+    best = info.get("best_step")
+    return best is not None and best < 0.8 * int(info.get("steps", 0))
 
 
 def training_checks(history: pd.DataFrame, info: Mapping[str, Any]) -> list[Check]:
@@ -43,20 +49,20 @@ def training_checks(history: pd.DataFrame, info: Mapping[str, Any]) -> list[Chec
         )  # fmt: skip
     found, which = None, "training"
     best_step = info.get("best_step")
-    if best_step is not None and best_step < 0.8 * steps:
+    # Validation chose by the bound that was trained; the ELBO may fall while a tighter one still rises.
+    column = next((name for name in ("validation_bound", "validation_elbo") if name in history), None)
+    if column is not None:
+        step, value = criticism.last_fifth(history, column)
+        found, which = criticism.trend(step, -value), "validation"
+    if chosen_by_validation(info) or (found is None and best_step is not None and best_step < steps):
         # Validation has chosen: more steps would not change the parameters in use, whatever the training loss does.
         return [
             *checks,
             Check(
-                "still improving", 0.0, "the step kept by validation before the last fifth", "ok",
-                f"Validation kept the parameters of step {best_step:,} of {steps:,}: more steps would not help.", "",
+                "still improving", 0.0, "the step kept by validation before the last", "ok",
+                f"Validation kept the parameters of step {best_step:,} of {steps:,}: no step after it would help.", "",
             ),
         ]  # fmt: skip
-    # Validation chose by the bound that was trained; the ELBO may fall while a tighter one still rises.
-    chosen = next((column for column in ("validation_bound", "validation_elbo") if column in history), None)
-    if chosen is not None:
-        step, value = criticism.last_fifth(history, chosen)
-        found, which = criticism.trend(step, -value), "validation"
     if found is None and "loss" in history:
         found, which = criticism.trend(*criticism.last_fifth(history, "loss")), "training"
     if found is None:
@@ -66,7 +72,7 @@ def training_checks(history: pd.DataFrame, info: Mapping[str, Any]) -> list[Chec
     best = best_step
     verdict, rest, remedy = "ok", "that is within its noise or too small to matter.", ""
     if found.gain > bound:
-        verdict, remedy = "warn", "Train for more steps."
+        verdict, remedy = "warn", remedies.joined([remedies.LONGER])
         rest = (
             "clearly more than its noise: training ended before it had settled, and every other line describes an "
             "unfinished fit."
@@ -76,7 +82,7 @@ def training_checks(history: pd.DataFrame, info: Mapping[str, Any]) -> list[Chec
     elif found.gain < -bound:
         verdict = "warn"
         rest = "so it got worse: the step size is too large, a weight was still fading in, or the fit overfits."
-        remedy = "Lower the learning rate, end schedules earlier, or use validation= with patience=."
+        remedy = remedies.joined(["lower the learning rate", "end schedules before training ends", remedies.EARLY])
     checks.append(
         Check(
             "still improving", found.gain, f"<= {bound:.3g} nats (2 s.e., 0.1 % of the loss)", verdict,
@@ -109,6 +115,7 @@ def held_out_check(history: pd.DataFrame, table: pd.DataFrame, best_step: int | 
     if trained is None or not math.isfinite(trained) or not sd > 0:
         return []
     what = "log p(x)" if (table.attrs.get("estimator") == "exact") else "ELBO"
+    refined = int((table["estimator"] == "refined").sum()) if "estimator" in table else 0
     gap, se = trained - float(values.mean()), sd / math.sqrt(len(values))
     warn = max(EFFECT[0] * sd, 2 * se)
     verdict = verdict_of(gap, warn, max(EFFECT[1] * sd, 2 * se))
@@ -116,9 +123,11 @@ def held_out_check(history: pd.DataFrame, table: pd.DataFrame, best_step: int | 
         Check(
             "held-out gap", gap, f"<= {warn:.3g} nats ({EFFECT[0]:g} sd over data, 2 s.e.)", verdict,
             f"{what} of the last training batches in use minus that of these data: {gap:.3g} ± {se:.2g} nats a datum. "
+            + (f"It is larger than said: {refined} of these have a refined posterior. " if refined else "")
             + ("The model describes new data about as well as those it was fitted to." if verdict == "ok" else
                "The model describes the data it was fitted to clearly better than new ones: it overfits."),
             "" if verdict == "ok" else
-            "More data, a smaller network, validation= with patience= (early stop), weight decay in optimizer=.",
+            remedies.joined([remedies.MORE_DATA, remedies.SMALLER, remedies.EARLY])
+            + (" Pass train= to tell the encoder's part from the model's." if what == "ELBO" else ""),
         )
     ]  # fmt: skip

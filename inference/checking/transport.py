@@ -121,8 +121,9 @@ def _through(d: dist.TransformedDistribution) -> Transport | None:
 
 def _affine(loc: Any, tril: Any, shape: tuple[int, ...]) -> Transport:
     def back(z: Array) -> Array:
-        e = jnp.broadcast_to(z - loc, shape)
-        root = jnp.broadcast_to(tril, (*shape, shape[-1]))
+        e = z - loc
+        e = jnp.broadcast_to(e, jnp.broadcast_shapes(e.shape, shape))  # an expanded distribution adds axes in front
+        root = jnp.broadcast_to(tril, (*e.shape, e.shape[-1]))
         return jax.scipy.linalg.solve_triangular(root, e[..., None], lower=True)[..., 0]
 
     return Transport(shape, lambda eps: loc + jnp.einsum("...ij,...j->...i", tril, eps), back)

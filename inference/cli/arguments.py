@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -45,6 +45,10 @@ class Evaluation:
     """Draws from q(z | x) a datum, for its importance-weighted log p(x) [draws]."""
     draws: Annotated[int, opt("S")] = 100
     """Posterior draws a datum kept in posterior.nc [draws]."""
+    calibration: Annotated[int | None, opt("N", "not checked")] = None
+    """Also check the posterior on N data drawn from the model itself, whose latents are known [data]."""
+    refine: Literal["none", "flagged", "all"] = "flagged"
+    """Held-out data whose posterior is optimised by itself: none, those with k-hat > 0.7, or all."""
     quiet: bool = False
     """No progress on stderr."""
 
@@ -63,3 +67,4 @@ def check_evaluation(options: Evaluation) -> None:
     """Raise :class:`UsageError` for numbers with which nothing can be estimated."""
     check_at_least(2, particles=options.particles)
     check_at_least(1, draws=options.draws, test_n=options.test_n)
+    check_at_least(10, calibration=options.calibration)

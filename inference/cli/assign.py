@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from tyro.conf import Positional, arg
 
-from inference.cli import facets, files, runs
+from inference.cli import facets, files, refined, runs
 from inference.cli.arguments import Common, Run, check_at_least, opt
 from inference.cli.common import (
     UsageError,
@@ -52,6 +52,8 @@ class Assign:
     """Also write figures/examples_FACET.png: the N most certain data of each cluster, one row a cluster."""
     out: Annotated[Path | None, arg(metavar="FILE.csv", help_behavior_hint=_OUT)] = None
     """Table to write."""
+    refine: Literal["none", "all"] = "none"
+    """all: optimise the posterior of each datum by itself before it is assigned."""
     seed: Annotated[int, opt("N")] = 0
     """Seed of the draws."""
     common: Common = field(default_factory=Common)
@@ -78,9 +80,10 @@ def assign(command: Assign) -> None:
         x, rows = kind.rows_for(command.data, card, files.columns_of(fitted.program))
     else:
         x = data_of(command.data, fitted, card)
+    posteriors = refined.with_posteriors(fitted, x, command.refine)
     with usage():
         key = jax.random.key(command.seed)
-        found = run(fitted, x, facet=command.facet, draws=command.draws, key=key, rule=command.rule)
+        found = run(posteriors, x, facet=command.facet, draws=command.draws, key=key, rule=command.rule)
     path = fitted.folder / "assignments.csv" if command.out is None else command.out
     if rows is None:
         runs.write_table(table(found), path)

@@ -286,6 +286,8 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, int, bool)) else str(value)
 
 
-def shape_text(shape: Sequence[int]) -> str:
-    """A shape as people write it: 8x8."""
+def shape_text(shape: Sequence[int] | Mapping[str, Sequence[int]]) -> str:
+    """A shape as people write it: 8x8, or several by name."""
+    if isinstance(shape, Mapping):
+        return ", ".join(f"{name} {shape_text(part)}" for name, part in shape.items())
     return "x".join(str(size) for size in shape)

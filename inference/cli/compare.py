@@ -23,6 +23,7 @@ from inference.cli.entries import (
     held_out,
     names,
 )
+from inference.cli.refined import AsInRun
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,6 +57,8 @@ class Compare:
     """Draws from q(z | x) a datum [draws]."""
     method: Literal["importance", "ais", "smc"] = "importance"
     """How log p(x) is estimated; ais and smc anneal, for posteriors that importance sampling cannot be trusted with."""
+    refine: AsInRun = None
+    """Held-out data whose posterior is optimised by itself: none, those with k-hat > 0.7, or all."""
     json: bool = False
     """Print JSON: a list of objects, best model first."""
     common: Common = field(default_factory=Common)
@@ -83,7 +86,7 @@ def compare(command: Compare) -> None:
     together = groups(entries, baselines=command.baselines)
     x = held_out(entries, command.test_n)
     check_same_draws(entries, x)
-    tables = evidence_of(entries, x, command.particles, command.method)
+    tables = evidence_of(entries, x, command.particles, command.method, command.refine)
     found = []
     for members in together:
         shown = {entry.name: tables[entry.name] for entry in members}

@@ -85,7 +85,9 @@ def data_get(name: str) -> None:
         datasets.fetch(name, progress=say)
     x, factors = datasets.load(name, "train", n=1)
     held_out = ", ".join(f"{size:,} {split}" for split, size in info.sizes.items())
-    print(f"{info.name}: {x.dtype} {shape_text(x.shape[1:])}, {held_out}; factors: {', '.join(factors) or 'none'}")
+    parts = x.items() if isinstance(x, Mapping) else [("", x)]
+    arrays = ", ".join(f"{name} {part.dtype} {shape_text(part.shape[1:])}".strip() for name, part in parts)
+    print(f"{info.name}: {arrays}, {held_out}; factors: {', '.join(factors) or 'none'}")
     print(f"{info.description}\nlicence: {info.licence}\nprovenance: {info.provenance}")
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from inference.cli import runs, tables
+from inference.cli import refined, runs, tables
 from inference.cli.arguments import Common, Run, check_at_least, opt
 from inference.cli.common import (
     table_text,
     to_json,
 )
+from inference.cli.refined import Unlisted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,8 @@ class Diagnose:
     """Check on the first N of the held-out data [data]."""
     particles: Annotated[int | None, opt("K", "as in evidence.csv, or 512")] = None
     """Draws a datum; another number than that of evidence.csv has it recomputed [draws]."""
+    refine: Unlisted = None
+    """Held-out data whose posterior is optimised by itself: none, those with k-hat > 0.7, or all."""
     json: bool = False
     """Print JSON: a list of objects with check, value, threshold, verdict, meaning, remedy."""
     common: Common = field(default_factory=Common)
@@ -48,10 +51,13 @@ def diagnose(command: Diagnose) -> None:
     x, factors = data.test, data.factors
     from inference.checking.diagnostics import diagnose as run_diagnose
 
-    table = tables.table_of(fitted, x, particles=command.particles)
+    which = tables.refine_of(fitted, command.refine)
+    fitted = refined.with_posteriors(fitted, x, which, particles=command.particles or tables.PARTICLES)
+    table = tables.table_of(fitted, x, particles=command.particles, refine=which)
     tree = tables.tree_of(fitted, x, factors)
     verdict = run_diagnose(
-        fitted, x, key=runs.keys()["diagnose"], table=table, tree=tree, baselines=runs.beside(fitted, data)
+        fitted, x, key=runs.keys()["diagnose"], table=table, tree=tree, baselines=runs.beside(fitted, data),
+        train=None if callable(data.train) else data.train,
     )  # fmt: skip
     runs.write_table(verdict, fitted.folder / "diagnosis.csv")
     if command.json:

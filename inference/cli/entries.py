@@ -95,9 +95,13 @@ def check_same_draws(entries: Sequence[Entry], x: Any) -> None:
 
 
 def evidence_of(
-    entries: Sequence[Entry], x: Any, particles: int | None, method: str = "importance"
+    entries: Sequence[Entry],
+    x: Any,
+    particles: int | None,
+    method: str = "importance",
+    refine: str | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """Return an evidence table for each entry, computed only where its folder holds none of these data."""
+    """Return an evidence table for each entry, computed only where its folder holds none of these data made so."""
     own = [table for e in entries if e.fit is not None and (table := tables.own_table(e.folder)) is not None]
     asked = [table.attrs["particles"] for table in own if table.attrs["estimator"] != "exact"]
     wanted = particles if method != "importance" else particles or max(asked, default=tables.PARTICLES)
@@ -105,7 +109,8 @@ def evidence_of(
 
     n = rows(x) if x is not None else min(len(e.table) for e in entries if e.table is not None)
     return {
-        e.name: tables.table_of(e.fit, x, particles=wanted, method=method) if e.table is None and x is not None
+        e.name: tables.table_of(e.fit, x, particles=wanted, method=method, refine=refine)
+        if e.table is None and x is not None
         else e.table.iloc[:n].__finalize__(e.table)  # type: ignore[union-attr]
         for e in entries
     }  # fmt: skip

@@ -166,10 +166,9 @@ def fit(command: Fit) -> None:
         spec = runs.fitted_to(spec, card)
         claim(command.out, overwrite=command.overwrite)
         data = runs.load_data(card, None)
-        if command.batch_size > len(data.train):
+        if command.batch_size > (most := rows(data.train)):
             raise UsageError(
-                f"--batch-size {command.batch_size} is more than the {len(data.train):,} data to fit; "
-                f"give at most {len(data.train)}"
+                f"--batch-size {command.batch_size} is more than the {most:,} data to fit; give at most {most}"
             )
         program = runs.build(spec, command.seed)
     import jax

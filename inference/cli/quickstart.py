@@ -8,13 +8,15 @@ black or white, a probability mass: their held-out log p(x) can be compared.
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from inference.cli import runs
 from inference.cli.arguments import Common, opt
 from inference.cli.common import UsageError, check_writable, clear, is_run, read_run, say, shell, start
 from inference.cli.compare import comparison_text, conclude
+from inference.cli.learnt import learnt
 
 ONE, TWO = "one-facet", "two-facets"
 MARK = "quickstart"
@@ -47,7 +49,8 @@ class Quickstart:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What each of the two models may use: updates, batch size, rate of Adam; draws a datum for its evaluation."""
+    """What each of the two models may use: updates, batch size, rate of Adam; draws a datum for its evaluation, and
+    which posteriors are refined."""
 
     steps: int
     batch_size: int = 128
@@ -57,10 +60,11 @@ class Budget:
     test_n: int = 297
     particles: int = 512
     draws: int = 100
+    refine: Literal["none", "flagged", "all"] = "all"
 
 
 FULL = Budget(steps=10_000)
-QUICK = Budget(steps=200, average=0.98, validation=100, test_n=60, particles=64, draws=20)
+QUICK = Budget(steps=200, average=0.98, validation=100, test_n=60, particles=64, draws=20, refine="flagged")
 
 
 def specs(quick: bool) -> dict[str, Any]:
@@ -119,13 +123,18 @@ def run(out: Path, *, quick: bool = False, seed: int = 0) -> None:
                 learning_rate=budget.learning_rate, average=budget.average, validation=data.validation,
                 out=folders[name], card=card,
             )  # fmt: skip
-            found[name] = runs.evaluate(fitted, data, particles=budget.particles, draws=budget.draws, progress=True)
+            found[name] = runs.evaluate(
+                fitted, data, particles=budget.particles, draws=budget.draws, progress=True, refine=budget.refine
+            )  # fmt: skip
         say(f"      {runs.fit_line(fitted)}")
         print(f"{name}: {runs.evidence_line(found[name].table)}")
         print(runs.verdict_lines(found[name].verdict), flush=True)
     say(f"\n[3/3] comparing both on {len(data.test):,} held-out digits")
     (frame,) = conclude([({name: result.table for name, result in found.items()}, folders)], out / "comparison")
     print(f"\n{comparison_text(frame)}")
+    print("\nWhat was learnt:")
+    for sentence in learnt(frame, TWO, found[TWO].tree, data.factors, "digit"):
+        print(textwrap.fill(sentence, 110, initial_indent="  ", subsequent_indent="  "))
     print(_where(out, {name: result.page for name, result in found.items()}, quick))
 
 

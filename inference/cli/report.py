@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from inference.cli import runs, tables
+from inference.cli import refined, runs, tables
 from inference.cli.arguments import Common, Run, check_at_least, opt
+from inference.cli.refined import Unlisted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class Report:
     """Run folder."""
     test_n: Annotated[int | None, opt("N", "as in the run")] = None
     """Use the first N of the held-out data [data]."""
+    refine: Unlisted = None
+    """Held-out data whose posterior is optimised by itself: none, those with k-hat > 0.7, or all."""
     common: Common = field(default_factory=Common)
 
     def run(self) -> None:
@@ -37,13 +40,16 @@ def report(command: Report) -> None:
     from inference.checking.diagnostics import diagnose as run_diagnose
     from inference.reporting.run_page import report as write_report
 
-    table, tree = tables.table_of(fitted, x, particles=None), tables.tree_of(fitted, x, factors)
+    which = tables.refine_of(fitted, command.refine)
+    fitted = refined.with_posteriors(fitted, x, which)
+    table, tree = tables.table_of(fitted, x, particles=None, refine=which), tables.tree_of(fitted, x, factors)
+    train = None if callable(data.train) else data.train
     verdict = run_diagnose(
-        fitted, x, key=runs.keys()["diagnose"], table=table, tree=tree, baselines=runs.beside(fitted, data)
+        fitted, x, key=runs.keys()["diagnose"], table=table, tree=tree, baselines=runs.beside(fitted, data), train=train
     )  # fmt: skip
     runs.write_table(verdict, fitted.folder / "diagnosis.csv")
     page = write_report(
         fitted, x, key=runs.keys()["report"], factors=factors, tree=tree, table=table, verdict=verdict,
-        train=None if callable(data.train) else data.train, names=data.names,
+        train=train, names=data.names,
     )  # fmt: skip
     print(page)

@@ -15,6 +15,7 @@ import numpy as np
 
 from inference.cli import files
 from inference.cli.arguments import Evaluation
+from inference.cli.calibrated import calibrated
 from inference.cli.classical import classical
 from inference.cli.common import (
     Interrupted,
@@ -28,6 +29,7 @@ from inference.cli.common import (
     start,
     usage,
 )
+from inference.cli.refined import Which, with_posteriors
 
 DATA_SEED = 0
 """Seed of every subset and generated set: runs of different seeds see the same data and can be compared."""
@@ -36,6 +38,8 @@ OWN = "own"
 OWN_KEYS = {"validation": 1_000_001, "test": 1_000_002, "baselines": 1_000_003}
 """Key of each set of own draws: this number folded into ``jax.random.key(DATA_SEED)``, and then the block's.  Large,
 for ``split`` makes the keys of the small ones: no training batch shares a key with a set."""
+CALIBRATION = 1_000_004
+"""Folded into a key of the evaluation: calibration has noise of its own."""
 OWN_BLOCK = 256
 """Own draws made at once.  Whole blocks are drawn, so that the first N of a set are the same for every N."""
 
@@ -65,6 +69,11 @@ class Evaluated:
 
 
 # --------------------------------------------------------------------------------------------------- data
+def _listed(shape: Any) -> Any:
+    """A shape as JSON holds it."""
+    return {name: list(part) for name, part in shape.items()} if isinstance(shape, Mapping) else list(shape)
+
+
 def make_card(
     name: str, *, n: int | None, validation: int, test_n: int, plugins: Sequence[Mapping[str, str]] = ()
 ) -> dict[str, Any]:
@@ -76,7 +85,7 @@ def make_card(
     return {
         "name": name, "split": "train", "n": n, "seed": DATA_SEED, "validation": validation,
         "held_out": info.held_out, "test_n": min(test_n, info.sizes[info.held_out]),
-        "shape": list(info.shape), "levels": info.levels, "licence": info.licence, "plugins": list(plugins),
+        "shape": _listed(info.shape), "levels": info.levels, "licence": info.licence, "plugins": list(plugins),
     }  # fmt: skip
 
 
@@ -126,6 +135,7 @@ def load_data(
     ``sampler`` is that of the program, for a card of own draws; ``columns`` are its columns, for that of a file.
     """
     from ppl_models import datasets
+    from ppl_models.program import rows, take
 
     if (kind := files.of_card(card)) is not None:
         found = kind.load(card, columns, test_n=test_n)
@@ -138,8 +148,8 @@ def load_data(
     with usage():
         x, _ = datasets.load(card["name"], card["split"], n=card["n"], seed=card["seed"])
         test, factors = load_test(card, sampler, test_n=test_n)
-    cut = len(x) - card["validation"]
-    return Data(x[:cut], x[cut:] if card["validation"] else None, test, factors)
+    cut = rows(x) - card["validation"]
+    return Data(take(x, slice(cut)), take(x, slice(cut, None)) if card["validation"] else None, test, factors)
 
 
 def load_test(
@@ -172,7 +182,11 @@ def fitted_to(spec: Any, card: Mapping[str, Any]) -> Any:
     if (other := files.wanted_by(spec)) is not None:
         raise UsageError(f"{card['name']!r} is no data for {type(spec).__name__}, which scores {other}")
     fields = {field.name for field in dataclasses.fields(spec)}
-    wanted = {"shape": tuple(card["shape"]), "levels": card["levels"]}
+    if (several := isinstance(card["shape"], Mapping)) != isinstance(getattr(spec, "shape", None), Mapping):
+        holds = "inputs and outputs" if several else "one array a datum"
+        raise UsageError(f"{card['name']!r} holds {holds}, which is no data for {type(spec).__name__}")
+    shape = {name: tuple(part) for name, part in card["shape"].items()} if several else tuple(card["shape"])
+    wanted = {"shape": shape, "levels": card["levels"]}
     changes = {k: v for k, v in wanted.items() if k in fields and v is not None and getattr(spec, k) != v}
     if not changes:
         return spec
@@ -242,8 +256,22 @@ def keys() -> dict[str, Any]:
     return dict(zip(names, jax.random.split(jax.random.key(0), len(names)), strict=True))
 
 
-def evaluate(fitted: Any, data: Data, *, particles: int, draws: int, progress: bool) -> Evaluated:
-    """Write evidence, posterior, diagnosis and report of a fit on held-out data into its run folder."""
+def evaluate(
+    fitted: Any,
+    data: Data,
+    *,
+    particles: int,
+    draws: int,
+    progress: bool,
+    refine: Which = "flagged",
+    calibration: int | None = None,
+) -> Evaluated:
+    """Write evidence, posterior, diagnosis and report of a fit on held-out data into its run folder.
+
+    ``calibration`` simulations of its posterior are checked too, where it is a number.
+    """
+    import jax
+
     from inference.checking.diagnostics import diagnose
     from inference.checking.log_evidence import evidence, save_evidence
     from inference.reporting.run_page import report
@@ -252,17 +280,20 @@ def evaluate(fitted: Any, data: Data, *, particles: int, draws: int, progress: b
     noise, folder = keys(), fitted.folder
     if progress:
         say(f"evaluating on {rows(data.test):,} held-out data")
-    table = evidence(fitted, data.test, particles=particles, key=noise["evidence"], progress=progress)
+    fitted = with_posteriors(fitted, data.test, refine, particles=particles, progress=progress)
+    table = evidence(fitted, data.test, particles=particles, key=noise["evidence"], refine=refine, progress=progress)
     save_evidence(table, folder)
     tree = draw_posterior(fitted, data.test, draws=draws, factors=data.factors, progress=progress)
-    verdict = diagnose(
-        fitted, data.test, key=noise["diagnose"], table=table, tree=tree, baselines=beside(fitted, data)
-    )  # fmt: skip
-    write_table(verdict, folder / "diagnosis.csv")
     train = None if callable(data.train) else data.train
+    verdict = diagnose(
+        fitted, data.test, key=noise["diagnose"], table=table, tree=tree, train=train, baselines=beside(fitted, data)
+    )  # fmt: skip
+    own = jax.random.fold_in(noise["diagnose"], CALIBRATION)
+    verdict, found = calibrated(fitted, data.test, verdict, calibration, key=own, progress=progress)
+    write_table(verdict, folder / "diagnosis.csv")
     page = report(
         fitted, data.test, key=noise["report"], factors=data.factors, tree=tree, table=table, verdict=verdict,
-        train=train, names=data.names,
+        train=train, names=data.names, calibration=found,
     )  # fmt: skip
     return Evaluated(table, tree, verdict, page)
 
@@ -368,7 +399,10 @@ def finish(fitted: Any, data: Data, options: Evaluation) -> None:
         print(fit_line(fitted))
         print(f"next: ppl-models resume {folder}   (evaluates it)")
         return
-    found = evaluate(fitted, data, particles=options.particles, draws=options.draws, progress=not options.quiet)
+    found = evaluate(
+        fitted, data, particles=options.particles, draws=options.draws, progress=not options.quiet,
+        refine=options.refine, calibration=options.calibration,
+    )  # fmt: skip
     summarise(fitted, found)
     use = "sample {0}" if kind is None else f"assign {{0}}; ppl-models {kind.NEXT} {{0}}"
     print(f"next: ppl-models {use.format(folder)}; ppl-models compare {folder} OTHER")

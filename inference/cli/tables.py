@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from inference.cli import runs
 from inference.cli.common import say
+from inference.cli.refined import Which
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,10 +16,13 @@ if TYPE_CHECKING:
 PARTICLES, DRAWS = 512, 100
 
 
-def table_of(fitted: Any, x: Any, *, particles: int | None, method: str = "importance") -> pd.DataFrame:
+def table_of(
+    fitted: Any, x: Any, *, particles: int | None, method: str = "importance", refine: str | None = None
+) -> pd.DataFrame:
     """Return the run's evidence on ``x``: its own evidence.csv where that scored these data, else computed.
 
-    ``particles`` asks for that number of draws a datum; ``None`` takes the table's own, or 512.  A new table is
+    ``particles`` asks for that number of draws a datum; ``None`` takes the table's own, or 512.  ``refine`` asks for
+    posteriors refined so (:func:`inference.evidence`); ``None`` takes the table's own, or flagged.  A new table is
     saved where the run had none for as many data.  An annealed table is always computed and never saved: the run's own
     is also what its posterior is judged by.
     """
@@ -31,15 +35,24 @@ def table_of(fitted: Any, x: Any, *, particles: int | None, method: str = "impor
         say(f"{fitted.folder}: annealed evidence of {rows(x):,} held-out data ({method})")
         return evidence(fitted, x, particles=particles, key=runs.keys()["evidence"], method=method)
     own = own_table(fitted.folder)
-    if own is not None and _scored(own, x) and _enough(own, particles):
+    if own is not None and _scored(own, x) and _enough(own, particles) and _refined_so(own, refine):
         # A datum's numbers do not depend on the data beside it, so a table's first rows are a table.
         return own.iloc[: rows(x)].__finalize__(own)
     wanted = particles or (own.attrs["particles"] if own is not None else PARTICLES)
     say(f"{fitted.folder}: evidence of {rows(x):,} held-out data with {wanted} particles")
-    table = evidence(fitted, x, particles=wanted, key=runs.keys()["evidence"])
+    how = refine or ("flagged" if own is None else own.attrs.get("refine", "flagged"))
+    table = evidence(fitted, x, particles=wanted, key=runs.keys()["evidence"], refine=how)
     if own is None or len(own) <= rows(x):
         save_evidence(table, fitted.folder)
     return table
+
+
+def refine_of(fitted: Any, which: Which | None) -> Which | None:
+    """What was asked for, or what the run's own evidence was made with; ``None`` where that is not known."""
+    if which is not None:
+        return which
+    own = own_table(fitted.folder)
+    return None if own is None else own.attrs.get("refine")
 
 
 def own_table(folder: Path) -> pd.DataFrame | None:
@@ -61,6 +74,11 @@ def _enough(table: pd.DataFrame, particles: int | None) -> bool:
     return table.attrs["estimator"] == "exact" or particles in (None, table.attrs["particles"])
 
 
+def _refined_so(table: pd.DataFrame, refine: str | None) -> bool:
+    """Whether a table's posteriors were refined as asked; an exact one has none, an older one none refined."""
+    return refine is None or table.attrs["estimator"] == "exact" or table.attrs.get("refine", "none") == refine
+
+
 def _scored(table: pd.DataFrame, x: Any) -> bool:
     """Whether a table's first rows are these data, by their checksums."""
     from inference.checking.log_evidence import checksums
@@ -70,7 +88,7 @@ def _scored(table: pd.DataFrame, x: Any) -> bool:
 
 
 def tree_of(fitted: Any, x: Any, factors: Any) -> Any:
-    """Return posterior.nc where it holds these data, else compute and write it."""
+    """Return posterior.nc where it holds these data and posteriors like those of the fit, else compute and write it."""
     import xarray as xr
 
     from ppl_models.program import rows
@@ -80,7 +98,8 @@ def tree_of(fitted: Any, x: Any, factors: Any) -> Any:
         try:
             tree = xr.open_datatree(path)
             observed = next(iter(tree["observed_data"].data_vars.values()))
-            if len(observed) == rows(x) and newer(path, fitted.folder):
+            alike = tree.attrs.get("posterior", "amortised") == ("refined" if hasattr(fitted, "local") else "amortised")
+            if alike and len(observed) == rows(x) and newer(path, fitted.folder):
                 return tree.load()
         except (OSError, KeyError, StopIteration, ValueError) as error:
             say(f"warning: {path} cannot be used ({error}); computing it again")

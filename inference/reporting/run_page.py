@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Key
 
-from inference.checking import criticism
+from inference.checking import criticism, remedies
 from inference.checking.log_evidence import bits_per_dim
 from inference.clustering import plain_numbers
 from inference.fitting.folder import RunFolder, versions, write_text
 from inference.fitting.sources import stored
 from inference.reporting import markup
+from inference.reporting.calibration_figures import calibration_section
 from inference.reporting.clusterings import clusterings
 from inference.reporting.drawn import Drawn
 from inference.reporting.sections import sections
@@ -34,6 +35,8 @@ from ppl_models.program import Panel, rows, spec_to_json, take
 if TYPE_CHECKING:
     import jax
     import pandas as pd
+
+    from inference.checking.calibration import Calibration
 
 ORDER = ("fail", "warn", "ok")
 
@@ -45,6 +48,7 @@ FILES = {
     "posterior.nc": "posterior draws, densities, predictive draws (ArviZ DataTree, netCDF)",
     "evidence.csv": "log p(x), its error, ELBO, effective sample size and k-hat of each datum",
     "diagnosis.csv": "the checks of this page",
+    "calibration.csv": "ranks of known latents among posterior draws, by quantity: coverage, distance from uniform",
     "baselines.csv": "log p(x) of each datum under classical densities fitted to the training data, nats",
     "clustering.csv": "clusterings against known factors, and those of k-means and mixtures with as many clusters",
     "figures": "the figures of this page as PNG",
@@ -73,6 +77,8 @@ def report(
     verdict: pd.DataFrame | None = None,
     train: Any = None,
     names: Sequence[Any] | None = None,
+    gaps: pd.DataFrame | None = None,
+    calibration: Calibration | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write ``report.html`` and ``figures/*.png`` into a folder and return the path of the page.
@@ -82,8 +88,11 @@ def report(
     ``tree``, ``table``, ``verdict``  results of ``posterior``, ``evidence`` and ``diagnose``; what is not given is
                  computed, with their default numbers of draws, and written beside the page.
     ``train``    stored training data: the classical clusterings that stand beside the model's are fitted to them
-                 (without, to ``x``), and the classical densities of the diagnosis, which is made without them else.
+                 (without, to ``x``); a diagnosis that is made here measures its held-out gap on them and has the
+                 classical densities fitted to them.
     ``names``    of the data (N), for a table: what its rows are called in the page; default: their numbers.
+    ``gaps``     ``inference_gaps(fit, x, key=key)`` of some of the data: adds the figure of its two parts.
+    ``calibration``  result of ``calibrate``: its figure and table become a section of the page.
     ``out``      folder of the page; default: the fit's run folder.
 
     Raises ``ValueError`` before any work if there is no folder to write to, or if the data cannot be scored.
@@ -110,14 +119,17 @@ def report(
         save_evidence(table, folder)
     rates = criticism.site_rates(fit, x, key=rate_key)
     if verdict is None:
-        from inference.checking.diagnostics import assemble, quick_baselines
+        from inference.checking.diagnostics import assemble, quick_baselines, split
 
         beside = {} if train is None else quick_baselines(fit.program, train, x, key=table_key)
-        verdict = assemble(fit, table, tree, rates, beside)
+        verdict = assemble(fit, table, tree, rates, beside, split(fit, x, train, table, key=jax.random.fold_in(key, 4)))
         write_text(folder / "diagnosis.csv", verdict.to_csv(index=False))
 
     drawn = Drawn(folder / "figures")
-    parts = [drawn.section(section) for section in sections(fit, x, factors, tree, table, rates, names)]
+    shown = sections(fit, x, factors, tree, table, rates, names, gaps)
+    if calibration is not None:
+        shown.insert(1, calibration_section(calibration))  # after the evidence
+    parts = [drawn.section(section) for section in shown]
 
     def clustered() -> str:
         source = None if train is None else plain_numbers(fit.program, train)
@@ -206,10 +218,12 @@ def _summary(fit: Any, table: pd.DataFrame, verdict: pd.DataFrame) -> str:
     found = "".join(
         f'<div class="finding {row["verdict"]}"><p>{markup.badge(row["verdict"])} <b>{escape(row["check"])}</b> '
         f'{escape(markup.number(row["value"]))} <span class="muted">(should be {escape(row["threshold"])})</span></p>'
-        f"<p>{escape(_sentence(row['meaning']))}</p>"
-        + (f"<p><b>What to try:</b> {escape(_sentence(row['remedy']))}</p>" if row["remedy"] else "") + "</div>"
+        f"<p>{escape(_sentence(row['meaning']))}</p></div>"
         for row in worst
     )  # fmt: skip
+    todo = "".join(f"<li>{escape(text)}</li>" for text in remedies.advice(worst))
+    if todo:
+        found += f"<p><b>What to try</b>, for all of these together:</p><ol>{todo}</ol>"
     if counts["fail"]:
         say = "Do not rely on this fit before the failed checks below are dealt with."
     elif counts["warn"]:
@@ -307,7 +321,7 @@ def _training(fit: Any, drawn: Drawn) -> str:
             Panel(
                 "training",
                 "Training. Good: the curves fall and level off before the end, and the validation curve stays near "
-                "the training curve. Still falling at the right edge: train longer. Validation rising while training "
+                "the training curve. Still falling at the right edge: not settled. Validation rising while training "
                 "falls: overfitting. A KL term at zero: that latent variable is not used.",
                 lambda: figures.training(fit.history, info.get("best_step")),
             )

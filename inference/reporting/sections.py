@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inference.checking import criticism
+from inference.checking.gap_decomposition import gap_summary
 from inference.reporting import figures, pictures
+from inference.reporting.gap_figures import gap_by_datum
 from inference.reporting.section import Section as Section
 from inference.reporting.table_sections import table_rows
 from ppl_models.program import Panel
@@ -22,16 +24,19 @@ FACTORS_SHOWN = 4
 
 def sections(
     fit: Any, x: Any, factors: Mapping[str, np.ndarray], tree: Any, table: pd.DataFrame,
-    rates: Mapping[str, np.ndarray], names: Sequence[Any] | None = None,
+    rates: Mapping[str, np.ndarray], names: Sequence[Any] | None = None, gaps: pd.DataFrame | None = None,
 ) -> list[Section]:  # fmt: skip
-    """The sections after the diagnosis; those of the model's family come last.  ``names`` of the data, for tables."""
+    """The sections after the diagnosis; those of the model's family come last.
+
+    ``names`` of the data, for tables; ``gaps`` of ``inference.inference_gaps``, where it was asked for.
+    """
     rows = table_rows(fit, tree, table, names) if fit.program.observation.columns else None
     return [
         Section(
             "evidence", "How well it predicts",
             "log p(x) is the log density that the model gives to a datum it was not fitted to; the ELBO is a lower "
             "bound of it.",
-            lambda: evidence_panels(table), paired=True,
+            lambda: evidence_panels(table) + gap_panels(gaps), paired=True,
         ),
         Section(
             "latents", "What the latent variables carry",
@@ -79,6 +84,22 @@ def evidence_panels(table: pd.DataFrame) -> list[Panel]:
             "0.7 the estimate rests on a few lucky draws.",
             lambda: figures.khat(table),
         ),
+    ]
+
+
+def gap_panels(gaps: pd.DataFrame | None) -> list[Panel]:
+    """What of the distance between ELBO and log p(x) is the family's, and what the encoder's; nothing without."""
+    if gaps is None:
+        return []
+    row = gap_summary({"": gaps}).iloc[0]
+    return [
+        Panel(
+            "inference gap",
+            f"Why the ELBO lies below log p(x): {row['approximation']:.2f} nats per datum are lost by the family of "
+            f"the posterior (to the right: a richer one helps), {row['amortisation']:.2f} by the encoder (upwards: a "
+            "wider one, longer training, or posteriors refined for each datum help).",
+            lambda: gap_by_datum(gaps),
+        )
     ]
 
 

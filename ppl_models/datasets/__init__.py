@@ -20,10 +20,17 @@ from ppl_models.datasets.download import HuggingFace as HuggingFace, OpenML as O
 from ppl_models.datasets.facets import facet_factors as facet_factors, render_facets as render_facets
 from ppl_models.datasets.images import folder_dataset as folder_dataset, images_folder as images_folder
 from ppl_models.datasets.locate import DataMissingError as DataMissingError
+from ppl_models.datasets.operators import trajectories as trajectories
 
 if TYPE_CHECKING:
     from ppl_models.datasets.count_files import read_counts as read_counts
     from ppl_models.datasets.count_matrices import CountMatrix as CountMatrix, counts as counts
+    from ppl_models.datasets.darcy import solve_darcy as solve_darcy
+    from ppl_models.datasets.navier_stokes import solve_navier_stokes as solve_navier_stokes
+    from ppl_models.datasets.reference_posteriors import (
+        ReferencePosterior as ReferencePosterior,
+        reference_posterior as reference_posterior,
+    )
     from ppl_models.datasets.table_files import read_table as read_table
     from ppl_models.datasets.tables import (
         Table as Table,
@@ -36,12 +43,15 @@ _LATE = {
     "read_table": "table_files",
     **dict.fromkeys(("Table", "decode_frame", "encode_frame", "table"), "tables"),
     "read_counts": "count_files",
+    "solve_darcy": "darcy",
+    "solve_navier_stokes": "navier_stokes",
+    **dict.fromkeys(("ReferencePosterior", "reference_posterior"), "reference_posteriors"),
     **dict.fromkeys(("CountMatrix", "counts"), "count_matrices"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    """What works on tables and counts is imported when it is first used: it needs pandas."""
+    """Imported when first used: tables, counts and reference posteriors need pandas, the solvers SciPy and JAX."""
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_LATE[name]}"), name)

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-from jaxtyping import Integer, Shaped
-
 from ppl_models.datasets import npz
 from ppl_models.datasets.describe import Info, check_split, subset, whole
 from ppl_models.datasets.facets import CONFIGURATIONS
 from ppl_models.datasets.images import folder_dataset
 from ppl_models.datasets.locate import DATA_VARIABLE, all_npz, data_dirs, find_npz, is_name
+from ppl_models.datasets.operators import OPERATORS
 from ppl_models.datasets.packaged import CIFAR10_PNG4K, MNIST, Digits, FashionMNIST, Loaded, Root, _take
 from ppl_models.datasets.triangle import TriangleDigits
 
@@ -52,9 +50,16 @@ class UserFile:
         return _take(x, factors, rows)
 
 
-BUILTIN: dict[str, DataSet] = {
-    entry.name: entry for entry in (Digits(), FashionMNIST(), MNIST, CIFAR10_PNG4K, *CONFIGURATIONS, TriangleDigits())
-}
+_SETS: tuple[DataSet, ...] = (
+    Digits(),
+    FashionMNIST(),
+    MNIST,
+    CIFAR10_PNG4K,
+    *CONFIGURATIONS,
+    *OPERATORS,
+    TriangleDigits(),
+)
+BUILTIN: dict[str, DataSet] = {entry.name: entry for entry in _SETS}
 """Named sets. Anything else is a file of the user's own."""
 
 
@@ -112,7 +117,7 @@ def load(
     n: int | None = None,
     seed: int = 0,
     root: str | os.PathLike[str] | None = None,
-) -> tuple[Shaped[np.ndarray, "n ..."], dict[str, Integer[np.ndarray, " n"]]]:
+) -> Loaded:
     """Return the data and the known factors of one split: ``x`` (n, *shape) as stored, and integer vectors.
 
     ``x`` is uint8 (0..levels-1, see :func:`info`) or, for files of your own, floats as they are; nothing is scaled,
@@ -121,7 +126,9 @@ def load(
 
     ``n`` takes a subset that depends only on ``seed``, the same for everybody, and nested: the first ``n`` rows of
     ``numpy.random.default_rng(seed).permutation(size)``. Without ``n`` all rows come in stored order. The generated
-    sets (``facets_*``) draw ``n`` fresh images from ``seed`` instead, also nested, and any ``n`` up to a million.
+    sets (``facets_*``, ``navier_stokes``, ``darcy``, ``shape_masks``) draw ``n`` fresh data from ``seed`` instead, also
+    nested, and any ``n`` up to a million.  Of sets for conditional models ``x`` is a dict of arrays, ``x`` given and
+    ``y`` to be predicted.
     ``root`` is searched before ``PPL_MODELS_DATA`` and the user cache.
 
         from ppl_models.datasets import load

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ class Info:
     """A data set in words and numbers; making one reads no pixels.
 
     ``name``        what :func:`ppl_models.datasets.load` takes.
-    ``shape``       shape of one datum.
+    ``shape``       shape of one datum; a mapping of shapes where a datum is several arrays (``x`` given, ``y`` scored).
     ``levels``      number of grey levels of the stored bytes (17 for values 0..16), ``None`` for float data.
     ``sizes``       split -> number of data (for generated sets: the number that ``n=None`` gives).
     ``factors``     factor -> names of its values, in the order of the integers; empty where the file names none.
@@ -29,7 +30,7 @@ class Info:
     """
 
     name: str
-    shape: tuple[int, ...]
+    shape: Any
     levels: int | None
     sizes: Mapping[str, int]
     factors: Mapping[str, tuple[str, ...]]

@@ -7,16 +7,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Integer, Shaped
+from jaxtyping import Integer
 
 from ppl_models.datasets import idx, npz
 from ppl_models.datasets.describe import Info, check_split, subset
 from ppl_models.datasets.locate import DATA_VARIABLE, find_npz, missing, places, roots, verify_once
 
 Root = str | os.PathLike[str] | None
-Loaded = tuple[Shaped[np.ndarray, "n ..."], dict[str, Integer[np.ndarray, " n"]]]
+Loaded = tuple[Any, dict[str, Integer[np.ndarray, " n"]]]
 
 TEN = tuple("0123456789")
 GARMENTS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")

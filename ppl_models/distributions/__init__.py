@@ -1,6 +1,7 @@
 """NumPyro distributions that several families share, and the pixel likelihoods that make their tables comparable."""
 
 from ppl_models.distributions.columns import Columns
+from ppl_models.distributions.conditional_flow import ConditionalFlow, ShapedGaussian
 from ppl_models.distributions.denoising_bound import DenoisingBound
 from ppl_models.distributions.diffusion_prior import DiffusionPrior, Moments
 from ppl_models.distributions.library_counts import Counts
@@ -23,6 +24,7 @@ __all__ = [
     "Adaptive",
     "Bernoulli",
     "Columns",
+    "ConditionalFlow",
     "Counts",
     "Denoiser",
     "DenoisingBound",
@@ -40,6 +42,7 @@ __all__ = [
     "Normal",
     "RowLaw",
     "Score",
+    "ShapedGaussian",
     "Trigonometric",
     "VariancePreserving",
     "Velocity",

@@ -17,6 +17,8 @@ from numpyro.distributions import Distribution, Independent, MultivariateNormal,
 from numpyro.distributions.distribution import ExpandedDistribution
 from numpyro.distributions.kl import kl_divergence
 
+from ppl_models.distributions.conditional_flow import ConditionalFlow
+
 
 class MixtureOfGaussians(Distribution):
     """``p(z) = sum_c softmax(logits)_c N(z; means_c, S_c)`` over vectors ``z`` of length ``d``.
@@ -167,7 +169,7 @@ class MixtureOfGaussians(Distribution):
 
 
 class MeanFieldMixture(MixtureOfGaussians):
-    """A mixture prior whose divergence from a diagonal Gaussian q is replaced by its closed-form mean-field bound.
+    """A mixture prior whose divergence from a Gaussian q is replaced by its closed-form mean-field bound.
 
     ``kl_divergence(q, self) = -log sum_c pi_c exp(-KL(q || N(mu_c, S_c)))``, which is the divergence plus the least
     ``KL(q(c) || p(c | z))`` that a ``q(c)`` blind to z pays, hence an upper bound on ``KL(q || self)``.  The
@@ -175,15 +177,15 @@ class MeanFieldMixture(MixtureOfGaussians):
     best ``q(c)`` is proportional to ``pi_c exp(-KL_c)``: :meth:`mean_field_responsibilities`.
     """
 
-    def mean_field_responsibilities(self, q: Independent) -> Float[Array, "*batch K"]:
+    def mean_field_responsibilities(self, q: Independent | MultivariateNormal) -> Float[Array, "*batch K"]:
         """``softmax_c(log pi_c - KL_c)``."""
         return jax.nn.softmax(jax.nn.log_softmax(self.logits) - component_divergences(q, self), axis=-1)
 
 
 class SampledMixture(MixtureOfGaussians):
-    """A mixture prior whose divergence from a diagonal Gaussian q is estimated with L draws and one q(c) for all.
+    """A mixture prior whose divergence from q, Gaussian or a flow, is estimated with L draws and one q(c) for all.
 
-    With ``z_l = m + s noise_l`` and ``r_c(z) = log pi_c + log N(z; mu_c, S_c)``,
+    With ``z_l = m + s noise_l`` (or as q maps noise to draws) and ``r_c(z) = log pi_c + log N(z; mu_c, S_c)``,
 
         kl_divergence(q, self) = -mean_l[ logsumexp_c r_c(z_l) - log q(z_l) ] - log sum_c exp( mean_l log p(c | z_l) ).
 
@@ -198,11 +200,13 @@ class SampledMixture(MixtureOfGaussians):
         super().__init__(*args, **kwargs)
 
 
-def component_divergences(q: Independent, mixture: MixtureOfGaussians) -> Float[Array, "*batch K"]:
-    """``KL(N(m, diag s^2) || N(mu_c, S_c))`` of every component, in nats.
+def component_divergences(q: Independent | MultivariateNormal, mixture: MixtureOfGaussians) -> Float[Array, "*batch K"]:
+    """``KL(q || N(mu_c, S_c))`` of every component, in nats, q = N(m, R R^T) with ``R = diag s`` or lower triangular.
 
-    With ``A = L_c^-1``: ``.5 (|A diag(s)|^2 + |A (mu_c - m)|^2 - d) + log det L_c - sum log s``.
+    With ``A = L_c^-1``: ``.5 (|A R|^2 + |A (mu_c - m)|^2 - d) + log det L_c - log det R``.
     """
+    if isinstance(q, MultivariateNormal):
+        return _full_divergences(q, mixture)
     normal = _gaussian(q)
     m, s = jnp.broadcast_arrays(normal.loc, normal.scale)
     m, s, d = m[..., None, :], s[..., None, :], m.shape[-1]
@@ -217,6 +221,21 @@ def component_divergences(q: Independent, mixture: MixtureOfGaussians) -> Float[
     return 0.5 * (squares - d) + log_det - jnp.log(s).sum(-1)
 
 
+def _full_divergences(q: MultivariateNormal, mixture: MixtureOfGaussians) -> Float[Array, "*batch K"]:
+    m, root, d = q.loc[..., None, :], q.scale_tril, q.loc.shape[-1]
+    log_det_q = jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)).sum(-1)[..., None]
+    if mixture.scales is not None:
+        white, rows = (m - mixture.means) / mixture.scales, (root**2).sum(-1)[..., None, :]
+        squares, log_det = (rows / mixture.scales**2 + white**2).sum(-1), jnp.log(mixture.scales).sum(-1)
+    else:
+        inverse = mixture._inverse
+        white = jnp.einsum("...ij,...j->...i", inverse, m - mixture.means)
+        both = jnp.einsum("...kij,...jl->...kil", inverse, root)
+        squares = (both**2).sum((-1, -2)) + (white**2).sum(-1)
+        log_det = jnp.log(jnp.diagonal(mixture._tril, axis1=-2, axis2=-1)).sum(-1)
+    return 0.5 * (squares - d) + log_det - log_det_q
+
+
 def _gaussian(q: Independent) -> Normal:
     base = q.base_dist
     while isinstance(base, ExpandedDistribution):
@@ -226,8 +245,8 @@ def _gaussian(q: Independent) -> Normal:
     return base
 
 
-@kl_divergence.register(Independent, MeanFieldMixture)
-def _mean_field_bound(q: Independent, p: MeanFieldMixture) -> Float[Array, "*batch"]:
+@kl_divergence.register((Independent, MultivariateNormal), MeanFieldMixture)
+def _mean_field_bound(q: Independent | MultivariateNormal, p: MeanFieldMixture) -> Float[Array, "*batch"]:
     divergences = component_divergences(q, p)
     return -jax.nn.logsumexp(jax.nn.log_softmax(p.logits) - divergences, axis=-1)
 
@@ -235,7 +254,20 @@ def _mean_field_bound(q: Independent, p: MeanFieldMixture) -> Float[Array, "*bat
 @kl_divergence.register(Independent, SampledMixture)
 def _sampled_bound(q: Independent, p: SampledMixture) -> Float[Array, "*batch"]:
     normal = _gaussian(q)
-    z = normal.loc + normal.scale * p.noise
+    return _sampled(q, p, normal.loc + normal.scale * p.noise)
+
+
+@kl_divergence.register(MultivariateNormal, SampledMixture)
+def _sampled_bound_full(q: MultivariateNormal, p: SampledMixture) -> Float[Array, "*batch"]:
+    return _sampled(q, p, q.loc + jnp.einsum("...ij,...j->...i", q.scale_tril, p.noise))
+
+
+@kl_divergence.register(ConditionalFlow, SampledMixture)
+def _sampled_bound_flow(q: ConditionalFlow, p: SampledMixture) -> Float[Array, "*batch"]:
+    return _sampled(q, p, q.at(p.noise))
+
+
+def _sampled(q: Distribution, p: SampledMixture, z: Float[Array, "L *batch d"]) -> Float[Array, "*batch"]:
     joint = p.component_log_probs(z)  # (L, *batch, K)
     log_z = jax.nn.logsumexp(joint, axis=-1)
     common = jax.nn.logsumexp((joint - log_z[..., None]).mean(0), axis=-1)

@@ -91,7 +91,7 @@ def checks(tree: Any, spec: HVAE) -> list[Check]:
             meaning=meaning,
             remedy=""
             if not (dead or idle)
-            else "Train longer (coarse and fine levels often come last), fade the KL in (weights={'kl': schedule}), or "
+            else "Train longer (coarse and fine levels often come last); fade the KL in (weights={'kl': schedule}); or "
             "take these cells out of dec: the model does without them.",
         )
     ]

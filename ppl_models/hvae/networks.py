@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Key
 
 from ppl_models.distributions import Columns
 from ppl_models.networks.activations import gelu
+from ppl_models.networks.flow import CONTEXT, CouplingFlow
 from ppl_models.networks.separable import separable_convolution
 
 if TYPE_CHECKING:
@@ -140,6 +141,9 @@ def _bounded(log_sd: Image) -> Image:
 class Encoder(nnx.Module):
     """What only the posterior needs: the bottom-up pyramid, and one block ``[Z, a] -> (qm, qv)`` a level.
 
+    Of a richer posterior each level at resolution 1 has another block ``[Z, a] -> (mixing, context)``, the mixing at
+    first zero, and of a flow couplings.
+
     Of a table, each level has a linear map ``A`` of the features ``h`` of a row beside its block, whose last layer
     starts at zero: ``qm = block + A h + b``, ``qv = block + l``.
     """
@@ -164,6 +168,17 @@ class Encoder(nnx.Module):
         if is_table(spec):
             self.direct = nnx.List([Direct(spec.channels, spec.zdim, rng=rng) for _ in spec.latents])
             self.log_sd = nnx.List([_constant(0.0, spec.zdim) for _ in spec.latents])
+        self.entries = spec.zdim * (spec.zdim - 1) // 2
+        if spec.posterior != "normal":
+            flow = spec.posterior == "flow"
+            blocks = {}
+            for group in sorted({spec.decoder_groups[level] for level in spec.dense}):
+                blocks[f"group_{group}"] = block = Block(2 * w, mid, self.entries + CONTEXT * flow, 1, rng=rng)
+                block.c4.kernel[...] = block.c4.kernel[...].at[..., : self.entries].set(0.0)
+            self.richer = nnx.Dict(blocks)
+            if flow:
+                rngs = nnx.Rngs(int(rng.integers(2**31)))
+                self.flows = nnx.Dict({name: CouplingFlow(spec.zdim, CONTEXT, rngs=rngs) for name in blocks})
 
     def __call__(self, x: Float[Array, "batch ..."], drop: Drop = no_drop) -> dict[int, Array]:
         """The last activation at every resolution, of data in [0, 1] or features of rows."""
@@ -182,6 +197,15 @@ class Encoder(nnx.Module):
         """``(qm, qv)``: mean and log standard deviation of q(z_level | Z, x)."""
         both = self.posteriors[self.spec.decoder_groups[level]](Z, a, drop=drop)
         return both[..., : self.spec.zdim], _bounded(both[..., self.spec.zdim :])
+
+    def rich(
+        self, level: int, Z: Image, a: Image, drop: Drop = no_drop
+    ) -> tuple[Float[Array, "batch entries"], Float[Array, "batch context"], CouplingFlow | None]:
+        """Entries below the diagonal of T, context and couplings of a level at resolution 1."""
+        name = f"group_{self.spec.decoder_groups[level]}"
+        both = self.richer[name](Z, a, drop=drop)[:, 0, 0]
+        flow = self.flows[name] if self.spec.posterior == "flow" else None
+        return both[:, : self.entries], both[:, self.entries :], flow
 
     def linear(self, level: int, h: Float[Array, "batch features"]) -> tuple[Mapped, Mapped]:
         """What the linear path of a level of a table adds to ``(qm, qv)``."""

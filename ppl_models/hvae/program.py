@@ -7,7 +7,7 @@ Notation (level i = 0..L-1, coarse to fine; everything an image, written (batch,
     Z_{i,+} = Z_i + drift_i + W_i z_i + b_i   first half step, stochastic
     Z_{i+1} = Z_{i,+} + resnet_i(Z_{i,+})     second half step, deterministic
     x | Z_L ~ p(x | f(Z_L))                   site x, f the read-out of the finest state; of a table f(Z_L, z)
-    q(z_i | Z_i, x) = N(qm_i, exp(qv_i)^2)    (qm, qv) = posterior block of [Z_i, a_i(x)], a the encoder
+    q(z_i | Z_i, x) = N(qm_i, exp(qv_i)^2)    (qm, qv) = posterior block of [Z_i, a_i(x)], a the encoder; or richer
 
 Where the resolution changes, the state of the new one starts at its own learned constant plus the coarser state,
 repeated to the finer grid.  The posterior has no top-down pass of its own: it reads the model's state Z_i, which is
@@ -26,8 +26,10 @@ import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Key
 from numpyro.distributions.kl import kl_divergence
+from numpyro.distributions.transforms import ReshapeTransform
 
-from ppl_models.distributions import Columns
+from ppl_models.distributions import Columns, ConditionalFlow, ShapedGaussian
+from ppl_models.distributions.conditional_flow import unit_lower
 from ppl_models.hvae import checks, panels
 from ppl_models.hvae.networks import Decoder, Drop, Dropout, Encoder, is_table, no_drop, rms
 from ppl_models.hvae.observed import encoder_input, observation
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from flax import nnx
 
     from ppl_models.hvae.spec import HVAE
+    from ppl_models.networks.flow import CouplingFlow
 
 NORM = "state_norm"
 """Site with the root mean square of the state after each level, (batch, levels)."""
@@ -91,6 +94,25 @@ def _dropout(spec: HVAE) -> Drop:
 
 def _gaussian(loc: Array, log_sd: Array) -> dist.Distribution:
     return dist.Normal(loc, jnp.exp(log_sd)).to_event(3)
+
+
+def _richer(loc: Array, log_sd: Array, entries: Array, context: Array, flow: CouplingFlow | None) -> dist.Distribution:
+    """A level (batch, 1, 1, zdim) with a full covariance, or a flow, from vectors (batch, zdim)."""
+    lower, scale = unit_lower(entries, loc.shape[-1]), jnp.exp(log_sd)
+    shape = (1, 1, loc.shape[-1])
+    if flow is None:
+        return ShapedGaussian(dist.MultivariateNormal(loc, scale_tril=scale[..., None] * lower), shape)
+    return ConditionalFlow(flow, context, loc, scale, lower, [ReshapeTransform(shape, loc.shape[-1:])])
+
+
+def _divergence(q: dist.Distribution, p: dist.Distribution) -> Array:
+    """KL(q || p) in nats, exact where it is closed, else at one draw of q: right on average over draws."""
+    try:
+        return kl_divergence(q, p)
+    except NotImplementedError:
+        key = numpyro.prng_key()
+        z = q.sample(jax.random.key(0) if key is None else key)
+        return q.log_prob(z) - p.log_prob(z)
 
 
 def generative(spec: HVAE, decoder: nnx.Module) -> Any:
@@ -152,8 +174,11 @@ def amortised(spec: HVAE, encoder: nnx.Module) -> Any:
                 more_loc, more_log_sd = net.linear(level, given)
                 loc, log_sd = loc + more_loc, log_sd + more_log_sd
             found = _gaussian(loc, log_sd)
-            # Unused in training, where it costs nothing; in a posterior it is the exact KL at the sampled state.
-            numpyro.deterministic(rate(site), kl_divergence(found, ctx.prior))
+            if spec.posterior != "normal" and level in spec.dense:
+                a = activations[spec.decoder_cells[level].res]
+                found = _richer(loc[:, 0, 0], log_sd[:, 0, 0], *net.rich(level, ctx.state, a, drop))
+            # Unused in training, where it costs nothing; in a posterior it is the KL at the sampled state.
+            numpyro.deterministic(rate(site), _divergence(found, ctx.prior))
             return found
 
         return q
@@ -173,6 +198,10 @@ def density(spec: HVAE) -> tuple[str, ...]:
     grids = ", ".join(f"{n} of {side}×{side}×{spec.zdim}" for side, n in zip(sides, many, strict=True))
     total = sum(n * side**2 * spec.zdim for side, n in zip(sides, many, strict=True))
     symbols = spec.likelihood.symbols()
+    rich = {
+        "full": ("at 1×1: zᵢ = qmᵢ + exp(qvᵢ) Tᵢ(Zᵢ, a) ε, T unit lower triangular",),
+        "flow": ("at 1×1: zᵢ = qmᵢ + exp(qvᵢ) Tᵢ(Zᵢ, a) fᵢ(ε; Zᵢ, a), T unit lower triangular, f couplings",),
+    }
     linear = ("f(Z) = b + ∑ᵢ Wᵢ′ zᵢ + g(Z), qmᵢ with Aᵢ x beside its block: at first a factor analysis",)
     return (
         f"p(x, z₀, …, z{last}) = p(x | Z) ∏ᵢ p(zᵢ | Zᵢ), levels i = 0…{count - 1}: {grids}; {total:,} dimensions",
@@ -180,6 +209,7 @@ def density(spec: HVAE) -> tuple[str, ...]:
         "Zᵢ₊₁ = Zᵢ,₊ + resnetᵢ(Zᵢ,₊), Zᵢ,₊ = Zᵢ + driftᵢ(Zᵢ) + Wᵢ zᵢ + bᵢ",
         symbols.replace("z)", "Z)"),
         "q(z | x) = ∏ᵢ N(zᵢ; qmᵢ(Zᵢ, aᵢ(x)), diag exp(qvᵢ(Zᵢ, aᵢ(x)))²), a the encoder",
+        *rich.get(spec.posterior, ()),
         *(linear if is_table(spec) else ()),
     )
 

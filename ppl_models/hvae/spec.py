@@ -15,9 +15,11 @@ from pydantic import Field
 
 from ppl_models.distributions import Bernoulli, Categorical, Columns, LogisticMixture, Normal
 from ppl_models.hvae.blocks import DecoderCell, EncoderCell, groups, parse_decoder, parse_encoder
-from ppl_models.program import Column, Program, build
+from ppl_models.program import Column, Program, build, did_you_mean
 
 Likelihood = Annotated[Bernoulli | Normal | Categorical | LogisticMixture | Columns, Field(discriminator="kind")]
+
+POSTERIORS = ("normal", "full", "flow")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,10 @@ class HVAE:
                     separately; ``None``: each cell has its own.
     ``encoder``     ``"learned"``, or ``"pool"``: no blocks, activations are averages of the first layer's (the Haar
                     truncation of it); the posteriors of the levels stay learned.
+    ``posterior``   of the levels at resolution 1, all start at ``"normal"``: ``"normal"`` q as above; ``"full"`` with
+                    a Cholesky factor, ``N(qm_i, (diag exp(qv_i) T_i) (diag exp(qv_i) T_i)^T)``, T_i(Z_i, a) unit lower
+                    triangular; ``"flow"``: the noise of that Gaussian bent by spline couplings that read (Z_i, a).
+                    Finer levels stay normal.
     ``dropout``     share of hidden units dropped in each block while training; none in evaluation or stock ``SVI``.
 
     A table: ``likelihood=Columns(...)`` as ``datasets.table`` makes it, ``shape`` (columns,), ``enc`` and ``dec`` at 1,
@@ -63,6 +69,7 @@ class HVAE:
     share: Literal["resolution"] | None = None
     encoder: Literal["learned", "pool"] = "learned"
     dropout: float = 0.0
+    posterior: Literal["normal", "full", "flow"] = "normal"
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
@@ -85,6 +92,7 @@ class HVAE:
             raise ValueError(f"levels counts the grey levels of the stored data, expected >= 2, got {self.levels}")
         self._check_table()
         self._check_pyramid()
+        self._check_posterior()
 
     def _check_table(self) -> None:
         if not isinstance(self.likelihood, Columns):
@@ -124,6 +132,23 @@ class HVAE:
                 f"dec {self.dec!r} has cells at resolution {lacking[0]}, for which enc {self.enc!r} has no activation "
                 f"(it reaches {sorted(offered)}); add a block there to enc"
             )
+
+    def _check_posterior(self) -> None:
+        if self.posterior not in POSTERIORS:
+            raise ValueError(
+                f"posterior must be one of {', '.join(POSTERIORS)}, got {self.posterior!r}"
+                f"{did_you_mean(str(self.posterior), POSTERIORS)}"
+            )
+        if self.posterior != "normal" and not self.dense:
+            raise ValueError(
+                f"a {self.posterior} posterior is for levels at resolution 1, dec {self.dec!r} has none; add '1x1' to "
+                "its front and reach 1 in enc, or use posterior='normal'"
+            )
+
+    @property
+    def dense(self) -> tuple[int, ...]:
+        """The levels at resolution 1: vectors, whose posterior may be richer than a diagonal Gaussian."""
+        return tuple(level for level, cell in enumerate(self.decoder_cells) if cell.res == 1)
 
     @property
     def encoder_cells(self) -> tuple[EncoderCell, ...]:

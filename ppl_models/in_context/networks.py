@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Num
 
+from ppl_models.networks.flow import CouplingFlow
 from ppl_models.networks.set_encoder import DeepSet, Summary
 from ppl_models.networks.transformer import Cache, CausalTransformer
 
@@ -63,11 +64,26 @@ class SequenceNet(nnx.Module):
 
 
 class SetNet(nnx.Module):
-    """``{z_1..z_n} -> `` parameters of ``q(theta | z_{1:n})``; the order of the symbols cannot matter."""
+    """``{z_1..z_n} -> `` parameters of ``q(theta | z_{1:n})``; the order of the symbols cannot matter.
 
-    def __init__(self, *, symbols: int | None, out: int, width: int, rngs: nnx.Rngs) -> None:
-        self.symbols = symbols
+    ``posterior`` names the family that they are of; ``flow`` is (numbers of theta, of the context) of
+    couplings, if any.
+    """
+
+    def __init__(
+        self,
+        *,
+        symbols: int | None,
+        out: int,
+        width: int,
+        posterior: str = "conjugate",
+        flow: tuple[int, int] | None = None,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.symbols, self.posterior = symbols, posterior
         self.body = DeepSet(inputs=1 if symbols is None else symbols, width=width, out=out, rngs=rngs)
+        if flow is not None:
+            self.flow = CouplingFlow(*flow, rngs=rngs)
 
     def _element(self, z: Num[Array, "*n"]) -> Float[Array, "*n inputs"]:
         dtype = self.body.phi_in.kernel.dtype

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
 from ppl_models.in_context._rule import rule
+from ppl_models.in_context.guides import guide
 from ppl_models.networks.set_encoder import Summary
 from ppl_models.networks.transformer import Cache, extend
 
@@ -108,7 +109,8 @@ class FittedSet:
 
     def posterior(self, state: Summary) -> dist.Distribution:
         """``q(theta | z_{1:n})``."""
-        return self.task.posterior(_merge(self.graph, self.weights).body.read(state))
+        net = _merge(self.graph, self.weights)
+        return guide(self.task, net, net.body.read(state))
 
     def predict(self, state: Summary) -> dist.Distribution:
         return self.task.marginal(self.posterior(state))

@@ -3,7 +3,7 @@
 Notation: theta the unknown of one sequence; z_1..z_T its symbols, the site ``x`` (batch, T); n <= T the part seen.
 
     p(theta, z) = p(theta) prod_t p(z_t | theta)                  the task
-    q(theta | z_{1:n}) = family(theta; net({z_1..z_n}))           SetEncoder: amortised posterior, site theta
+    q(theta | z_{1:n}) = family(theta; net({z_1..z_n}))           SetEncoder: amortised posterior, theta; guides.py
     p(z) = prod_t net(z_t | z_{1:t-1})                            PriorFitted: a program without latents
 
 Training data are draws of the task.  The set encoder maximises the ELBO averaged over sequences and over a random n
@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Key, Num, Shaped
 from numpyro.distributions import constraints
 
 from ppl_models.in_context import checks, panels
+from ppl_models.in_context.guides import guide
 from ppl_models.in_context.neural import FittedSet, FittedTransformer
 from ppl_models.in_context.sequences import batch_size, generative, sampler, seen_part
 from ppl_models.in_context.tasks import Coin, Dice, Gaussian, check_symbols
@@ -65,7 +66,7 @@ def program(spec: InContext, key: Key[Array, ""]) -> Program:
             exact=Exact(predictor=lambda params: FittedSet.of(net, task, params)),
             views=Views(
                 (f"p(θ, {parts}) = p(θ) ∏ₜ p(zₜ | θ)", f"p(θ) = {prior}", f"p(zₜ | θ) = {likelihood}",
-                 f"q(θ | z₁…zₙ) = {prior.split('(')[0]}(θ; network({{z₁…zₙ}}))"),
+                 q_text(spec.network.posterior, prior)),
                 {"network": net},
                 checks=lambda tree: checks.guide(tree, spec),
                 panels=pictures,
@@ -86,6 +87,14 @@ def program(spec: InContext, key: Key[Array, ""]) -> Program:
             panels=pictures,
         ),
     )
+
+
+def q_text(posterior: str, prior: str) -> str:
+    """The encoder's posterior in symbols; ``prior`` is the line of p(theta)."""
+    if posterior == "conjugate":
+        return f"q(θ | z₁…zₙ) = {prior.split('(')[0]}(θ; network({{z₁…zₙ}}))"
+    noise = {"normal": "ε", "full": "T ε", "flow": "T f(ε; c)"}[posterior]
+    return f"q(θ | z₁…zₙ): θ = h(m + s {noise}), ε ~ N(0, I), of network({{z₁…zₙ}}); h to the range of θ"
 
 
 def observation(task: Coin | Dice | Gaussian, length: int) -> str:
@@ -110,7 +119,8 @@ def amortised(task: Coin | Dice | Gaussian, net: nnx.Module) -> Callable[..., Po
         del size
         if x is None:
             raise ValueError("the posterior q(theta | z) needs data x; for draws of the prior run the model alone")
-        q = task.posterior(bind("network", net)(*seen_part(x)))
+        live = bind("network", net)
+        q = guide(task, live, live(*seen_part(x)))
         return lambda site, ctx: q
 
     return posterior

@@ -17,10 +17,11 @@ from jaxtyping import Array, Key
 from pydantic import Field
 
 from ppl_models.in_context import sequences
+from ppl_models.in_context.guides import CONTEXT, POSTERIORS, at_identity, width as guide_width
 from ppl_models.in_context.networks import SequenceNet, SetNet
 from ppl_models.in_context.predictors import conjugate
 from ppl_models.in_context.tasks import Coin as Coin, Dice as Dice, Gaussian as Gaussian, Task
-from ppl_models.program import Program, build
+from ppl_models.program import Program, build, did_you_mean
 
 
 def _whole(self: Any, *names: str) -> None:
@@ -32,19 +33,38 @@ def _whole(self: Any, *names: str) -> None:
 
 @dataclass(frozen=True)
 class SetEncoder:
-    """Learn the posterior: ``q(theta | z_{1:n})`` from a set encoder; training hides a random tail of each sequence."""
+    """Learn the posterior: ``q(theta | z_{1:n})`` from a set encoder; training hides a random tail of each sequence.
+
+    ``posterior``  ``"conjugate"``: the family that holds the exact posterior; on the line, mapped to theta's range,
+                   ``"normal"``, ``"full"`` (a covariance; for :class:`Dice`) or ``"flow"``, see
+                   :mod:`ppl_models.in_context.guides`.
+    """
 
     width: int = 64
+    posterior: Literal["conjugate", "normal", "full", "flow"] = "conjugate"
     kind: Literal["set_encoder"] = "set_encoder"
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
         _whole(self, "width")
+        if self.posterior not in POSTERIORS:
+            raise ValueError(
+                f"SetEncoder: posterior must be one of {', '.join(POSTERIORS)}, got {self.posterior!r}"
+                f"{did_you_mean(str(self.posterior), POSTERIORS)}"
+            )
 
     def make(self, task: Coin | Dice | Gaussian, length: int, rngs: nnx.Rngs) -> nnx.Module:
         """The encoder for a task."""
         del length
-        return SetNet(symbols=task.symbols, out=task.posterior_width, width=self.width, rngs=rngs)
+        net = SetNet(
+            symbols=task.symbols,
+            out=guide_width(task, self.posterior),
+            width=self.width,
+            posterior=self.posterior,
+            flow=(task.dimension, CONTEXT) if self.posterior == "flow" else None,
+            rngs=rngs,
+        )
+        return at_identity(task, net)
 
 
 @dataclass(frozen=True)
@@ -110,6 +130,11 @@ class InContext:
         if len(self.shape) != 1 or not isinstance(self.shape[0], int) or self.shape[0] < 1:
             raise ValueError(
                 f"shape must be (T,), the length of one sequence, got {self.shape}; images need another family"
+            )
+        if isinstance(self.network, SetEncoder) and self.network.posterior == "full" and self.task.dimension == 1:
+            raise ValueError(
+                f"theta of {type(self.task).__name__} is one number, of which a full posterior is the normal one; use "
+                "posterior='normal' or 'flow'"
             )
 
     @property

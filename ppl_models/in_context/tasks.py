@@ -5,7 +5,8 @@
     Dice      Dirichlet(alpha)               Categorical(theta)     Dirichlet
     Gaussian  Normal(loc, scale)             Normal(theta, noise)   Normal
 
-The encoder's families contain the exact posteriors, so what a check finds is the amortisation, not the family.
+The encoder's families contain the exact posteriors, so what a check finds is the amortisation, not the family; others
+are in :mod:`ppl_models.in_context.guides`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Shaped
+from numpyro.distributions import transforms
 from pydantic import Field
+
+from ppl_models.distributions import ConditionalFlow
+from ppl_models.in_context.guides import average
 
 _LOG_RANGE = 12.0
 
@@ -28,6 +33,14 @@ class Symbols(dist.CategoricalProbs):
     @property
     def mean(self) -> Array:
         raise NotImplementedError("symbols are labels, they have no mean")
+
+
+def _mean(q: Any) -> Array:
+    """``E_q theta``, of a flow over nodes of a quadrature."""
+    if not isinstance(q, ConditionalFlow):
+        return q.mean
+    weight, theta = average(q)
+    return jnp.tensordot(weight, theta, axes=1)
 
 
 def _positive(raw: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -55,6 +68,7 @@ class Coin:
         _check_positive(self, "a", "b")
 
     symbols: ClassVar[int | None] = 2
+    dimension: ClassVar[int] = 1
     posterior_width: ClassVar[int] = 2
     predictive_width: ClassVar[int] = 1
     text: ClassVar[tuple[str, str]] = ("Beta(θ; {a:g}, {b:g})", "Bernoulli(zₜ; θ)")
@@ -71,9 +85,13 @@ class Coin:
         """``Beta(exp raw_0, exp raw_1)``."""
         return dist.Beta(_positive(raw[..., 0]), _positive(raw[..., 1]))
 
+    def steps(self) -> list[transforms.Transform]:
+        """From a vector of one number to (0, 1)."""
+        return [transforms.ReshapeTransform((), (1,)), transforms.SigmoidTransform()]
+
     def marginal(self, q: Any) -> dist.Distribution:
         """``E_q p(z | theta)``."""
-        return dist.Bernoulli(probs=q.mean)
+        return dist.Bernoulli(probs=_mean(q))
 
     def predictive(self, raw: Float[Array, "*batch 1"]) -> dist.Distribution:
         """``p(z_{t+1} | z_{1:t})`` with logit ``raw_0``."""
@@ -102,6 +120,11 @@ class Dice:
         return len(self.alpha)
 
     @property
+    def dimension(self) -> int:
+        """Free numbers of theta."""
+        return len(self.alpha) - 1
+
+    @property
     def posterior_width(self) -> int:
         """One concentration a symbol."""
         return len(self.alpha)
@@ -123,9 +146,13 @@ class Dice:
         """``Dirichlet(exp raw)``."""
         return dist.Dirichlet(_positive(raw))
 
+    def steps(self) -> list[transforms.Transform]:
+        """From K - 1 numbers to the simplex."""
+        return [transforms.StickBreakingTransform()]
+
     def marginal(self, q: Any) -> dist.Distribution:
         """``E_q p(z | theta)``."""
-        return dist.Categorical(probs=q.mean)
+        return dist.Categorical(probs=_mean(q))
 
     def predictive(self, raw: Float[Array, "*batch K"]) -> dist.Distribution:
         """``p(z_{t+1} | z_{1:t})`` with logits ``raw``."""
@@ -146,6 +173,7 @@ class Gaussian:
         _check_positive(self, "scale", "noise")
 
     symbols: ClassVar[int | None] = None
+    dimension: ClassVar[int] = 1
     posterior_width: ClassVar[int] = 2
     predictive_width: ClassVar[int] = 2
     text: ClassVar[tuple[str, str]] = ("N(θ; {loc:g}, {scale:g}²)", "N(zₜ; θ, {noise:g}²)")
@@ -162,8 +190,17 @@ class Gaussian:
         """``N(raw_0, exp(raw_1)^2)``."""
         return dist.Normal(raw[..., 0], _positive(raw[..., 1]))
 
+    def steps(self) -> list[transforms.Transform]:
+        """From a vector of one number to the number."""
+        return [transforms.ReshapeTransform((), (1,))]
+
     def marginal(self, q: Any) -> dist.Distribution:
-        """``E_q p(z | theta)``."""
+        """``E_q p(z | theta)``; of a flow a mixture of Normals at nodes of a quadrature."""
+        if isinstance(q, ConditionalFlow):
+            weight, theta = average(q)
+            parts = dist.Normal(jnp.moveaxis(theta, 0, -1), self.noise)
+            mixing = dist.Categorical(probs=jnp.broadcast_to(weight, parts.batch_shape))
+            return dist.MixtureSameFamily(mixing, parts)
         return dist.Normal(q.loc, jnp.sqrt(q.scale**2 + self.noise**2))
 
     def predictive(self, raw: Float[Array, "*batch 2"]) -> dist.Distribution:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Key
 from numpyro import handlers
 
+from ppl_models.mfcvae import guides
 from ppl_models.mfcvae.mixture import mixture
 
 CHUNK = 128
@@ -44,8 +45,7 @@ def encoder(posterior: Callable[..., Any], names: tuple[str, ...]) -> Callable[.
     @jax.jit
     def means(params: Any, mutable: Any, x: Any) -> dict[str, Array]:
         with handlers.seed(rng_seed=0), handlers.substitute(data=_sites(params, mutable)):
-            q = posterior(x)
-            return {name: q(f"z_{name}", None).mean for name in names}
+            return guides.means(posterior(x), names, jax.random.key(0))
 
     return means
 
@@ -77,14 +77,14 @@ def assigner(posterior: Callable[..., Any], names: tuple[str, ...], rule: str, d
     def probabilities(params: Any, mutable: Any, x: Any, key: Key[Array, ""]) -> dict[str, Array]:
         with handlers.seed(rng_seed=0), handlers.substitute(data=_sites(params, mutable)):
             q = posterior(x)
-            posteriors = [q(f"z_{name}", None) for name in names]
+            centre = guides.means(q, names, jax.random.fold_in(key, len(names))) if rule == "at_mean" else {}
         found = {}
-        for j, (name, q_z) in enumerate(zip(names, posteriors, strict=True)):
+        for j, name in enumerate(names):
             prior = mixture(params[f"mixture_{name}"])
             facet_key = jax.random.fold_in(key, j)
 
-            def log_probs(i: Array, key: Any = facet_key, prior: Any = prior, q_z: Any = q_z) -> Array:
-                z = q_z.mean if rule == "at_mean" else q_z.sample(jax.random.fold_in(key, i))
+            def log_probs(i: Array, key: Any = facet_key, prior: Any = prior, name: str = name) -> Array:
+                z = centre[name] if rule == "at_mean" else guides.drawn(q, names, name, jax.random.fold_in(key, i))
                 return jax.nn.log_softmax(prior.component_log_probs(z), axis=-1)
 
             # One draw after the other: all at once would take draws x CHUNK x K x dim numbers.
@@ -94,6 +94,19 @@ def assigner(posterior: Callable[..., Any], names: tuple[str, ...], rule: str, d
         return found
 
     return probabilities
+
+
+def responsibilities(params: Any, z: np.ndarray, rule: str) -> np.ndarray:
+    """p(c | x) (n, K) by a rule of :func:`use.assign` from draws z (n, draws, dim) and the parameters of a mixture."""
+    z = z.mean(1, keepdims=True) if rule == "at_mean" else z
+
+    @jax.jit
+    def probabilities(params: Any, z: Array) -> Array:
+        log_p = jax.nn.log_softmax(mixture(params).component_log_probs(z), axis=-1)  # (CHUNK, draws, K)
+        average = log_p.mean(1) if rule == "optimal" else jax.nn.logsumexp(log_p, axis=1)
+        return jax.nn.softmax(average, axis=-1)
+
+    return np.asarray(chunks(lambda number, rows: probabilities(params, rows), np.asarray(z)))
 
 
 @functools.partial(jax.jit, static_argnames=("names", "facet", "n"))

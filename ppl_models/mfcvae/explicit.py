@@ -14,6 +14,7 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro import handlers
 
+from ppl_models.mfcvae.guides import chained
 from ppl_models.mfcvae.mixture import mixture
 from ppl_models.mfcvae.observed import library
 from ppl_models.mfcvae.program import arrange, law_of
@@ -37,7 +38,7 @@ def explicit(program: Program) -> Any:
         batch, pixels, there, labels = arrange(x, size)
         decode = bind("decoder", program.views.modules["decoder"])
         parameters = numpyro.param("likelihood", starts["likelihood"]) if "likelihood" in starts else {}
-        zs = []
+        zs: list[Any] = []
         with numpyro.plate("data", batch):
             for facet in spec.facets:
                 name = facet.name
@@ -53,7 +54,8 @@ def explicit(program: Program) -> Any:
                     component = dist.Normal(prior.means[c], prior.scales[c]).to_event(1)
                 else:
                     component = dist.MultivariateNormal(prior.means[c], scale_tril=prior._tril[c])
-                zs.append(numpyro.sample(f"z_{name}", component, infer={"ctx": None}))
+                ctx = tuple(zs) if chained(spec) else None
+                zs.append(numpyro.sample(f"z_{name}", component, infer={"ctx": ctx}))
             fades = [knob(f"fade_{facet.name}", 1.0) for facet in spec.facets]
             beside = there if there is not None else library(spec, x, batch)
             law = law_of(spec, decode(zs, fades), parameters, beside)

@@ -1,7 +1,7 @@
 """Layouts: how facets attach to the networks.  Each dataclass is a table row that makes an encoder and a decoder.
 
-An encoder maps ``x`` (batch, *shape) to one ``(loc, log_scale)`` a facet; a decoder maps the facets' ``z`` and their
-fades to (batch, *shape).  Facets come shallow to deep, as in the spec.
+An encoder maps ``x`` (batch, *shape) to one ``(loc, log_scale)`` a facet, and what its entry of ``extras`` asks for; a
+decoder maps the facets' ``z`` and their fades to (batch, *shape).  Facets come shallow to deep, as in the spec.
 """
 
 from __future__ import annotations
@@ -97,9 +97,11 @@ class MLPLadder:
                 f"give {facets}, shallow to deep"
             )
 
-    def encoder(self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
+    def encoder(
+        self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs, extras: Sequence[mlp.Extra] = ()
+    ) -> nnx.Module:
         """``q(z_j | x)``: facet j reads block j."""
-        return mlp.LadderEncoder(shape, self.widths, dims, _ACTIVATIONS[self.activation], rngs=rngs)
+        return mlp.LadderEncoder(shape, self.widths, dims, _ACTIVATIONS[self.activation], extras, rngs=rngs)
 
     def decoder(self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
         """``f(z)``: deepest facet first, a merge at each shallower one."""
@@ -127,13 +129,18 @@ class MLP:
         """Any number of facets fits."""
 
     def encoder(
-        self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs, views: Sequence[mlp.View] | None = None
+        self,
+        shape: tuple[int, ...],
+        dims: tuple[int, ...],
+        rngs: nnx.Rngs,
+        extras: Sequence[mlp.Extra] = (),
+        views: Sequence[mlp.View] | None = None,
     ) -> nnx.Module:
         """``q(z_j | x)``: all heads on one stack, or a stack a facet, which may see a view of the data."""
         act = _ACTIVATIONS[self.activation]
         if self.separate:
-            return mlp.SeparateEncoders(shape, self.widths, dims, act, views, rngs=rngs)
-        return mlp.SharedEncoder(shape, self.widths, dims, act, rngs=rngs)
+            return mlp.SeparateEncoders(shape, self.widths, dims, act, views, extras, rngs=rngs)
+        return mlp.SharedEncoder(shape, self.widths, dims, act, extras, rngs=rngs)
 
     def decoder(self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
         """``f(z)`` on the concatenation of all facets."""
@@ -167,10 +174,15 @@ class Layers:
             )
 
     def encoder(
-        self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs, views: Sequence[mlp.View] | None = None
+        self,
+        shape: tuple[int, ...],
+        dims: tuple[int, ...],
+        rngs: nnx.Rngs,
+        extras: Sequence[mlp.Extra] = (),
+        views: Sequence[mlp.View] | None = None,
     ) -> nnx.Module:
         """``q(z_j | x)``: a stack a facet."""
-        return mlp.SeparateEncoders(shape, self.widths, dims, _ACTIVATIONS[self.activation], views, rngs=rngs)
+        return mlp.SeparateEncoders(shape, self.widths, dims, _ACTIVATIONS[self.activation], views, extras, rngs=rngs)
 
     def decoder(self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
         """``f(z)``, layer over layer."""
@@ -204,9 +216,11 @@ class Additive:
     def check(self, facets: int) -> None:
         """Any number of facets fits."""
 
-    def encoder(self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
+    def encoder(
+        self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs, extras: Sequence[mlp.Extra] = ()
+    ) -> nnx.Module:
         """``q(z_j | x)``: a linear map and a head for each facet."""
-        return AdditiveEncoder(shape[0], self.widths, dims, _ACTIVATIONS[self.activation], rngs=rngs)
+        return AdditiveEncoder(shape[0], self.widths, dims, _ACTIVATIONS[self.activation], extras, rngs=rngs)
 
     def decoder(self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
         """``f(z)``."""
@@ -250,9 +264,11 @@ class ConvLadder:
         if shape is not None:
             conv_ladder.image_size(shape, facets)
 
-    def encoder(self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
+    def encoder(
+        self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs, extras: Sequence[mlp.Extra] = ()
+    ) -> nnx.Module:
         """``q(z_j | x)``: facet j reads the rung on block j."""
-        make = partial(conv_ladder.ConvLadderEncoder, shape, self.widths, dims, _ACTIVATIONS[self.activation])
+        make = partial(conv_ladder.ConvLadderEncoder, shape, self.widths, dims, _ACTIVATIONS[self.activation], extras)
         return _at_once(lambda rngs: make(norm=self.norm, weight_norm=self.weight_norm, rngs=rngs), rngs)
 
     def decoder(self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:

@@ -5,7 +5,7 @@ Notation (facet j = 0..J-1, shallow to deep; named, so that site names can be re
     c_j ~ Cat(pi_j)                          summed out of the model; p(c_j | z_j) is the site resp_<facet>
     z_j | c_j ~ N(mu_jc, S_jc)               site z_<facet>
     x | z ~ p(x | f(z_0, ..., z_{J-1}))      site x, f the decoder
-    q(z_j | x) = N(m_j(x), diag s_j(x)^2)    the encoder
+    q(z_j | x) = N(m_j(x), diag s_j(x)^2)    the encoder; richer: :mod:`ppl_models.mfcvae.guides`
 
 Facets are independent a priori and meet only in the decoder.  Because c_j is summed out, the ELBO of this program is
 the ``marginal`` bound, E_q[log p(x|z) + sum_j log p(z_j) - log q(z_j|x)], the tightest of the bounds in use for this
@@ -28,10 +28,11 @@ from jaxtyping import Array, Key
 
 from ppl_models.distributions import Columns, Counts, MeanFieldMixture, MixtureOfGaussians, SampledMixture
 from ppl_models.distributions.correlated_row_law import unit_lower
-from ppl_models.mfcvae import checks, observed, panels
+from ppl_models.mfcvae import checks, guides, observed, panels
 from ppl_models.mfcvae.classical_start import classical_start
 from ppl_models.mfcvae.counts_start import counts_start
 from ppl_models.mfcvae.mixture import initial, mixture
+from ppl_models.mfcvae.networks import Additive
 from ppl_models.mfcvae.refit import events
 from ppl_models.mfcvae.views import VIEWS
 from ppl_models.program import Observation, Posterior, Program, Training, Views, bind, commit, knob, rows
@@ -45,8 +46,11 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
     dims = tuple(facet.dim for facet in spec.facets)
     encoder_key, decoder_key, *facet_keys = jax.random.split(key, 2 + len(spec.facets))
     views = [VIEWS[facet.view] for facet in spec.facets]
-    viewed = {"views": views} if any(facet.view != "whole" for facet in spec.facets) else {}
-    encoder = spec.network.encoder(observed.encoder_shape(spec), dims, nnx.Rngs(encoder_key), **viewed)
+    viewed: dict[str, Any] = {"views": views} if any(facet.view != "whole" for facet in spec.facets) else {}
+    encoder = spec.network.encoder(
+        observed.encoder_shape(spec), dims, nnx.Rngs(encoder_key), guides.extras(spec), **viewed
+    )
+    flows = guides.flows(spec, nnx.Rngs(jax.random.fold_in(encoder_key, 1)))
     decoder = spec.network.decoder(decoded_shape(spec), dims, nnx.Rngs(decoder_key))
     mixtures = {
         facet.name: initial(
@@ -64,7 +68,9 @@ def program(spec: MFCVAE, key: Key[Array, ""]) -> Program:
     }
     names = tuple(mixtures)
     known, modules = observed.labelled(spec), {"encoder": encoder, "decoder": decoder}
-    posterior, likelihood = amortised(spec, encoder), spec.likelihood
+    if flows is not None:
+        modules["flow"] = flows
+    posterior, likelihood = amortised(spec, encoder, flows), spec.likelihood
     start = counts_start(spec) if isinstance(likelihood, Counts) else classical_start(spec)
     return Program(
         spec=spec,
@@ -154,7 +160,7 @@ def running(module: Any) -> Iterator[Any]:
 
 def generative(spec: MFCVAE, decoder: nnx.Module, mixtures: Mapping[str, Mapping[str, Array]]) -> Any:
     """``p(x, z)`` for any decoder ``(zs, fades) -> (batch, *decoded_shape)``, facets in the order of ``mixtures``."""
-    likelihood, labelled = spec.likelihood, observed.labelled(spec)
+    likelihood, labelled, chained = spec.likelihood, observed.labelled(spec), guides.chained(spec)
 
     def model(x: Any = None, *, size: int | None = None) -> Any:
         batch, pixels, there, labels = arrange(x, size)
@@ -162,12 +168,13 @@ def generative(spec: MFCVAE, decoder: nnx.Module, mixtures: Mapping[str, Mapping
         learnt = {name: numpyro.param(f"mixture_{name}", dict(start)) for name, start in mixtures.items()}
         start = likelihood.parameters() if isinstance(likelihood, Columns) else likelihood.parameters(spec.shape)
         parameters = numpyro.param("likelihood", start) if start else start
-        zs, fades = [], [knob(f"fade_{name}", 1.0) for name in mixtures]
+        zs: list[Array] = []
+        fades = [knob(f"fade_{name}", 1.0) for name in mixtures]
         with numpyro.plate("data", batch):
             for name in mixtures:
                 prior = prior_of(spec, learnt[name], batch)
-                # The context is empty: the encoder reads the data alone, not the other facets.
-                z = numpyro.sample(f"z_{name}", prior, infer={"ctx": None})
+                # Of a normal posterior the context is empty: the encoder reads the data alone, not the other facets.
+                z = numpyro.sample(f"z_{name}", prior, infer={"ctx": tuple(zs) if chained else None})
                 numpyro.deterministic(f"resp_{name}", prior.responsibilities(z))
                 if name in labelled:
                     # p(z) p(c | z) = p(c) p(z | c): scoring the label here is the joint density of both.
@@ -248,9 +255,10 @@ def observation(spec: MFCVAE) -> str:
     return line
 
 
-def amortised(spec: MFCVAE, encoder: nnx.Module) -> Any:
-    """``q(z | x) = prod_j N(m_j(x), diag s_j(x)^2)`` for any encoder ``x -> ((loc, log_scale), ...)``, or full."""
+def amortised(spec: MFCVAE, encoder: nnx.Module, flows: nnx.Module | None = None) -> Any:
+    """``q(z | x)`` for any encoder ``x -> ((loc, log_scale, ...), ...)``: see :mod:`ppl_models.mfcvae.guides`."""
     names, dims, full = [f.name for f in spec.facets], [f.dim for f in spec.facets], spec.posterior == "full"
+    additive, chained = isinstance(spec.network, Additive), guides.chained(spec)
 
     def posterior(x: Any = None, *, size: int | None = None) -> Posterior:
         del size
@@ -259,15 +267,23 @@ def amortised(spec: MFCVAE, encoder: nnx.Module) -> Any:
         pixels = observed.encoder_input(spec, jax.tree.map(jnp.asarray, x))
         with running(bind("encoder", encoder)) as encode:
             heads = encode(pixels)
-            roots = [unit_lower(m[...], d) for m, d in zip(encode.mixing, dims, strict=True)] if full else ()
-        found = {f"z_{name}": head for name, head in zip(names, heads, strict=True)}
+            roots = (
+                [unit_lower(m[...], d) for m, d in zip(encode.mixing, dims, strict=True)] if full and additive else ()
+            )
+        couplings = [None] * len(names) if flows is None else bind("flow", flows)
 
         def q(site: str, ctx: Any) -> dist.Distribution:
-            del ctx
-            loc, log_scale = found[site]
+            j = names.index(site.removeprefix("z_"))
+            if chained:
+                if ctx is None or len(ctx) != j:
+                    raise ValueError(
+                        f"a {spec.posterior} posterior of {site} reads the {j} facets before it, got context {ctx!r}; "
+                        "pass their values, a tuple in the order of the facets"
+                    )
+                return guides.conditional(heads, j, ctx, couplings[j], additive)
+            loc, log_scale = heads[j]
             if full:
-                root = roots[names.index(site.removeprefix("z_"))]
-                return dist.MultivariateNormal(loc, scale_tril=jnp.exp(log_scale)[..., None] * root)
+                return dist.MultivariateNormal(loc, scale_tril=jnp.exp(log_scale)[..., None] * roots[j])
             return dist.Normal(loc, jnp.exp(log_scale)).to_event(1)
 
         return q
@@ -295,6 +311,14 @@ def density(spec: MFCVAE) -> tuple[str, ...]:
         lines.append(
             f"p(z{j}) = ∑c π{j}c N(z{j}; μ{j}c, {spread}), z{j} ∈ ℝ^{facet.dim}, c = 1…{facet.clusters}  [{facet.name}]"
         )
+    if guides.chained(spec):
+        noise = "f{0}(ε; x, z<{0})" if spec.posterior == "flow" else "ε"
+        one = "T{0}" if isinstance(spec.network, Additive) else "T{0}(x)"
+        below = "" if isinstance(spec.network, Additive) else " + B{0}(x) e<{0}"
+        posteriors = ", ".join(
+            f"z{j} = m{j}(x) + s{j}(x) ({one} {noise}{below if j != facets[0][0] else ''})".format(j) for j, _ in facets
+        )
+        return (*lines, spec.likelihood.symbols(), f"q({zs} | x): {posteriors}, ε ~ N(0, I)")
     spread = "S{0}(x) T{0} T{0}ᵀ S{0}(x)" if spec.posterior == "full" else "diag s{0}(x)²"
     posteriors = " ".join(f"N(z{j}; m{j}(x), {spread.format(j)})" for j, _ in facets)
     return (*lines, spec.likelihood.symbols(), f"q({zs} | x) = {posteriors}")

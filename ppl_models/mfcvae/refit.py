@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from numpyro.handlers import seed, substitute
 
 from ppl_models.distributions import Columns, Counts
+from ppl_models.mfcvae import guides
 from ppl_models.mfcvae.mixture import from_moments
 from ppl_models.mfcvae.networks import Additive, ConvLadder, Layers
 from ppl_models.mfcvae.observed import unpack
@@ -60,7 +61,7 @@ def events(spec: MFCVAE, posterior: Any, modules: Mapping[str, nnx.Module], star
         begin = (Event(0, "fitting a mixture of factor analysers", start, START_SIZE),)
     if spec.published_start:
         begin += tuple(
-            Event(0, f"setting the means of {facet.name}", _means(facet, posterior)) for facet in spec.facets
+            Event(0, f"setting the means of {facet.name}", _means(spec, facet, posterior)) for facet in spec.facets
         )
     return begin + tuple(
         Event(step, f"fitting the mixture of {facet.name}", _refit(spec, facet, posterior))
@@ -79,12 +80,15 @@ def _scaled(modules: Mapping[str, nnx.Module]) -> Any:
     return apply
 
 
-def _means(facet: Facet, posterior: Any) -> Any:
+def _means(spec: MFCVAE, facet: Facet, posterior: Any) -> Any:
     """The published start: means alone, of a diagonal mixture on the posterior means of the untrained encoder."""
-    name, site = f"mixture_{facet.name}", f"z_{facet.name}"
+    name, names = f"mixture_{facet.name}", [f.name for f in spec.facets]
 
     def apply(params: Mapping[str, Any], x: Any, key: Array) -> dict[str, Any]:
-        mean = jax.jit(lambda params: substitute(posterior, data=params)(x)(site, None).mean)(params)
+        def encoded(params: Mapping[str, Any]) -> Array:
+            return guides.means(substitute(posterior, data=params)(x), names, key)[facet.name]
+
+        mean = jax.jit(encoded)(params)
         seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
         return {name: {**params[name], "means": em(np.asarray(mean, float), facet.clusters, "diag", seed)[1]}}
 
@@ -92,13 +96,13 @@ def _means(facet: Facet, posterior: Any) -> Any:
 
 
 def _refit(spec: MFCVAE, facet: Facet, posterior: Any) -> Any:
-    site = f"z_{facet.name}"
+    names = [f.name for f in spec.facets]
 
     def apply(params: Mapping[str, Any], x: Any, key: Array) -> dict[str, Any]:
         draw_key, seed_key = jax.random.split(key)
 
         def draw(params: Mapping[str, Any]) -> Array:
-            return substitute(posterior, data=params)(x)(site, None).sample(draw_key)
+            return guides.drawn(substitute(posterior, data=params)(x), names, facet.name, draw_key)
 
         z = np.asarray(jax.jit(draw)(params), float)
         seed = int(jax.random.randint(seed_key, (), 0, 2**31 - 1))

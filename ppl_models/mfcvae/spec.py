@@ -21,11 +21,13 @@ from ppl_models.mfcvae.mixture import Covariance
 from ppl_models.mfcvae.networks import MLP, Additive, ConvLadder, Layers, LayoutSpec, MLPLadder
 from ppl_models.mfcvae.progressive import Progressive
 from ppl_models.mfcvae.views import VIEWS
-from ppl_models.program import Column, Program, build
+from ppl_models.program import Column, Program, build, did_you_mean
 
 Likelihood = Annotated[
     Bernoulli | GreyBernoulli | Normal | Categorical | LogisticMixture | Columns | Counts, Field(discriminator="kind")
 ]
+
+POSTERIORS = ("normal", "full", "flow")
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,13 @@ class MFCVAE:
                        the untrained encoder's posterior means, as in the paper's code (``refit`` works better).
     ``missing``        pixels may be missing: a datum is a dict with a mask, see ``pack``.
 
-    ``posterior``      ``"diag"``: q as above; ``"full"``: ``N(m_j(x), (diag s_j(x) T_j)(diag s_j(x) T_j)^T)`` with one
-                       learnt unit lower triangular T_j a facet, which holds the exact posterior of a linear decoder;
-                       needs ``Additive`` and the marginal bound.
+    ``posterior``      all start at the first (:mod:`ppl_models.mfcvae.guides`):
+                       ``"normal"``  q as above (``"diag"`` is an older name of it);
+                       ``"full"``    one Gaussian of all facets with a Cholesky factor from the encoder; with
+                                     ``Additive`` N(m_j(x), (diag s_j(x) T_j)(diag s_j(x) T_j)^T), one learnt unit lower
+                                     triangular T_j a facet, which holds the exact posterior of a linear decoder;
+                       ``"flow"``    its noise bent by spline couplings that read x and the facets before; not with
+                                     the bound ``"meanfield"``.
 
     A table: ``likelihood=Columns(...)`` as ``datasets.table`` makes it, ``shape`` (columns,), ``levels`` unused.
     Documents or genes: ``likelihood=Counts(...)`` on what ``datasets.counts`` makes, ``shape`` (columns,); x is scored
@@ -159,12 +165,13 @@ class MFCVAE:
     missing: bool = False
     square: bool = False
     published_start: bool = False
-    posterior: Literal["diag", "full"] = "diag"
+    posterior: Literal["normal", "full", "flow", "diag"] = "normal"
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "facets", tuple(self.facets))
         object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "posterior", "normal" if self.posterior == "diag" else self.posterior)
         if not self.facets:
             raise ValueError("facets is empty, expected at least one, e.g. (Facet('digit', dim=5, clusters=10),)")
         wrong = [f for f in self.facets if not isinstance(f, Facet)]
@@ -223,12 +230,12 @@ class MFCVAE:
 
     def _check_table(self) -> None:
         likelihood, additive = self.likelihood, isinstance(self.network, Additive)
-        if self.posterior not in ("diag", "full"):
-            raise ValueError(f"posterior must be 'diag' or 'full', got {self.posterior!r}")
-        if self.posterior == "full" and not (additive and self.bound == "marginal"):
+        if self.posterior not in POSTERIORS:
+            near = did_you_mean(str(self.posterior), POSTERIORS)
+            raise ValueError(f"posterior must be one of {', '.join(POSTERIORS)}, got {self.posterior!r}{near}")
+        if self.posterior == "flow" and self.bound == "meanfield":
             raise ValueError(
-                f"a full posterior needs network=Additive(...) and bound='marginal', got {type(self.network).__name__} "
-                f"and {self.bound!r}"
+                "bound='meanfield' is closed for Gaussians; with a flow use 'marginal', or 'sampled', which tends to it"
             )
         if not isinstance(likelihood, Columns | Counts):
             if additive:

@@ -6,6 +6,7 @@
     traverse(fit, x, "digit")                      each datum with the digit of every cluster
 
 A ``fit`` is what ``inference.fit`` returns: anything with ``program``, ``params``, ``mutable`` and ``prepare(x, key)``.
+If it has ``latents(x, draws=, key=)`` too, as what ``inference.refine`` returns, latents of data are its draws.
 Data are stored data (n, *shape); decoded images are means E[x | z] on the scale that the model scores.  Latents and
 means are dictionaries by facet, shallow to deep, of arrays (n, dim).
 
@@ -24,13 +25,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-from ppl_models.mfcvae._compiled import assigner, chunks, conditional, decoder, encoder
+from ppl_models.mfcvae._compiled import assigner, chunks, conditional, decoder, encoder, responsibilities
 from ppl_models.mfcvae.mixture import mixture
 from ppl_models.program import did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
 
+MEAN_DRAWS = 64
+"""Draws that stand for the mean of a posterior that has none in closed form."""
 RULES, ORDERS = ("average", "at_mean", "optimal"), ("share", "distance")
 Latents = dict[str, np.ndarray]
 
@@ -157,13 +160,23 @@ def _one_of(name: str, value: Any, known: tuple[str, ...]) -> None:
 def encode(fit: Any, x: Any, *, key: Array | None = None) -> Latents:
     """Posterior means ``m_j(x)`` (n, dim) of every facet.
 
-    ``key`` matters only to a likelihood whose preparation of the data draws noise (default: ``jax.random.key(0)``).
+    ``key`` matters only to a likelihood whose preparation of the data draws noise (default: ``jax.random.key(0)``),
+    and to refined posteriors, whose means are those of 64 draws.
     """
     names = facets(fit)
+    if hasattr(fit, "latents"):
+        drawn = _drawn(fit, x, names, MEAN_DRAWS, jax.random.key(0) if key is None else _key(key))
+        return {name: z.mean(1) for name, z in drawn.items()}
     prepared = fit.prepare(x, jax.random.key(0) if key is None else _key(key))
     means = encoder(fit.program.posterior, names)
     found = chunks(lambda number, rows: means(fit.params, fit.mutable or {}, rows), prepared)
     return {name: found[name] for name in names}  # jit sorts the names
+
+
+def _drawn(fit: Any, x: Any, names: Sequence[str], draws: int, key: Array) -> Latents:
+    """Draws (n, draws, dim) of facets from the posteriors that a fit holds for data ``x``."""
+    drawn = fit.latents(x, draws=draws, key=key)
+    return {name: drawn[f"z_{name}"] for name in names}
 
 
 def decode(fit: Any, latents: Mapping[str, Any]) -> np.ndarray:
@@ -199,7 +212,8 @@ def assign(
     ``at_mean``  ``p(c | z = m(x))``: the published code's rule; ignores the uncertainty of z and so is too sure.
 
     The expectations are over ``draws`` draws of z.  They depend on the key and the row of the datum only: the first n
-    rows of a larger call are a call with n data.
+    rows of a larger call are a call with n data.  With ``inference.refine(fit, x, key=...)`` in place of the fit they
+    are from the posteriors that were optimised for these data.
 
     >>> found = assign(fit, x, key=jax.random.key(0))
     >>> found["digit"].labels, found["digit"].entropy.mean()
@@ -208,6 +222,10 @@ def assign(
     draws = 1 if rule == "at_mean" else _count("draws", draws, 1)
     names = facets(fit)
     wanted = names if facet is None else (_facet(fit, facet),)
+    if hasattr(fit, "latents"):
+        drawn = _drawn(fit, x, wanted, MEAN_DRAWS if rule == "at_mean" else draws, _key(key))
+        mixtures = {name: fit.params[f"mixture_{name}"] for name in wanted}
+        return {name: Assignment(name, responsibilities(mixtures[name], drawn[name], rule), rule) for name in wanted}
     prepare_key, draw_key = jax.random.split(_key(key))
     kernel = assigner(fit.program.posterior, names, rule, draws)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ppl_models.networks.mlp import LOG_SCALE_BOUND, Activation, Gaussian, Stack
+from ppl_models.networks.mlp import LOG_SCALE_BOUND, Activation, Extra, Outputs, Stack
 
 
 def _silent(fan_in: int, width: int, rngs: nnx.Rngs) -> nnx.Linear:
@@ -28,24 +28,41 @@ class AdditiveEncoder(nnx.Module):
     """One stack for all blocks; of each block a linear map of the data and two heads, to mean and log scale.
 
     ``mixing[j]`` holds the entries below the diagonal of a unit lower triangular T_j, for a posterior
-    ``N(m_j, (diag s_j T_j) (diag s_j T_j)^T)``; whoever wants a diagonal posterior does not read it.
+    ``N(m_j, (diag s_j T_j) (diag s_j T_j)^T)``; whoever wants a diagonal posterior does not read it.  Of ``extras``
+    there is the context alone, a linear map of the hidden layer: T_j is the same for all data.
     """
 
     def __init__(
-        self, features: int, widths: Sequence[int], dims: Sequence[int], activation: Activation, *, rngs: nnx.Rngs
+        self,
+        features: int,
+        widths: Sequence[int],
+        dims: Sequence[int],
+        activation: Activation,
+        extras: Sequence[Extra] = (),
+        *,
+        rngs: nnx.Rngs,
     ) -> None:
         self.stack = Stack(features, widths, activation, rngs=rngs)
         self.linear = nnx.List([nnx.Linear(features, d, rngs=rngs) for d in dims])
         self.loc = nnx.List([_silent(self.stack.width, d, rngs) for d in dims])
         self.log_scale = nnx.List([_silent(self.stack.width, d, rngs) for d in dims])
         self.mixing = nnx.List([nnx.Param(jnp.zeros(d * (d - 1) // 2)) for d in dims])
+        if extras:
+            self.context = nnx.List([nnx.Linear(self.stack.width, extra.context, rngs=rngs) for extra in extras])
 
-    def __call__(self, x: Float[Array, "batch features"]) -> tuple[Gaussian, ...]:
+    def __call__(self, x: Float[Array, "batch features"]) -> tuple[Outputs, ...]:
         h = self.stack(x)
         heads = zip(self.linear, self.loc, self.log_scale, strict=True)
-        return tuple(
+        found = tuple(
             (linear(x) + loc(h), LOG_SCALE_BOUND * jnp.tanh(log_scale(h) / LOG_SCALE_BOUND))
             for linear, loc, log_scale in heads
+        )
+        if not hasattr(self, "context"):
+            return found
+        rest = zip(found, self.mixing, self.context, strict=True)
+        return tuple(
+            (*head, jnp.broadcast_to(mixing[...], (len(h), mixing.shape[0])), context(h))
+            for head, mixing, context in rest
         )
 
 

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from ppl_models.networks.mlp import Activation, Gaussian, GaussianHead
+from ppl_models.networks.mlp import NONE, Activation, Extra, GaussianHead, Outputs
 
 Norm = Literal["layer", "batch", "none"]
 Image = Float[Array, "batch height width c_in"]
@@ -216,6 +216,7 @@ class ConvLadderEncoder(nnx.Module):
         widths: Sequence[int],
         dims: Sequence[int],
         activation: Activation,
+        extras: Sequence[Extra] = (),
         *,
         norm: Norm = "layer",
         weight_norm: bool = False,
@@ -235,10 +236,10 @@ class ConvLadderEncoder(nnx.Module):
             ]
         )
         heads = []
-        for j, (r, dim) in enumerate(zip(outs, dims, strict=True)):
+        for j, (r, dim, extra) in enumerate(zip(outs, dims, extras or (NONE,) * len(dims), strict=True)):
             h, w = (n >> (j + 2) for n in (height, width))
             sides = (h // 2, w // 2) if j else (h - 1, w - 1)
-            heads.append(GaussianHead(math.prod(sides) * r, dim, rngs=rngs))
+            heads.append(GaussianHead(math.prod(sides) * r, dim, extra, rngs=rngs))
         self.heads = nnx.List(heads)
 
     def features(self, x: Float[Array, "batch height width ..."]) -> tuple[Float[Array, "batch _"], ...]:
@@ -249,7 +250,7 @@ class ConvLadderEncoder(nnx.Module):
             found.append(second(first(h)).reshape(len(x), -1))
         return tuple(found)
 
-    def __call__(self, x: Float[Array, "batch height width ..."]) -> tuple[Gaussian, ...]:
+    def __call__(self, x: Float[Array, "batch height width ..."]) -> tuple[Outputs, ...]:
         return tuple(head(h) for head, h in zip(self.heads, self.features(x), strict=True))
 
 
@@ -336,7 +337,7 @@ def data_init(
         for head, h, k in zip(encoder.heads, encoder.features(x), keys, strict=True):
             for linear in (head.loc, head.log_scale):
                 _calibrate(linear, linear(h), target)
-            loc, log_scale = head(h)
+            loc, log_scale = head(h)[:2]
             zs.append(loc + jnp.exp(log_scale) * jax.random.normal(k, loc.shape))
         decoder(zs, [1.0] * len(zs))
 

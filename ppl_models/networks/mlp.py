@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ from jaxtyping import Array, Float
 Activation = Callable[[Array], Array]
 View = Callable[[Array], Array]
 Gaussian = tuple[Float[Array, "batch dim"], Float[Array, "batch dim"]]  # loc, log_scale
+Outputs = tuple[Float[Array, "batch _"], ...]
+"""A :data:`Gaussian`; of a richer posterior ``(loc, log_scale, mixing, context)``, see :class:`Extra`."""
 
 LOG_SCALE_BOUND = 6.0
 """Posterior standard deviations stay within exp(-6) and exp(6): beyond them only overflow is found."""
@@ -49,16 +51,43 @@ class Stack(nnx.Module):
         return h
 
 
-class GaussianHead(nnx.Module):
-    """Two linear maps to the mean and the bounded log standard deviation ``6 tanh(raw / 6)`` of a latent block."""
+class Extra(NamedTuple):
+    """What a head gives beside mean and log scale: numbers that mix the latents, and the context of a flow."""
 
-    def __init__(self, fan_in: int, dim: int, *, rngs: nnx.Rngs) -> None:
+    mixing: int = 0
+    context: int = 0
+
+
+NONE = Extra()
+
+
+class GaussianHead(nnx.Module):
+    """Two linear maps to the mean and the bounded log standard deviation ``6 tanh(raw / 6)`` of a latent block.
+
+    With ``extra``, two more: ``mixing``, at first zero, and ``context``.
+    """
+
+    def __init__(self, fan_in: int, dim: int, extra: Extra = NONE, *, rngs: nnx.Rngs) -> None:
         self.loc = nnx.Linear(fan_in, dim, rngs=rngs)
         self.log_scale = nnx.Linear(fan_in, dim, rngs=rngs)
+        self.rich = extra != NONE
+        if extra.mixing:
+            self.mixing = nnx.Linear(fan_in, extra.mixing, kernel_init=nnx.initializers.zeros, rngs=rngs)
+        if extra.context:
+            self.context = nnx.Linear(fan_in, extra.context, rngs=rngs)
 
-    def __call__(self, h: Float[Array, "batch fan_in"]) -> Gaussian:
+    def __call__(self, h: Float[Array, "batch fan_in"]) -> Outputs:
         # tanh, not clip: the gradient never vanishes exactly, so a saturated unit can come back.
-        return self.loc(h), LOG_SCALE_BOUND * jnp.tanh(self.log_scale(h) / LOG_SCALE_BOUND)
+        found = self.loc(h), LOG_SCALE_BOUND * jnp.tanh(self.log_scale(h) / LOG_SCALE_BOUND)
+        if not self.rich:
+            return found
+        none = jnp.zeros((h.shape[0], 0), h.dtype)
+        mixing = self.mixing(h) if hasattr(self, "mixing") else none
+        return *found, mixing, self.context(h) if hasattr(self, "context") else none
+
+
+def _extras(extras: Sequence[Extra], dims: Sequence[int]) -> Sequence[Extra]:
+    return extras or (NONE,) * len(dims)
 
 
 # ------------------------------------------------------------------------------------------------- encoders
@@ -75,14 +104,16 @@ class LadderEncoder(nnx.Module):
         widths: Sequence[int],
         dims: Sequence[int],
         activation: Activation,
+        extras: Sequence[Extra] = (),
         *,
         rngs: nnx.Rngs,
     ) -> None:
         sizes = (math.prod(shape), *widths)
         self.blocks = nnx.List([Dense(a, b, activation, rngs=rngs) for a, b in zip(sizes[:-1], sizes[1:], strict=True)])
-        self.heads = nnx.List([GaussianHead(w, d, rngs=rngs) for w, d in zip(widths, dims, strict=True)])
+        each = zip(widths, dims, _extras(extras, dims), strict=True)
+        self.heads = nnx.List([GaussianHead(w, d, extra, rngs=rngs) for w, d, extra in each])
 
-    def __call__(self, x: Float[Array, "batch ..."]) -> tuple[Gaussian, ...]:
+    def __call__(self, x: Float[Array, "batch ..."]) -> tuple[Outputs, ...]:
         h, found = _flat(x), []
         for block, head in zip(self.blocks, self.heads, strict=True):
             h = block(h)
@@ -99,13 +130,15 @@ class SharedEncoder(nnx.Module):
         widths: Sequence[int],
         dims: Sequence[int],
         activation: Activation,
+        extras: Sequence[Extra] = (),
         *,
         rngs: nnx.Rngs,
     ) -> None:
         self.stack = Stack(math.prod(shape), widths, activation, rngs=rngs)
-        self.heads = nnx.List([GaussianHead(self.stack.width, d, rngs=rngs) for d in dims])
+        each = zip(dims, _extras(extras, dims), strict=True)
+        self.heads = nnx.List([GaussianHead(self.stack.width, d, extra, rngs=rngs) for d, extra in each])
 
-    def __call__(self, x: Float[Array, "batch ..."]) -> tuple[Gaussian, ...]:
+    def __call__(self, x: Float[Array, "batch ..."]) -> tuple[Outputs, ...]:
         h = self.stack(_flat(x))
         return tuple(head(h) for head in self.heads)
 
@@ -128,17 +161,17 @@ class SeparateEncoders(nnx.Module):
         dims: Sequence[int],
         activation: Activation,
         views: Sequence[View] | None = None,
+        extras: Sequence[Extra] = (),
         *,
         rngs: nnx.Rngs,
     ) -> None:
         self.views = tuple(views or (whole,) * len(dims))
         datum = jax.ShapeDtypeStruct((1, *shape), "float32")
         shapes = [jax.eval_shape(view, datum).shape[1:] for view in self.views]
-        self.encoders = nnx.List(
-            [SharedEncoder(s, widths, (d,), activation, rngs=rngs) for s, d in zip(shapes, dims, strict=True)]
-        )
+        each = zip(shapes, dims, _extras(extras, dims), strict=True)
+        self.encoders = nnx.List([SharedEncoder(s, widths, (d,), activation, (e,), rngs=rngs) for s, d, e in each])
 
-    def __call__(self, x: Float[Array, "batch ..."]) -> tuple[Gaussian, ...]:
+    def __call__(self, x: Float[Array, "batch ..."]) -> tuple[Outputs, ...]:
         return tuple(encoder(view(x))[0] for encoder, view in zip(self.encoders, self.views, strict=True))
 
 

@@ -13,7 +13,10 @@ import pytest
 
 from ppl_models.datasets import DataMissingError, Info, info, load, names, table
 
-BUILTIN = ("digits", "fashion_mnist", "mnist", "cifar10_png4k", "facets_a", "facets_b", "facets_c", "triangle_digits")
+BUILTIN = (
+    "digits", "fashion_mnist", "mnist", "cifar10_png4k", "facets_a", "facets_b", "facets_c",
+    "navier_stokes", "darcy", "shape_masks", "neuralop_darcy", "neuralop_burgers", "triangle_digits",
+)  # fmt: skip
 
 
 def test_names_and_table() -> None:
