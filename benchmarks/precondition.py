@@ -27,7 +27,7 @@ from ppl_models.datasets import load
 from ppl_models.diffusion import PRESETS, GuidedUNet, coarsen, grow, stages
 
 SEEDS = (0, 1, 2, 3, 4)
-STEPS = 320
+STEPS = 256
 SHARE = 8
 """The coarse network gets one step in so many."""
 ARMS = ("plain", "residual", "trained")
@@ -106,4 +106,8 @@ def run(quick: bool) -> Iterator[Claim]:
         )
 
 
-MISSED = {"trained": "", "residual": ""}
+MISSED = {
+    "residual": "likely: the skips of the blocks hand the repeated coarse answer on already, so the plain decoder is a "
+    "correction, too",
+    "trained": "likely: at so few steps the fine level is what lacks training, and the coarse steps count in full",
+}

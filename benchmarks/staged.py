@@ -121,7 +121,10 @@ TEXTS = {
     "frozen": "coarse to fine, coarse level frozen",
     "learning": "coarse to fine, all levels learning on",
 }
-MISSED = {"frozen": "", "learning": ""}
+MISSED = {
+    "frozen": "likely: features of a coarse denoiser that no longer learns are not those that the fine level would ask for",
+    "learning": "likely: the table of grey levels and the fine level, which make most of the bits, start late",
+}
 
 
 def _bits(fitted: Any, test: np.ndarray, seed: int, draws: int) -> np.ndarray:
