@@ -122,7 +122,7 @@ TEXTS = {
     "learning": "coarse to fine, all levels learning on",
 }
 MISSED = {
-    "frozen": "likely: features of a coarse denoiser that no longer learns are not those that the fine level would ask for",
+    "frozen": "likely: features of a coarse denoiser that no longer learns are not what the fine level would ask for",
     "learning": "likely: the table of grey levels and the fine level, which make most of the bits, start late",
 }
 
