@@ -24,7 +24,7 @@ from ppl_models.diffusion import PRESETS, RK4, GuidedUNet, bound, prior
 from ppl_models.function_spaces import TRIANGLE, from_square, to_square
 
 SEEDS = (0,)
-STEPS = 2000
+STEPS = 4000
 DRAWS = 300
 AGREE = 0.5
 LEVELS = 17
