@@ -1,26 +1,40 @@
 """Is the density of a diffusion, by its ODE, the exact one where that is known, and does it integrate to one?
 
 The score is that of a mixture of three isotropic Gaussians, exact at every noise level, so nothing is trained and every
-error is the solver's or the base's.  Data are fresh draws of the mixture.
+error is the solver's or the base's.  Data are fresh draws of the mixture.  The same for random probes: does the
+interval of a density whose divergence is estimated hold the value with the exact trace as often as it says?
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.stats import t
 
 from benchmarks.harness import Claim
-from ppl_models.distributions import RK4, Denoiser, DiffusionPrior, Trigonometric, VariancePreserving
+from ppl_models.distributions import (
+    RK4,
+    Denoiser,
+    DiffusionPrior,
+    Exact,
+    Hutchinson,
+    Trigonometric,
+    VariancePreserving,
+)
 from ppl_models.distributions.analytic import IsotropicMixture, MixtureDenoiser, MixtureScore
+from ppl_models.distributions.ode import Trace
 
 VP, TRIG = VariancePreserving(), Trigonometric()
 STEPS = {2: 40, 16: 80, 64: 80}
+PROBES = (2, 4, 16)
 _density = jax.jit(lambda prior, x: prior.log_prob(x))
+_estimate = jax.jit(lambda prior, x, keys: prior.log_prob_and_se(x, keys=keys))
 
 
 def mixture(d: int) -> IsotropicMixture:
@@ -43,7 +57,11 @@ def preserving(d: int, *, fitted: bool = True) -> DiffusionPrior:
 
 def trigonometric(d: int) -> DiffusionPrior:
     """The schedule whose base is exact."""
-    return DiffusionPrior(Denoiser(MixtureDenoiser(TRIG)), TRIG, (d,), params=mixture(d), solver=RK4(STEPS[d]))
+    return _trigonometric(d, Exact(), RK4(STEPS[d]))
+
+
+def _trigonometric(d: int, trace: Trace, solver: Any) -> DiffusionPrior:
+    return DiffusionPrior(Denoiser(MixtureDenoiser(TRIG)), TRIG, (d,), params=mixture(d), solver=solver, trace=trace)
 
 
 def errors(prior: DiffusionPrior, d: int, n: int) -> dict[str, Any]:
@@ -52,6 +70,39 @@ def errors(prior: DiffusionPrior, d: int, n: int) -> dict[str, Any]:
     x = m.sample(jax.random.key(1), n)
     error = np.asarray(_density(prior, x) - m.log_prob(x), float)
     return {"rms": float(np.sqrt((error**2).mean())), "largest": float(np.abs(error).max()), "draws": n}
+
+
+@dataclass(frozen=True)
+class OneSet:
+    """The same steps as RK4, with one set of probes for the whole path (as an adaptive solver has to keep)."""
+
+    n: int
+
+    def solve(self, slope: Any, y: Any, schedule: Any, *, backward: bool = False) -> Any:
+        """Value at the other end."""
+        return RK4(self.n).solve(slope, y, schedule, backward=backward)
+
+
+def coverage(d: int, probes: int, n: int, *, both: bool) -> dict[str, Any]:
+    """Share of 95% intervals (Student, ``probes - 1`` degrees of freedom) that hold the density of the exact trace."""
+    x, keys = mixture(d).sample(jax.random.key(2), n), jax.random.split(jax.random.key(3), n)
+    exact = np.asarray(_density(_trigonometric(d, Exact(), RK4(STEPS[d])), x), float)
+
+    def measured(solver: Any) -> dict[str, float]:
+        found, se = (np.asarray(v, float) for v in _estimate(_trigonometric(d, Hutchinson(probes), solver), x, keys))
+        error = found - exact
+        return {
+            "share": float((np.abs(error) <= t.ppf(0.975, probes - 1) * se).mean()),
+            "share_of_1.96_se": float((np.abs(error) <= 1.96 * se).mean()),
+            "rms_error": float(np.sqrt((error**2).mean())),
+            "rms_se": float(np.sqrt((se**2).mean())),
+            "mean_error": float(error.mean()),
+        }
+
+    found: dict[str, Any] = measured(RK4(STEPS[d]))
+    spread = float(np.sqrt(found["share"] * (1 - found["share"]) / n))
+    other = {"one_set_of_probes": measured(OneSet(STEPS[d]))} if both else {}
+    return {**found, "share_se": spread, "draws": n, **other}
 
 
 def run(quick: bool) -> Iterator[Claim]:
@@ -88,4 +139,28 @@ def run(quick: bool) -> Iterator[Claim]:
         target="> 2e-2",
         seeds=(1,),
         detail=biased,
+    )
+    d = 16
+    for probes in PROBES[:1] if quick else PROBES:
+        shares = coverage(d, probes, 200 if quick else 2000, both=not quick)
+        yield Claim(
+            name=f"coverage_probes{probes}",
+            claim=f"density by {probes} random probes, d = {d}: 95% intervals that hold the exact trace's value",
+            value=shares["share"],
+            unit="share",
+            target="0.93 to 0.97",
+            seeds=(2, 3),
+            detail=shares,
+        )
+    if quick:
+        return
+    ratio = shares["one_set_of_probes"]["rms_error"] / shares["rms_error"]
+    yield Claim(
+        name="fresh_probes",
+        claim=f"rms error of the density, one set of {probes} probes for the whole path over new ones in each RK4 step",
+        value=ratio,
+        unit="times",
+        target="> 1.5",
+        seeds=(2, 3),
+        detail=shares,
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpyro
 from flax import nnx
 from jaxtyping import Array, Float, Key
@@ -127,13 +128,23 @@ class Training:
 class Exact:
     """What a program knows in closed form, or by a solver of its own.
 
-    ``log_prob``   ``(params, key, x) -> (batch,)``: log p(x) in nats; evidence then needs no posterior.
+    ``log_prob``   ``(params, key, x) -> (batch,)``: log p(x) in nats; evidence then needs no posterior.  Where it is an
+                   estimate, the pair ``(log p(x), standard error)``, (batch,) each; :meth:`estimate` reads both forms.
+    ``solver``     what computes it, in a few words, where that is no formula: evidence keeps them with its table.
     ``predictor``  ``(params) -> Predictor``: the predictive rule that fitted parameters define, where the data are
                    sequences; where that rule can hold only so many symbols, ``capacity=`` asks for another number.
     """
 
-    log_prob: Callable[..., Float[Array, " batch"]] | None = None
+    log_prob: Callable[..., Any] | None = None
     predictor: Callable[..., Predictor] | None = None
+    solver: str = ""
+
+    def estimate(self, params: Any, key: Any, x: Any) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+        """``log p(x)`` and its standard error in nats, (batch,) each: zeros where ``log_prob`` states none."""
+        if self.log_prob is None:
+            raise ValueError("this program has no log_prob of its own; use inference.evidence, which needs none")
+        found = self.log_prob(params, key, x)
+        return found if isinstance(found, tuple) else (found, jnp.zeros_like(found))
 
 
 @dataclass(frozen=True)

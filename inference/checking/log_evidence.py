@@ -48,7 +48,7 @@ COLUMNS = ("datum", "x_crc", "log_px", "se", "elbo", "ess", "khat", "estimator")
 REFINE = ("flagged", "all", "none")
 """What ``evidence(..., refine=...)`` takes."""
 ATTRIBUTES = ("observation", "particles", "dims", "bits_offset", "estimator")
-OPTIONAL = ("refine",)
+OPTIONAL = ("refine", "solver")
 """Attributes that tables of earlier versions do not have."""
 
 
@@ -84,8 +84,9 @@ def evidence(
                            this datum; ``exact`` where there are none; ``ais`` and ``smc`` where they were annealed
     =============  ======  =======================================================================================
 
-    A program without latents, or with its own ``log_prob``, is scored exactly: ``se`` is 0; ``elbo``, ``ess`` and
-    ``khat`` are nan; ``attrs["estimator"]`` is ``"exact"`` instead of ``method``.  ``attrs`` further hold
+    A program without latents, or with its own ``log_prob``, is scored exactly: ``se`` is 0, or what the program states
+    where its density is an estimate (random probes, an adaptive solver; ``attrs["solver"]`` says which); ``elbo``,
+    ``ess`` and ``khat`` are nan; ``attrs["estimator"]`` is ``"exact"`` instead of ``method``.  ``attrs`` further hold
     ``observation``, ``particles``, ``refine``, and what :func:`bits_per_dim` needs: ``dims`` (numbers in a datum),
     ``bits_offset``.
 
@@ -125,8 +126,7 @@ def evidence(
     x = stored(program, x)
     exact = program.exact.log_prob is not None or not program.latents
     if exact:
-        log_px = _exact_log_px(fit, x, key, pairs, progress).astype(np.float64)
-        values = _exactly(log_px)
+        values = _exactly(*_exact_log_px(fit, x, key, pairs, progress))
     elif method != "importance":
         values = annealed(
             fit, x, settings, method, refine=refine, particles=particles, key=key, pairs=pairs, progress=progress
@@ -145,6 +145,8 @@ def evidence(
     table = _table(program, x, values, particles=int(particles), estimator="exact" if exact else method)
     if not exact:
         table.attrs["refine"] = refine if locals_of(fit, x) is None else "all"
+    elif program.exact.solver:
+        table.attrs["solver"] = program.exact.solver
     bad = np.flatnonzero(~np.isfinite(table["log_px"].to_numpy()))
     if bad.size:
         warnings.warn(
@@ -192,9 +194,10 @@ def exact_table(program: Any, x: Any, log_px: np.ndarray) -> pd.DataFrame:
     return _table(program, x, _exactly(log_px), particles=0, estimator="exact")
 
 
-def _exactly(log_px: np.ndarray) -> dict[str, np.ndarray]:
+def _exactly(log_px: np.ndarray, se: np.ndarray | None = None) -> dict[str, np.ndarray]:
     blank, how = np.full(len(log_px), np.nan), np.full(len(log_px), "exact", object)
-    return {"log_px": log_px, "se": np.zeros(len(log_px)), "elbo": blank, "ess": blank, "khat": blank, "estimator": how}
+    se = np.zeros(len(log_px)) if se is None else se
+    return {"log_px": log_px, "se": se, "elbo": blank, "ess": blank, "khat": blank, "estimator": how}
 
 
 def _table(program: Any, x: Any, values: Mapping[str, np.ndarray], *, particles: int, estimator: str) -> pd.DataFrame:
@@ -223,24 +226,26 @@ def bits_per_dim(table: pd.DataFrame) -> float:
     return -float(table["log_px"].mean()) / (table.attrs["dims"] * math.log(2)) + offset
 
 
-def _exact_log_px(fit: Any, x: Any, key: jax.Array, pairs: int, progress: bool) -> np.ndarray:
-    """log p(x) of each datum where the program knows it, or has no latents: nats, (data,)."""
+def _exact_log_px(fit: Any, x: Any, key: jax.Array, pairs: int, progress: bool) -> tuple[np.ndarray, np.ndarray]:
+    """log p(x) of each datum where the program knows it, or has no latents, and its standard error: nats, (data,)."""
     program = fit.program
     if program.exact.log_prob is None:
-        return Weigher(fit, pairs, progress=progress)(x, 1, key)[:, 0]
+        log_px = Weigher(fit, pairs, progress=progress)(x, 1, key)[:, 0].astype(np.float64)
+        return log_px, np.zeros(len(log_px))
 
     def one(params: Any, key: jax.Array, x: Any, datum: jax.Array, index: jax.Array) -> jax.Array:
         x = prepare_one(program, key, x, datum)
-        return jnp.broadcast_to(program.exact.log_prob(params, jax.random.fold_in(key, datum), x)[0], index.shape)
+        found, se = program.exact.estimate(params, jax.random.fold_in(key, datum), x)
+        return jnp.broadcast_to(jnp.stack([found[0], se[0]]), (*index.shape, 2))
 
-    kernel, out = compiled(jax.vmap(one, in_axes=(None, None, 0, 0, None))), np.empty(rows(x), np.float32)
+    kernel, out = compiled(jax.vmap(one, in_axes=(None, None, 0, 0, None))), np.empty((rows(x), 2))
     blocks = sweep(
         lambda datum, index: kernel(fit.params, key, take(x, datum), datum, index),
         rows(x), 1, pairs, what="evidence", progress=progress,
     )  # fmt: skip
     for found, _, values in blocks:
         out[found] = values[:, 0]
-    return out
+    return out[:, 0], out[:, 1]
 
 
 def save_evidence(table: pd.DataFrame, folder: str | Path) -> Path:

@@ -161,7 +161,7 @@ def _reference(
         return "exact", found, np.zeros(rows(x))
     if fit.program.exact.log_prob is not None:
         table = evidence(fit, x, key=key, progress=progress)
-        return "exact", table["log_px"].to_numpy(), np.zeros(rows(x))
+        return "exact", table["log_px"].to_numpy(), table["se"].to_numpy()
     local = Local(data.noise, data.q, jnp.tile(jnp.asarray([1.0, 0.0, 0.0]), (rows(x), 1)))
     values = summarise(Weigher(fit, pairs, progress=progress)(x, 512, key, local=local))
     return "importance", values["log_px"], values["se"]

@@ -30,7 +30,6 @@ from inference.cli.families import Families
 from inference.cli.fit import Fit
 from inference.cli.impute import Impute
 from inference.cli.quickstart import Quickstart
-from inference.cli.refined import unlisted
 from inference.cli.report import Report
 from inference.cli.resume import Resume
 from inference.cli.sample import Sample
@@ -83,17 +82,13 @@ def parse(argv: Sequence[str]) -> Command:
         option = word.partition("=")[0].replace("_", "-")
         if option.startswith("--") and option not in ("--", *known):
             raise UsageError(f"unknown option {option!r}{_nearest(option, known)}; see `{prog} --help`")
-    refine = None
-    if commands in (Diagnose, Report):
-        words, refine = unlisted(words)
-    command = tyro.cli(
+    return tyro.cli(
         commands,
         prog=prog,
         description=inspect.getdoc(commands),
         args=words,
         config=(OmitArgPrefixes, FlagCreatePairsOff),
     )
-    return command if refine is None else dataclasses.replace(command, refine=refine)
 
 
 @dataclass(frozen=True)

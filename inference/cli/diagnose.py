@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from inference.cli import refined, runs, tables
+from inference.cli import refined, runs, tables, words
 from inference.cli.arguments import Common, Run, check_at_least, opt
 from inference.cli.common import (
     table_text,
     to_json,
 )
-from inference.cli.refined import Unlisted
+from inference.cli.refined import AsInRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Diagnose:
     """Check on the first N of the held-out data [data]."""
     particles: Annotated[int | None, opt("K", "as in evidence.csv, or 512")] = None
     """Draws a datum; another number than that of evidence.csv has it recomputed [draws]."""
-    refine: Unlisted = None
+    refine: AsInRun = None
     """Held-out data whose posterior is optimised by itself: none, those with k-hat > 0.7, or all."""
     json: bool = False
     """Print JSON: a list of objects with check, value, threshold, verdict, meaning, remedy."""
@@ -63,11 +63,11 @@ def diagnose(command: Diagnose) -> None:
     if command.json:
         print(to_json(verdict.to_dict(orient="records")))
         return
-    print(runs.fit_line(fitted))
-    print(runs.evidence_line(table))
+    print(words.fit_line(fitted))
+    print(words.evidence_line(table))
     print()
     rows = [[row.verdict, row.check, f"{row.value:.4g}", row.threshold] for row in verdict.itertuples()]
     print(table_text(rows, ["verdict", "check", "value", "wanted"]))
     print()
-    print(runs.verdict_lines(verdict, full=True))
+    print(words.verdict_lines(verdict, full=True))
     print(f"table: {fitted.folder / 'diagnosis.csv'}")

@@ -12,7 +12,7 @@ import textwrap
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from inference.cli import runs
+from inference.cli import runs, words
 from inference.cli.arguments import Common, opt
 from inference.cli.common import UsageError, check_writable, clear, is_run, read_run, say, shell, start
 from inference.cli.compare import comparison_text, conclude
@@ -126,9 +126,9 @@ def run(out: Path, *, quick: bool = False, seed: int = 0) -> None:
             found[name] = runs.evaluate(
                 fitted, data, particles=budget.particles, draws=budget.draws, progress=True, refine=budget.refine
             )  # fmt: skip
-        say(f"      {runs.fit_line(fitted)}")
-        print(f"{name}: {runs.evidence_line(found[name].table)}")
-        print(runs.verdict_lines(found[name].verdict), flush=True)
+        say(f"      {words.fit_line(fitted)}")
+        print(f"{name}: {words.evidence_line(found[name].table)}")
+        print(words.verdict_lines(found[name].verdict), flush=True)
     say(f"\n[3/3] comparing both on {len(data.test):,} held-out digits")
     (frame,) = conclude([({name: result.table for name, result in found.items()}, folders)], out / "comparison")
     print(f"\n{comparison_text(frame)}")

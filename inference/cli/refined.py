@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, get_args
-
-from tyro.conf import Suppress
+from typing import Annotated, Any, Literal
 
 from inference.cli.arguments import opt
-from inference.cli.common import UsageError, say
+from inference.cli.common import say
 
 Which = Literal["none", "flagged", "all"]
 AsInRun = Annotated[Which | None, opt("none|flagged|all", "as in evidence.csv, or flagged")]
 """The option of verbs that read what a run folder holds."""
-Unlisted = Annotated[Which | None, Suppress]
-"""The same, taken (:func:`unlisted`) and not listed: the usage lines of ``diagnose`` and ``report`` name every option
-and are kept as they were.  What the run was evaluated with (``fit``, ``resume --refine``) is their default."""
-OPTION = "--refine"
 KEY = 5
 """Folded into the key of an evaluation: refinement has noise of its own."""
-
-
-def unlisted(words: Sequence[str]) -> tuple[list[str], Which | None]:
-    """Words of a command line without ``--refine WHICH``, and which; a usage error for another word than the three."""
-    rest, which = [], None
-    given = iter(words)
-    for word in given:
-        name, _, value = word.partition("=")
-        if name != OPTION:
-            rest.append(word)
-            continue
-        which = value or next(given, "")
-        if which not in get_args(Which):
-            raise UsageError(f"{OPTION} must be one of {', '.join(get_args(Which))}, got {which!r}")
-    return rest, which  # type: ignore[return-value]
 
 
 def with_posteriors(fitted: Any, x: Any, which: Which | None, *, particles: int = 512, progress: bool = True) -> Any:

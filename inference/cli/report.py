@@ -7,7 +7,7 @@ from typing import Annotated
 
 from inference.cli import refined, runs, tables
 from inference.cli.arguments import Common, Run, check_at_least, opt
-from inference.cli.refined import Unlisted
+from inference.cli.refined import AsInRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Report:
     """Run folder."""
     test_n: Annotated[int | None, opt("N", "as in the run")] = None
     """Use the first N of the held-out data [data]."""
-    refine: Unlisted = None
+    refine: AsInRun = None
     """Held-out data whose posterior is optimised by itself: none, those with k-hat > 0.7, or all."""
     common: Common = field(default_factory=Common)
 

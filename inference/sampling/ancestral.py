@@ -8,13 +8,13 @@ With ``r = alpha_t / alpha_u`` and ``v = sigma_t^2 - r^2 sigma_u^2`` (the forwar
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
-from inference.sampling.protocols import Batch, Denoise, Schedule, Times
+from inference.sampling.protocols import Batch, Denoise, Schedule, Times, needs_key
 
 Variance = Literal["large", "small"]
 
@@ -50,10 +50,11 @@ def ancestral(
     x: Batch,
     times: Times,
     *,
-    key: Key[Array, ""],
+    key: Any = None,
     variance: Variance = "large",
 ) -> Float[Array, " n *shape"]:
     """Draw down ``times`` from ``x`` at ``times[0]``; no noise in the last step; error of order h in law."""
+    needs_key("ancestral", key)
 
     def step(x: Array, given: tuple[Array, Array, Array]) -> tuple[Array, None]:
         t, u, step_key = given

@@ -26,6 +26,15 @@ TABLE_RATE = 4.0
 """Scale of the table of pixel frequencies: its entries move over several nats, the weights of a network do not."""
 
 
+HALF_PI = 1.5707962
+"""The largest float32 below pi/2: the next one lies above it, and its tangent is negative."""
+
+
+def level_of(phi: Float[Array, " n"]) -> Float[Array, " n"]:
+    """``l = log tan(phi)``, the noise level that networks read; finite at pi/2."""
+    return jnp.log(jnp.tan(jnp.minimum(phi, HALF_PI)))
+
+
 # ------------------------------------------------------------------------------------------------- layouts
 @dataclass(frozen=True)
 class MLP:
@@ -118,7 +127,7 @@ class GreyDenoiser(nnx.Module):
 
     def logits(self, x: Float[Array, " n *shape"], phi: Float[Array, " n"]) -> Float[Array, " n *shape_levels"]:
         """Log weight of each grey level of each pixel, before the pixel's own noisy value is taken into account."""
-        return self.net(x, jnp.log(jnp.tan(phi))) + TABLE_RATE * self.table[...][None]
+        return self.net(x, level_of(phi)) + TABLE_RATE * self.table[...][None]
 
     def __call__(self, x: Float[Array, " n *shape"], phi: Float[Array, " n"]) -> Float[Array, " n *shape"]:
         """``E[x_0 | x]``."""
@@ -171,14 +180,26 @@ def box_mean(
     return (weights * jnp.where(pick, rough_mean, mean)).sum(-1)
 
 
-class RealDenoiser(nnx.Module):
-    """``E[x_0 | x] = cos(phi) x - sin(phi) net(x, l)``: the network predicts the velocity; silent, it is N(0, I)."""
+PREDICTIONS = ("v", "x", "eps")
+"""What the network of a :class:`RealDenoiser` may predict."""
 
-    def __init__(self, layout: Any, shape: Sequence[int], *, rngs: nnx.Rngs) -> None:
-        self.net = layout.build(tuple(shape), 1, rngs)
+
+class RealDenoiser(nnx.Module):
+    """``E[x_0 | x]`` by a network that predicts the velocity (silent, it is N(0, I)), the datum or the noise.
+
+    ``"v"``: ``cos(phi) x - sin(phi) net``;  ``"x"``: ``net``;  ``"eps"``: ``(x - sin(phi) net) / cos(phi)``.
+    """
+
+    def __init__(self, layout: Any, shape: Sequence[int], *, prediction: str = "v", rngs: nnx.Rngs) -> None:
+        self.net, self.prediction = layout.build(tuple(shape), 1, rngs), prediction
 
     def __call__(self, x: Float[Array, " n *shape"], phi: Float[Array, " n"]) -> Float[Array, " n *shape"]:
         """``E[x_0 | x]``."""
         wide = (-1, *(1,) * (x.ndim - 1))
-        velocity = self.net(x, jnp.log(jnp.tan(phi)))[..., 0]
-        return jnp.cos(phi).reshape(wide) * x - jnp.sin(phi).reshape(wide) * velocity
+        cos, sin = jnp.cos(phi).reshape(wide), jnp.sin(phi).reshape(wide)
+        found = self.net(x, level_of(phi))[..., 0]
+        if self.prediction == "x":
+            return found
+        if self.prediction == "eps":
+            return (x - sin * found) / cos
+        return cos * x - sin * found

@@ -14,6 +14,7 @@ The site ``x`` is drawn by the ODE and scored, in training, by the denoising bou
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,16 +33,19 @@ from numpyro.handlers import substitute
 from ppl_models.diffusion import panels
 from ppl_models.diffusion.networks import GreyDenoiser, RealDenoiser
 from ppl_models.distributions import ode
-from ppl_models.distributions.denoising_bound import DenoisingBound, bound_terms
-from ppl_models.distributions.diffusion_prior import DiffusionPrior
+from ppl_models.distributions.denoising_bound import DenoisingBound, bound_terms, unit_base
+from ppl_models.distributions.diffusion_prior import BIAS, DiffusionPrior
 from ppl_models.distributions.pixels import Normal, check_grey
 from ppl_models.distributions.predictions import Denoiser
-from ppl_models.distributions.schedules import Trigonometric
+from ppl_models.distributions.schedules import Schedule, Trigonometric
 from ppl_models.networks.pure import Apply, pure
 from ppl_models.program import Exact, Observation, Program, Views, bind
 
 if TYPE_CHECKING:
     from ppl_models.diffusion.spec import Diffusion
+
+SMALL = 8
+"""Numbers in a datum up to which the density's divergence is exact when it is scored."""
 
 _PIXELS = Normal(dequantise=True)  # only its way of storing and naming what is scored
 
@@ -57,9 +61,28 @@ class OneDatum:
         return self.apply(params, x[None], jnp.asarray(phi)[None])[0]
 
 
+@dataclass(frozen=True)
+class OnSchedule:
+    """The same for any schedule: ``x_t / sqrt(alpha^2 + sigma^2)`` stands at the angle ``atan2(sigma, alpha)``."""
+
+    apply: Apply
+    schedule: Schedule
+
+    def __call__(self, params: Any, x: Array, t: Array) -> Array:
+        """``E[x_0 | x_t]`` of one datum."""
+        a, s = self.schedule.alpha(t), self.schedule.sigma(t)
+        return self.apply(params, (x / jnp.hypot(a, s))[None], jnp.arctan2(s, a)[None])[0]
+
+
+def one_datum(spec: Diffusion, apply: Apply) -> OneDatum | OnSchedule:
+    """What the prior of ``spec`` maps over."""
+    return OneDatum(apply) if isinstance(spec.path, Trigonometric) else OnSchedule(apply, spec.path)
+
+
 def program(spec: Diffusion, key: Key[Array, ""]) -> Program:
     """Build the network of ``spec`` from ``key`` and put the program together."""
     module = denoiser(spec, key)
+    _warn_of_bias(spec)
     return Program(
         spec=spec,
         model=generative(spec, module),
@@ -72,7 +95,7 @@ def program(spec: Diffusion, key: Key[Array, ""]) -> Program:
             check=lambda x: check_data(spec, x),
             bits_offset=None if spec.levels is None else _PIXELS.bits_offset(spec.levels),
         ),
-        exact=Exact(log_prob=lambda params, key, x: log_prob(spec, module, params, key, x)),
+        exact=Exact(log_prob=lambda params, key, x: log_prob(spec, module, params, key, x), solver=solver_line(spec)),
         views=Views(
             density(spec), {"denoiser": module}, panels=lambda fit, x, factors, tree: panels.panels(spec, fit, x)
         ),
@@ -87,7 +110,7 @@ def denoiser(spec: Diffusion, key: Key[Array, ""]) -> nnx.Module:
         nonlocal graph
         rngs = nnx.Rngs(key)
         if spec.levels is None:
-            module: nnx.Module = RealDenoiser(spec.network, spec.shape, rngs=rngs)
+            module: nnx.Module = RealDenoiser(spec.network, spec.shape, prediction=spec.prediction, rngs=rngs)
         else:
             module = GreyDenoiser(spec.network, spec.shape, spec.levels, spec.centre, spec.scale, rngs=rngs)
         graph, params = nnx.split(module)
@@ -109,7 +132,7 @@ def generative(spec: Diffusion, module: nnx.Module) -> Any:
         key = numpyro.prng_key()
         bound = DenoisingBound(
             apply,
-            OneDatum(apply),
+            one_datum(spec, apply),
             spec.shape,
             params=params,
             key=jax.random.key(0) if key is None else key,  # without a seed handler the noise is fixed
@@ -117,6 +140,7 @@ def generative(spec: Diffusion, module: nnx.Module) -> Any:
             spread=spec.level_spread,
             cap=spec.weight_cap,
             solver=spec.solver,
+            schedule=spec.path,
         )
         with numpyro.plate("data", batch):
             return numpyro.sample("x", in_data_units(spec, bound), obs=x)
@@ -143,8 +167,27 @@ def standard_prior(program: Program, params: Mapping[str, Any], *, trace: ode.Tr
 def _prior(spec: Diffusion, apply: Apply, weights: Any, trace: ode.Trace | None) -> DiffusionPrior:
     trace = trace or (ode.Exact() if spec.probes is None else ode.Hutchinson(spec.probes))
     return DiffusionPrior(
-        Denoiser(OneDatum(apply)), Trigonometric(), spec.shape, params=weights, solver=spec.solver, trace=trace
+        Denoiser(one_datum(spec, apply)),
+        spec.path,
+        spec.shape,
+        params=weights,
+        base=unit_base(spec.path, spec.shape),
+        solver=spec.solver,
+        trace=trace,
     )
+
+
+def _warn_of_bias(spec: Diffusion) -> None:
+    with jax.ensure_compile_time_eval():
+        left = float(spec.path.alpha(spec.path.T)) / float(spec.path.sigma(spec.path.T))
+    if left * math.sqrt(math.prod(spec.shape)) > BIAS:
+        warnings.warn(
+            f"schedule {spec.path.kind!r} leaves a share alpha/sigma = {left:.2g} of the data at its end, and the "
+            f"flow starts from a centred Gaussian there: log p(x) is off by about {left:.2g} times the length of the "
+            "mean of (x - centre) / scale, in nats; raise its T, or use trigonometric, cosine or flow",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def prior(program: Program, params: Mapping[str, Any], *, trace: ode.Trace | None = None) -> dist.Distribution:
@@ -158,11 +201,39 @@ def prior(program: Program, params: Mapping[str, Any], *, trace: ode.Trace | Non
 
 def log_prob(
     spec: Diffusion, module: nnx.Module, params: Mapping[str, Any], key: Key[Array, ""], x: Float[Array, " n *shape"]
-) -> Float[Array, " n"]:
-    """Density of the ODE in nats; with ``probes``, an estimate whose probes come from ``key``, new for each datum."""
-    law = _prior(spec, *_trained(module, params), None)
-    found = law.log_prob((x - spec.centre) / spec.scale, keys=jax.random.split(key, len(x)))
-    return found - math.prod(spec.shape) * math.log(spec.scale)
+) -> Any:
+    """Density of the ODE in nats, (n,); with ``probes`` or an adaptive solver, the pair of it and its standard error.
+
+    Probes come from ``key``, new for each datum; there are at least two, for one cannot tell its own error.
+    """
+    trace = scoring_trace(spec)
+    law = _prior(spec, *_trained(module, params), trace)
+    x_0, keys = (x - spec.centre) / spec.scale, jax.random.split(key, len(x))
+    shift = math.prod(spec.shape) * math.log(spec.scale)
+    if isinstance(trace, ode.Exact) and isinstance(spec.solver, ode.RK4):
+        return law.log_prob(x_0, keys=keys) - shift
+    found, se = law.log_prob_and_se(x_0, keys=keys)
+    return found - shift, se
+
+
+def scoring_trace(spec: Diffusion) -> ode.Exact | ode.Hutchinson:
+    """The trace that evidence uses: in few dimensions the exact one, where two sign vectors are often the same."""
+    if spec.probes is None or math.prod(spec.shape) <= SMALL:
+        return ode.Exact()
+    return ode.Hutchinson(max(2, spec.probes))
+
+
+def solver_line(spec: Diffusion) -> str:
+    """How the density is computed, for the evidence table."""
+    solver = (
+        f"RK4 with {spec.solver.n} steps"
+        if isinstance(spec.solver, ode.RK4)
+        else f"Tsit5 at rtol {spec.solver.rtol:g} (se includes its error)"
+    )
+    found = scoring_trace(spec)
+    trace = "exact trace" if isinstance(found, ode.Exact) else f"{found.n} random probes a datum"
+    path = "" if isinstance(spec.path, Trigonometric) else f" of schedule {spec.path.kind}"
+    return f"ODE{path} by {solver}, {trace}"
 
 
 def bound(

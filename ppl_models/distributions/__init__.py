@@ -9,6 +9,9 @@ from ppl_models.distributions.library_laws import MultinomialLibrary, NegativeBi
 from ppl_models.distributions.logistic_mixture import DiscretisedLogistics, LogisticMixture
 from ppl_models.distributions.mixture import MeanFieldMixture, MixtureOfGaussians, SampledMixture
 from ppl_models.distributions.ode import RK4, Adaptive, Exact, Hutchinson
+from ppl_models.distributions.other_schedules import SCHEDULES, Cosine, FlowMatching, VarianceExploding
+from ppl_models.distributions.parametrisations import PREDICTIONS, Flow, Preconditioned, convert, preconditioning
+from ppl_models.distributions.path_bound import path_bound
 from ppl_models.distributions.pixels import Bernoulli, Categorical, GreyBernoulli, GreyLevels, Normal
 from ppl_models.distributions.predictions import Denoiser, Noise, Score, Velocity
 from ppl_models.distributions.row_law import RowLaw
@@ -41,6 +44,16 @@ __all__ = [
     "Noise",
     "Normal",
     "RowLaw",
+    "PREDICTIONS",
+    "SCHEDULES",
+    "Cosine",
+    "Flow",
+    "FlowMatching",
+    "Preconditioned",
+    "VarianceExploding",
+    "convert",
+    "path_bound",
+    "preconditioning",
     "Score",
     "ShapedGaussian",
     "Trigonometric",

@@ -23,10 +23,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 from numpyro.distributions import Distribution, constraints
 
-from ppl_models.distributions.diffusion_prior import DiffusionPrior
+from ppl_models.distributions.diffusion_prior import DiffusionPrior, Moments
 from ppl_models.distributions.ode import Solver
 from ppl_models.distributions.predictions import Denoiser
-from ppl_models.distributions.schedules import Trigonometric
+from ppl_models.distributions.schedules import Schedule, Trigonometric
 
 BatchDenoiser = Callable[[Any, Array, Array], Array]
 
@@ -45,11 +45,20 @@ def bound_terms(
     return jnp.cos(phi) ** 2 * gain.reshape(len(x), -1).sum(1)
 
 
+def unit_base(schedule: Schedule, shape: tuple[int, ...]) -> Moments | None:
+    """The base for standardised data: N(0, (alpha^2 + sigma^2) I) at T; ``None`` where that is N(0, I) anyway."""
+    if isinstance(schedule, Trigonometric):
+        return None
+    size = math.prod(shape)
+    return Moments(jnp.zeros(size), jnp.ones(size))
+
+
 class DenoisingBound(Distribution):
     """``log_prob`` is a one-draw estimate of the denoising bound, ``sample`` the probability-flow ODE.
 
     ``denoise``  ``(params, x, phi) -> E[x_0 | x]`` for a batch (n, *shape) with one angle each, (n,).
-    ``fn``       the same for one datum and a scalar angle, for sampling.
+    ``fn``       the same for one datum and a scalar angle, for sampling; a scalar time where there is a ``schedule``.
+    ``schedule`` of the ODE that samples; by default the trigonometric one.
     ``key``      the noise of the estimate: a fixed key makes log_prob a fixed function.
     ``mean``     of the levels ``l ~ N(mean, spread^2)`` drawn, one a datum, spread evenly over the batch.
     ``cap``      largest importance weight in the GRADIENT.  The value always has the weights of the bound, while its
@@ -60,7 +69,7 @@ class DenoisingBound(Distribution):
     arg_constraints: dict[str, Any] = {}
     reparametrized_params: list[str] = []
     pytree_data_fields = ("params", "key")
-    pytree_aux_fields = ("denoise", "fn", "level_mean", "level_spread", "cap", "solver")
+    pytree_aux_fields = ("denoise", "fn", "level_mean", "level_spread", "cap", "solver", "schedule")
 
     def __init__(
         self,
@@ -74,10 +83,12 @@ class DenoisingBound(Distribution):
         spread: float = 1.2,
         cap: float = 8.0,
         solver: Solver | None = None,
+        schedule: Schedule | None = None,
         validate_args: bool | None = None,
     ) -> None:
         self.denoise, self.fn, self.params, self.key = denoise, fn, params, key
         self.level_mean, self.level_spread, self.cap, self.solver = mean, spread, cap, solver
+        self.schedule = Trigonometric() if schedule is None else schedule
         super().__init__((), tuple(shape), validate_args=validate_args)
 
     @constraints.dependent_property
@@ -88,7 +99,12 @@ class DenoisingBound(Distribution):
     def prior(self) -> DiffusionPrior:
         """The law of the samples: the same denoiser in its probability-flow ODE."""
         return DiffusionPrior(
-            Denoiser(self.fn), Trigonometric(), self.event_shape, params=self.params, solver=self.solver
+            Denoiser(self.fn),
+            self.schedule,
+            self.event_shape,
+            params=self.params,
+            base=unit_base(self.schedule, self.event_shape),
+            solver=self.solver,
         )
 
     def sample(self, key: Any, sample_shape: tuple[int, ...] = ()) -> Array:

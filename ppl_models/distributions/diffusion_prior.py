@@ -6,7 +6,7 @@
 The density is that of the ODE, which equals the SDE's only for an exact score.  With a schedule that leaves a share
 alpha of the data at T, the law of ``x_T`` is not N(0, sigma^2 I): the error of log p is about ``(alpha/sigma) |E x_0|``
 nats, which is larger than a solver's.  Give ``base=Moments.of(data)`` (error of order ``alpha^3``), or use
-:class:`~ppl_models.distributions.schedules.Trigonometric`, whose base is exact.
+``Trigonometric``, ``Cosine`` or ``FlowMatching``, whose base is exact.
 """
 
 from __future__ import annotations
@@ -23,7 +23,16 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Key
 from numpyro.distributions import Distribution, constraints
 
-from ppl_models.distributions.ode import RK4, Exact, Solver, Trace, transport, transport_with_divergence
+from ppl_models.distributions.ode import (
+    RK4,
+    Exact,
+    Hutchinson,
+    Solver,
+    Trace,
+    transport,
+    transport_with_divergence,
+    transport_with_each,
+)
 from ppl_models.distributions.predictions import as_prediction
 from ppl_models.distributions.schedules import Schedule
 
@@ -52,7 +61,8 @@ class DiffusionPrior(Distribution):
     """The law of a diffusion model over one datum of ``shape``, by its probability-flow ODE.
 
     ``score``     what was trained: ``fn(params, x, t)`` of one datum and a scalar time, returning grad log p_t(x); or
-                  one wrapped in ``Score``, ``Noise``, ``Denoiser`` or ``Velocity`` to say what it predicts.
+                  one wrapped in ``Score``, ``Noise``, ``Denoiser``, ``Velocity``, ``Flow`` or ``Preconditioned``, which
+                  say what it predicts.
     ``schedule``  the noise schedule it was trained for.
     ``params``    the first argument of ``fn``, any pytree: a leaf of this distribution, so gradients reach it.
     ``base``      :class:`Moments` of the data: the flow starts from N(alpha m, alpha^2 Cov + sigma^2 I) at T.  Default:
@@ -157,16 +167,55 @@ class DiffusionPrior(Distribution):
         batch_shape = value.shape[: value.ndim - len(self.event_shape)]
         batch = self._flat(value)
 
-        def one(x: Array, directions: tuple[Array, float]) -> Array:
-            x_T, divergence = transport_with_divergence(self.drift, x, self.schedule, self.solver, directions)
-            return self.base_log_prob(x_T) + divergence
+        def one(x: Array, key: Any) -> Array:
+            return self._density(x, self.solver, key)[0]
+
+        found = jax.vmap(lambda x: one(x, None))(batch) if keys is None else jax.vmap(one)(batch, keys.reshape(-1))
+        return found.reshape(batch_shape)
+
+    def _density(self, x: Array, solver: Solver, key: Any) -> tuple[Array, Array]:
+        """``log p(x)`` of one datum, and the standard error of its probes."""
+        if not isinstance(self.trace, Hutchinson):
+            directions = self.trace.probes(self.event_shape, key)
+            x_T, divergence = transport_with_divergence(self.drift, x, self.schedule, solver, directions)
+            return self.base_log_prob(x_T) + divergence, jnp.zeros_like(divergence)
+        x_T, each = transport_with_each(self.drift, x, self.schedule, solver, self.trace, key)
+        n = len(each)
+        se = jnp.std(each, ddof=1) / math.sqrt(n) if n > 1 else jnp.full((), jnp.nan, each.dtype)
+        return self.base_log_prob(x_T) + each.mean(), se
+
+    def log_prob_and_se(self, value: ArrayLike, *, keys: Any = None) -> tuple[Array, Array]:
+        """:meth:`log_prob` and its standard error, both in nats; leading axes are a batch.
+
+        Random probes: ``sd(I_k) / sqrt(n)`` over the integrals ``I_k`` of ``v_k . J v_k`` along the path, which are
+        independent and unbiased; nan with one probe, which cannot know its error.  With n probes
+        ``log_prob +- t se``, t the quantile of Student's law with n - 1 degrees of freedom, is the interval.  With
+        RK4 it holds the exact trace's value as often as it says; the one set of probes of an adaptive solver makes skew
+        integrals where the Jacobian has low rank (86 to 90 % instead of 95 % for a mixture in 16 dimensions).  Give
+        ``keys``, so that the errors of data are independent.  In d dimensions two sign vectors are the same up to their
+        sign with probability ``2^(1-d)``: prefer ``Exact()`` for d up to 8.
+
+        A solver with ``coarser()`` (:class:`~ppl_models.distributions.ode.Adaptive`) solves again with ten times the
+        tolerances and the same probes; the difference, about the error of the COARSER solution and so a cautious
+        figure, is added in squares.  The step error of a fixed grid is not part of it: compare ``RK4(n)`` and
+        ``RK4(2 * n)``.  Nor is the bias of a base that is not the law of ``x_T``.
+        """
+        value = jnp.asarray(value, jnp.result_type(float))
+        batch_shape = value.shape[: value.ndim - len(self.event_shape)]
+        batch = self._flat(value)
+        coarser = getattr(self.solver, "coarser", None)
+
+        def one(x: Array, key: Any) -> tuple[Array, Array]:
+            found, se = self._density(x, self.solver, key)
+            if coarser is not None:
+                se = jnp.hypot(se, self._density(x, coarser(), key)[0] - found)
+            return found, se
 
         if keys is None:
-            directions = self.trace.probes(self.event_shape)
-            found = jax.vmap(lambda x: one(x, directions))(batch)
+            found, se = jax.vmap(lambda x: one(x, None))(batch)
         else:
-            found = jax.vmap(lambda x, key: one(x, self.trace.probes(self.event_shape, key)))(batch, keys.reshape(-1))
-        return found.reshape(batch_shape)
+            found, se = jax.vmap(one)(batch, keys.reshape(-1))
+        return found.reshape(batch_shape), se.reshape(batch_shape)
 
     def _flat(self, value: Array) -> Array:
         if value.shape[value.ndim - len(self.event_shape) :] != self.event_shape:

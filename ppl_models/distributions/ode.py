@@ -8,6 +8,7 @@ Everything here is for one datum; callers ``vmap``.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,19 +62,26 @@ class RK4:
 
     def solve(self, slope: Slope, y: Any, schedule: Schedule, *, backward: bool = False) -> Any:
         """Value at ``T`` of the solution that starts from ``y`` at ``start`` (the other way if ``backward``)."""
+        return self.solve_by_step(lambda y, t, i: slope(y, t), y, schedule, backward=backward)
+
+    def solve_by_step(
+        self, slope: Callable[[Any, Array, Array], Any], y: Any, schedule: Schedule, *, backward: bool = False
+    ) -> Any:
+        """The same for a slope ``(y, t, step)`` that may jump between steps."""
         grid = warped_grid(schedule, self.n, self.warp)
         grid = grid[::-1] if backward else grid
 
-        def step(y: Any, ends: tuple[Array, Array]) -> tuple[Any, None]:
-            t, h = ends[0], ends[1] - ends[0]
-            k1 = slope(y, t)
-            k2 = slope(_axpy(y, h / 2, k1), t + h / 2)
-            k3 = slope(_axpy(y, h / 2, k2), t + h / 2)
-            k4 = slope(_axpy(y, h, k3), ends[1])
+        def step(y: Any, given: tuple[Array, Array, Array]) -> tuple[Any, None]:
+            t, end, i = given
+            h = end - t
+            k1 = slope(y, t, i)
+            k2 = slope(_axpy(y, h / 2, k1), t + h / 2, i)
+            k3 = slope(_axpy(y, h / 2, k2), t + h / 2, i)
+            k4 = slope(_axpy(y, h, k3), end, i)
             mean = jax.tree.map(lambda a, b, c, d: (a + 2 * (b + c) + d) / 6, k1, k2, k3, k4)
             return _axpy(y, h, mean), None
 
-        return jax.lax.scan(step, y, (grid[:-1], grid[1:]))[0]
+        return jax.lax.scan(step, y, (grid[:-1], grid[1:], jnp.arange(self.n)))[0]
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,10 @@ class Adaptive:
         )
         return jax.tree.map(lambda leaf: leaf[0], solution.ys)
 
+    def coarser(self) -> Adaptive:
+        """Ten times the tolerances: the difference between the two solutions is about the error of the coarser one."""
+        return dataclasses.replace(self, rtol=10 * self.rtol, atol=10 * self.atol)
+
 
 def _axpy(y: Any, h: Array, k: Any) -> Any:
     return jax.tree.map(lambda a, b: a + h * b, y, k)
@@ -148,9 +160,12 @@ class Exact:
 class Hutchinson:
     """``mean_k v_k . J v_k`` with random signs ``v_k``: ``n`` Jacobian-vector products an evaluation.
 
-    log_prob must be a function of x, so the signs are drawn once, from ``seed``: redrawn at each call they would make
-    the target of an MCMC run random.  Kept, they bias it by their own error, of standard deviation
-    ``sqrt(2 |off-diagonal of J|^2 / n)`` over probes at each time; raise ``n`` and compare seeds.
+    log_prob must be a function of x, so the signs follow from ``seed``: redrawn at each call they would make the target
+    of an MCMC run random.  Kept, they bias it by their own error, of standard deviation
+    ``sqrt(2 |off-diagonal of J|^2 / n)`` over probes at each time.  :class:`RK4` takes other signs in each of its steps
+    (the same at every x), so that these errors average out along the path; an adaptive solver keeps one set.  Raise
+    ``n`` and compare seeds, or read the standard error that ``DiffusionPrior.log_prob_and_se`` makes of two probes or
+    more.
     """
 
     n: int = 1
@@ -178,7 +193,38 @@ def transport_with_divergence(
 ) -> tuple[Array, Float[Array, ""]]:
     """``(x_T, integral of div f)`` of the flow that starts at ``x``; ``directions`` are from a :class:`Trace`."""
     vectors, weight = directions
-    vectors = vectors.astype(x.dtype)
+
+    def gather(diagonal: Array) -> Array:
+        return weight * diagonal.sum()
+
+    slope = _slope(drift, vectors.astype(x.dtype), gather)
+    return solver.solve(slope, (x, jnp.zeros((), x.dtype)), schedule)
+
+
+def transport_with_each(
+    drift: Drift, x: Array, schedule: Schedule, solver: Solver, trace: Hutchinson, key: Key[Array, ""] | None = None
+) -> tuple[Array, Float[Array, " n"]]:
+    """``x_T``, and the integral of ``v . J v`` along the flow for each of the ``n`` probes of ``trace``.
+
+    Given ``x`` the path is fixed, so independent probes make independent values whose mean is the integral of div f:
+    their spread says how well it is known.  Where the steps are known beforehand (:class:`RK4`) each probe is drawn
+    anew in every step: still unbiased, and the errors of the steps average out instead of adding up.
+    """
+    key = jax.random.key(trace.seed) if key is None else key
+    zero = jnp.zeros(trace.n, x.dtype)
+    if isinstance(solver, RK4):
+
+        def slope(y: Any, t: Array, step: Array) -> Any:
+            vectors, _ = trace.probes(x.shape, jax.random.fold_in(key, step))
+            return _slope(drift, vectors.astype(x.dtype), lambda diagonal: diagonal)(y, t)
+
+        return solver.solve_by_step(slope, (x, zero), schedule)
+    vectors, _ = trace.probes(x.shape, key)
+    return solver.solve(_slope(drift, vectors.astype(x.dtype), lambda diagonal: diagonal), (x, zero), schedule)
+
+
+def _slope(drift: Drift, vectors: Array, gather: Callable[[Array], Array]) -> Slope:
+    """Slope of the state ``(x, what gather makes of the v . J v)``."""
 
     def slope(y: tuple[Array, Array], t: Array) -> tuple[Array, Array]:
         def along(v: Array) -> tuple[Array, Array]:
@@ -186,6 +232,6 @@ def transport_with_divergence(
             return velocity, jnp.vdot(v, change)
 
         velocity, diagonal = jax.vmap(along, out_axes=(None, 0))(vectors)
-        return velocity, weight * diagonal.sum()
+        return velocity, gather(diagonal)
 
-    return solver.solve(slope, (x, jnp.zeros((), x.dtype)), schedule)
+    return slope

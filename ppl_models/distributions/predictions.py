@@ -1,7 +1,12 @@
 """What a diffusion's network predicts, and how each of these becomes the drift of the probability-flow ODE.
 
     score   grad log p_t(x)                 noise     E[eps | x_t] = -sigma score
-    D       E[x_0 | x_t]                    velocity  E[alpha eps - sigma x_0 | x_t]   (alpha^2 + sigma^2 = 1)
+    D       E[x_0 | x_t]                    velocity  v = E[alpha eps - sigma x_0 | x_t]
+                                            flow      u = E[alpha' x_0 + sigma' eps | x_t], the drift itself
+
+All are linear in each other given ``x_t``, so :func:`convert` turns any of them into any other.  ``target(schedule, x,
+x_0, t)`` of each class is what a network that predicts it regresses on; put D in the place of x_0 and it is the
+prediction.
 
 A function predicts for one datum: ``fn(params, x, t)``, ``x`` of the datum's shape and ``t`` a scalar, returns an array
 like ``x``; batches are made by ``vmap``.  Wrap it in the class that says what it predicts; a bare function is a score.
@@ -41,13 +46,13 @@ class Prediction(Protocol):
 
 def as_prediction(score: Any) -> Prediction:
     """Return ``score`` if it says what it predicts, else :class:`Score` around it."""
-    if isinstance(score, Score | Noise | Denoiser | Velocity):
+    if isinstance(score, Prediction):
         return score
     if callable(score):
         return Score(score)
     raise ValueError(
-        f"score must be a function (params, x, t) -> array like x, or one wrapped in Score, Noise, Denoiser or "
-        f"Velocity, got {type(score).__name__}"
+        f"score must be a function (params, x, t) -> array like x, or one wrapped in Score, Noise, Denoiser, Velocity, "
+        f"Flow or Preconditioned, got {type(score).__name__}"
     )
 
 
@@ -82,6 +87,11 @@ class Score:
         """``E[x_0 | x_t] = (x + sigma^2 score) / alpha``."""
         return (x + schedule.sigma(t) ** 2 * self.fn(params, x, t)) / schedule.alpha(t)
 
+    @staticmethod
+    def target(schedule: Schedule, x: Datum, x_0: Datum, t: ArrayLike) -> Datum:
+        """``(alpha x_0 - x) / sigma^2``."""
+        return (schedule.alpha(t) * x_0 - x) / schedule.sigma(t) ** 2
+
     def check(self, schedule: Schedule) -> None:
         """Raise ``ValueError`` where the drift divides by zero on the schedule's interval."""
         _needs_data_left("score", schedule)
@@ -102,6 +112,11 @@ class Noise:
     def denoise(self, schedule: Schedule, params: Any, x: Datum, t: ArrayLike) -> Datum:
         """``(x - sigma eps) / alpha``."""
         return (x - schedule.sigma(t) * self.fn(params, x, t)) / schedule.alpha(t)
+
+    @staticmethod
+    def target(schedule: Schedule, x: Datum, x_0: Datum, t: ArrayLike) -> Datum:
+        """``(x - alpha x_0) / sigma``, the noise."""
+        return (x - schedule.alpha(t) * x_0) / schedule.sigma(t)
 
     def check(self, schedule: Schedule) -> None:
         """Raise ``ValueError`` where the drift divides by zero on the schedule's interval."""
@@ -125,6 +140,11 @@ class Denoiser:
         """The prediction itself."""
         return self.fn(params, x, t)
 
+    @staticmethod
+    def target(schedule: Schedule, x: Datum, x_0: Datum, t: ArrayLike) -> Datum:
+        """``x_0`` itself."""
+        return x_0
+
     def check(self, schedule: Schedule) -> None:
         """Raise ``ValueError`` where the drift divides by zero on the schedule's interval."""
         _needs_noise("denoiser", schedule)
@@ -132,27 +152,32 @@ class Denoiser:
 
 @dataclass(frozen=True)
 class Velocity:
-    """``fn`` predicts ``v = E[alpha eps - sigma x_0 | x_t]``, for schedules with ``alpha^2 + sigma^2 = 1``."""
+    """``fn`` predicts ``v = E[alpha eps - sigma x_0 | x_t]`` (Salimans & Ho 2022, arXiv 2202.00512).
+
+    With ``n = alpha^2 + sigma^2``, 1 where the schedule preserves variance: ``D = (alpha x - sigma v) / n`` and
+    ``E[eps | x_t] = (sigma x + alpha v) / n``.
+    """
 
     fn: Fn
 
     def drift(self, schedule: Schedule, params: Any, x: Datum, t: ArrayLike) -> Datum:
-        """``(alpha sigma' - sigma alpha') v``, which is ``v`` itself for the trigonometric schedule."""
-        a_rate, s_rate = schedule.rates(t)
-        return (schedule.alpha(t) * s_rate - schedule.sigma(t) * a_rate) * self.fn(params, x, t)
+        """``[(n'/2) x + (alpha sigma' - sigma alpha') v] / n``, ``v`` itself for the trigonometric schedule."""
+        (a_rate, s_rate), a, s = schedule.rates(t), schedule.alpha(t), schedule.sigma(t)
+        along, across = a * a_rate + s * s_rate, a * s_rate - s * a_rate
+        return (along * x + across * self.fn(params, x, t)) / (a**2 + s**2)
 
     def denoise(self, schedule: Schedule, params: Any, x: Datum, t: ArrayLike) -> Datum:
-        """``alpha x - sigma v``."""
-        return schedule.alpha(t) * x - schedule.sigma(t) * self.fn(params, x, t)
+        """``(alpha x - sigma v) / n``."""
+        a, s = schedule.alpha(t), schedule.sigma(t)
+        return (a * x - s * self.fn(params, x, t)) / (a**2 + s**2)
+
+    @staticmethod
+    def target(schedule: Schedule, x: Datum, x_0: Datum, t: ArrayLike) -> Datum:
+        """``alpha eps - sigma x_0``."""
+        a, s = schedule.alpha(t), schedule.sigma(t)
+        return a * (x - a * x_0) / s - s * x_0
 
     def check(self, schedule: Schedule) -> None:
-        """Raise ``ValueError`` for a schedule that does not preserve variance, or a drift that divides by zero."""
-        t = jnp.asarray([schedule.start, 0.5 * (schedule.start + schedule.T), schedule.T])
-        total = schedule.alpha(t) ** 2 + schedule.sigma(t) ** 2
-        if float(jnp.abs(total - 1).max()) > 1e-4:
-            raise ValueError(
-                "the velocity alpha eps - sigma x_0 determines x_0 only where alpha^2 + sigma^2 = 1, which this "
-                "schedule does not keep; use Trigonometric() or VariancePreserving(), or let the network predict x_0"
-            )
+        """Raise ``ValueError`` where the drift divides by zero on the schedule's interval."""
         if not bool(jnp.isfinite(jnp.stack(schedule.rates(schedule.start))).all()):
             _needs_noise("velocity", schedule)

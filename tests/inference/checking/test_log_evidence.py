@@ -60,7 +60,7 @@ def test_a_conditional_program_is_scored_given_its_inputs():
 def test_table_describes_itself(scored):
     form, x, table = scored
     assert tuple(table.columns) == COLUMNS
-    expected = {"particles": 256, "dims": 5, "bits_offset": None, "estimator": "importance"}
+    expected = {"particles": 256, "dims": 5, "bits_offset": None, "estimator": "importance", "refine": "flagged"}
     assert table.attrs == {"observation": "x in R^5", **expected}
     assert (table["datum"] == np.arange(200)).all() and table["x_crc"].is_unique
     assert table["ess"].between(1, 256).all() and (table["khat"] < 0.7).all()
