@@ -14,6 +14,7 @@ from ppl_models.datasets.images import folder_dataset
 from ppl_models.datasets.locate import DATA_VARIABLE, all_npz, data_dirs, find_npz, is_name
 from ppl_models.datasets.operators import OPERATORS
 from ppl_models.datasets.packaged import CIFAR10_PNG4K, MNIST, Digits, FashionMNIST, Loaded, Root, _take
+from ppl_models.datasets.triangle import TriangleDigits
 
 
 @runtime_checkable
@@ -49,7 +50,15 @@ class UserFile:
         return _take(x, factors, rows)
 
 
-_SETS: tuple[DataSet, ...] = (Digits(), FashionMNIST(), MNIST, CIFAR10_PNG4K, *CONFIGURATIONS, *OPERATORS)
+_SETS: tuple[DataSet, ...] = (
+    Digits(),
+    FashionMNIST(),
+    MNIST,
+    CIFAR10_PNG4K,
+    *CONFIGURATIONS,
+    *OPERATORS,
+    TriangleDigits(),
+)
 BUILTIN: dict[str, DataSet] = {entry.name: entry for entry in _SETS}
 """Named sets. Anything else is a file of the user's own."""
 

@@ -1,13 +1,16 @@
 """Diffusion models trained on their denoising bound, scored and sampled by their probability-flow ODE."""
 
+from ppl_models.diffusion.guided import GuidedUNet
 from ppl_models.diffusion.networks import MLP, UNet
 from ppl_models.diffusion.program import bound, prior, program, standard_prior
 from ppl_models.diffusion.spec import PRESETS, Diffusion
+from ppl_models.diffusion.staged import coarsen, fit_stages, grow, inside, learning, sample_stages, stages
 from ppl_models.distributions.ode import RK4, Adaptive
 from ppl_models.program import register
 
 __all__ = [
-    "MLP", "PRESETS", "RK4", "Adaptive", "Diffusion", "UNet", "bound", "prior", "standard_prior",
+    "MLP", "PRESETS", "RK4", "Adaptive", "Diffusion", "GuidedUNet", "UNet", "bound", "coarsen", "fit_stages",
+    "grow", "inside", "learning", "prior", "sample_stages", "stages", "standard_prior",
 ]  # fmt: skip
 
 register(

@@ -10,13 +10,14 @@ from typing import Annotated, Any, ClassVar, cast
 from jaxtyping import Array, Key
 from pydantic import BeforeValidator, Field
 
+from ppl_models.diffusion.guided import GuidedUNet
 from ppl_models.diffusion.networks import MLP, PREDICTIONS, UNet
 from ppl_models.distributions.ode import RK4, Adaptive
 from ppl_models.distributions.other_schedules import SCHEDULES, Cosine, FlowMatching, VarianceExploding
 from ppl_models.distributions.schedules import EDM, Schedule, Trigonometric, VariancePreserving
 from ppl_models.program import Program, build, did_you_mean
 
-Network = Annotated[MLP | UNet, Field(discriminator="kind")]
+Network = Annotated[MLP | UNet | GuidedUNet, Field(discriminator="kind")]
 OdeSolver = Annotated[RK4 | Adaptive, Field(discriminator="kind")]
 
 
@@ -48,7 +49,7 @@ class Diffusion:
     ``shape``    of one datum.
     ``levels``   number of grey levels of stored images (17 for scikit-learn's digits), scored as
                  ``(grey + u) / levels``; ``None`` for real-valued data, scored as given.
-    ``network``  :class:`UNet` or :class:`MLP`.
+    ``network``  :class:`UNet`, :class:`MLP` or :class:`GuidedUNet` (Multi-ResNets, staged training).
     ``centre``, ``scale``  the diffusion runs on ``(x - centre) / scale``; a rough mean and standard deviation of the
                  scored data (grey levels are scored on [0, 1]).
     ``level_mean``, ``level_spread``  training draws ``log tan(phi) ~ N(mean, spread^2)``.
@@ -128,4 +129,17 @@ DIGITS = Diffusion((8, 8), levels=17, centre=0.32, scale=0.36, network=UNet(widt
 TINY = dataclasses.replace(DIGITS, network=MLP(width=16, depth=1, embedding=8), solver=RK4(4, 1.75))
 PLANE = Diffusion((2,), network=MLP(width=64), solver=RK4(40, 1.75))
 FASHION = Diffusion((28, 28), levels=256, centre=0.29, scale=0.35, network=UNet(widths=(16, 32, 64)), probes=1)
-PRESETS = {"tiny": TINY, "digits": DIGITS, "plane": PLANE, "fashion": FASHION}
+DIGITS_MULTI_RESNET = dataclasses.replace(DIGITS, network=GuidedUNet(24, (2, 2), preconditioned=True))
+FASHION_MULTI_RESNET = dataclasses.replace(FASHION, network=GuidedUNet(16, (1, 2, 4)))
+TRIANGLE_DIGITS = Diffusion(
+    (16, 16), levels=17, centre=0.17, scale=0.29, network=GuidedUNet(16, (1, 2, 2)), solver=RK4(40, 1.75), probes=1
+)
+PRESETS = {
+    "tiny": TINY,
+    "digits": DIGITS,
+    "plane": PLANE,
+    "fashion": FASHION,
+    "digits_multi_resnet": DIGITS_MULTI_RESNET,
+    "fashion_multi_resnet": FASHION_MULTI_RESNET,
+    "triangle_digits": TRIANGLE_DIGITS,
+}

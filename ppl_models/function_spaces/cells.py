@@ -104,6 +104,19 @@ class CellTree:
         return flat.reshape(*flat.shape[:axis], *self.grid(depth), *flat.shape[end:])
 
 
+def to_square(tree: CellTree, image: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """Images that show ``tree``, as images whose pixel is the cell of equal address: 2 x 2 pooling is the tree's.
+
+    For convolutional networks on any domain of four copies; neighbours there need not be neighbours in the domain.
+    """
+    return SQUARE.to_image(tree.to_field(image))
+
+
+def from_square(tree: CellTree, laid_out: Shaped[Array, "..."], fill: float = 0.0) -> Shaped[Array, "..."]:
+    """The inverse of :func:`to_square` on the pixels that show a cell; ``fill`` elsewhere."""
+    return tree.to_image(SQUARE.to_field(laid_out), fill=fill)
+
+
 def _axes(ndim: int, channels: bool) -> tuple[int, int]:
     """The (negative) axis of cells of a field, and where the axes of cells or pixels end."""
     return (-2, ndim - 1) if channels else (-1, ndim)

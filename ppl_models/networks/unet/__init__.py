@@ -16,7 +16,7 @@ from ppl_models.networks.unet.blocks import (
     PlainBlock,
     ResidualPlainBlock,
 )  # fmt: skip
-from ppl_models.networks.unet.lifted import HatHead, LiftedUNet
+from ppl_models.networks.unet.lifted import HatHead, LiftedUNet, map_levels
 from ppl_models.networks.unet.operator import Fixed, Identity, Space, UNetOperator, parameter_count
 from ppl_models.networks.unet.operators import TABLE_1, TASKS, OperatorUNet
 from ppl_models.networks.unet.parts import (
@@ -24,6 +24,7 @@ from ppl_models.networks.unet.parts import (
     Join,
     Last,
     Pool,
+    PoolNoise,
     Stride,
     Tile,
     Trail,
@@ -37,7 +38,9 @@ from ppl_models.networks.unet.small import ResidualBlock, UNet
 
 __all__ = [
     "SCORE", "TABLE_1", "TASKS", "Attention", "Blocks", "Embed", "Fixed", "GroupNorm", "GuidedBlock", "HatHead", "Head",
-    "Identity", "Join", "Last", "LiftedUNet", "Modulated", "OperatorUNet", "PlainBlock", "Pool", "Preconditioned",
+    "Identity", "Join", "Last", "LiftedUNet", "Modulated", "OperatorUNet", "PlainBlock", "Pool", "PoolNoise",
+    "Preconditioned",
     "ResNetForm", "ResidualBlock", "ResidualPlainBlock", "ScoreUNet", "Space", "Stride", "Tile", "Trail",
-    "TrailBottleneck", "TrailDecoder", "UNet", "UNetOperator", "parameter_count", "precondition", "resnet_form", "tile",
+    "TrailBottleneck", "TrailDecoder", "UNet", "UNetOperator", "map_levels",
+    "parameter_count", "precondition", "resnet_form", "tile",
 ]  # fmt: skip

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -69,6 +70,16 @@ class LiftedUNet(nnx.Module):
             )
         return LiftedUNet(list(self.lifts)[: i + 1], unet, list(self.heads)[: i + 1])
 
+    def hold(self, levels: int) -> LiftedUNet:
+        """The same function without gradient for the parameters of the ``levels`` coarsest levels; a copy."""
+        split: Any = nnx.split(self, nnx.Param, ...)
+        graph, params, rest = split
+        values = map_levels(
+            lambda i, leaf: jax.lax.stop_gradient(leaf) if i < levels else leaf, nnx.to_pure_dict(params)
+        )
+        nnx.replace_by_pure_dict(params, values)
+        return nnx.merge(graph, params, rest)
+
     def grow(self, lift: nnx.Module, head: nnx.Module, space: tuple[Space, Space], **parts: Any) -> LiftedUNet:
         """One level more around this network; ``parts`` as in :meth:`UNetOperator.grow`."""
         return LiftedUNet([*self.lifts, lift], self.unet.grow(space, **parts), [*self.heads, head])
@@ -81,3 +92,21 @@ class LiftedUNet(nnx.Module):
             "heads": parameter_count(self.heads),
         }
         return {**parts, "total": parameter_count(self)}
+
+
+def map_levels(function: Callable[[int, Any], Any], values: Mapping[Any, Any]) -> dict[Any, Any]:
+    """``function(level, leaf)`` for every parameter of a :class:`LiftedUNet`, given as its nested dict.
+
+    Decoder and projection of U_i belong to level i, the bottleneck to level 0.
+    """
+
+    def walk(path: tuple[Any, ...], tree: Any) -> Any:
+        if isinstance(tree, Mapping):
+            return {k: walk((*path, k), v) for k, v in tree.items()}
+        if path[0] != "unet":  # lifts and heads
+            return function(int(path[1]), tree)
+        if path[1] == "bottleneck":
+            return function(0, tree)
+        return function(int(path[2]) + (path[1] in ("decoders", "projections")), tree)
+
+    return dict(walk((), values))

@@ -122,15 +122,27 @@ class UNetOperator(nnx.Module):
             raise ValueError("this U-Net is conditioned (it has embeddings): call it as unet(v, condition)")
         return self.embeddings[i](condition)
 
+    def project(self, i: int, e: Any, condition: Any = None) -> tuple[Any, Any]:
+        """``(P_{i-1} e, its condition)``: what the level below i reads.
+
+        The condition is the same at every level, unless the projection changes it with what it projects and says so by
+        a method ``carry(e, condition)``: :class:`~ppl_models.networks.unet.parts.PoolNoise`.
+        """
+        projection = self.projections[i - 1]
+        carry = getattr(projection, "carry", None)
+        return (projection(e), condition) if carry is None else carry(e, condition)
+
     def answers(self, v: Float[Array, "batch ..."], condition: Any = None) -> list[Any]:
         """``[w_0, .., w_L]``: what each U_i says on the way to U_L(v)."""
         seen: list[Any] = []
-        contexts = [self.context(i, condition) for i in range(self.depth + 1)]
+        contexts: list[Any] = []  # fine to coarse here
         for i in range(self.depth, -1, -1):
             self.encoder_spaces[i].check(v, f"encoder space V_{i}")
-            seen.append(self.encoders[i](v, contexts[i]))
+            contexts.append(self.context(i, condition))
+            seen.append(self.encoders[i](v, contexts[-1]))
             if i:
-                v = self.projections[i - 1](seen[-1])
+                v, condition = self.project(i, seen[-1], condition)
+        contexts.reverse()
         found = [self.bottleneck(seen.pop(), contexts[0])]
         for i in range(1, self.depth + 1):
             self.decoder_spaces[i - 1].check(found[-1], f"decoder space W_{i - 1}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -61,6 +63,28 @@ class Pool(nnx.Module):
             )
         h = pool(e)
         return h if self.change is None else self.change(h)
+
+
+class PoolNoise(nnx.Module):
+    """``P`` of a noisy image that is a noisy image again: pooled, scaled back, its noise level lowered to match.
+
+    Pooling ``alpha x_0 + sigma eps`` over 2 x 2 pixels halves the noise: ``alpha P x_0 + (sigma / 2) eps'``.  Divided
+    by ``c = sqrt(alpha^2 + sigma^2 / 4)`` it is variance preserving again, ``l = log(sigma / alpha)`` lower by log 2.
+    So a coarse level inside a finer network reads what it reads as a network of its own.  ``change`` as in
+    :class:`Pool`.
+    """
+
+    def __init__(self, change: nnx.Module | None = None) -> None:
+        self.pool = Pool(change)
+
+    def carry(self, e: Image, level: Float[Array, " batch"]) -> tuple[Coarse, Float[Array, " batch"]]:
+        """``(P e / c, l - log 2)`` at ``level`` l, one a datum."""
+        # c^2 = alpha^2 + sigma^2 / 4 with alpha^2 = sigmoid(-2 l)
+        c = jnp.sqrt(0.25 + 0.75 * jax.nn.sigmoid(-2 * level))
+        return self.pool(e) / c[:, None, None, None], level - math.log(2)
+
+    def __call__(self, e: Image) -> Coarse:
+        raise ValueError("PoolNoise needs the noise level: use carry(e, level), or Pool for images without noise")
 
 
 class Stride(nnx.Module):

@@ -62,12 +62,13 @@ def resnet_form(unet: UNetOperator) -> ResNetForm:
     """``R_L`` with ``U_L = R_L o E_L``.  Raises ``ValueError`` where the finest decoder is no correction."""
     if not unet.depth or not isinstance(unet.decoders[-1], Preconditioned):
         raise ValueError("the finest decoder must be Preconditioned(pre, correction); use precondition(unet) first")
-    decoder, below, project = unet.decoders[-1], unet.at(unet.depth - 1), unet.projections[-1]
+    decoder, below = unet.decoders[-1], unet.at(unet.depth - 1)
 
     def first_guess(e: Any, condition: Any = None) -> Any:
-        return decoder.pre(below(project(e), condition))
+        return decoder.pre(below(*unet.project(unet.depth, e, condition)))
 
     def correction(e: Any, condition: Any = None) -> Any:
-        return decoder.correction(below(project(e), condition), e, unet.context(unet.depth, condition))
+        coarse = below(*unet.project(unet.depth, e, condition))
+        return decoder.correction(coarse, e, unet.context(unet.depth, condition))
 
     return ResNetForm(first_guess, correction)

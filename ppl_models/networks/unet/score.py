@@ -21,7 +21,17 @@ from ppl_models.networks.time_embedding import TimeEmbedding
 from ppl_models.networks.unet.blocks import Attention, GroupNorm, GuidedBlock
 from ppl_models.networks.unet.lifted import LiftedUNet
 from ppl_models.networks.unet.operator import Identity, Space, UNetOperator
-from ppl_models.networks.unet.parts import Last, Pool, Stride, Tile, Trail, TrailBottleneck, TrailDecoder
+from ppl_models.networks.unet.parts import (
+    Last,
+    Pool,
+    PoolNoise,
+    Stride,
+    Tile,
+    Trail,
+    TrailBottleneck,
+    TrailDecoder,
+)  # fmt: skip
+from ppl_models.networks.unet.preconditioning import precondition
 
 Down = Literal["stride", "pool", "none"]
 
@@ -48,7 +58,10 @@ class ScoreUNet:
     ``blocks``       on the way down; one more on the way up.
     ``heads``        of the attention at the bottom; 0 for none.
     ``groups``       of channels in the norms, where they divide the channels; else the greatest common divisor.
-
+    ``preconditioned``  every decoder is a correction of the repeated coarse answer; widths must be equal.
+    ``pool_noise``   with ``down="none"``: what is pooled is scaled back to variance preserving, its level lowered by
+                     log 2 a halving, so every level reads what it would read as a network of its own.
+    ``coarse_outputs``  numbers a pixel of the heads of all levels but the finest; ``None``: as ``outputs``; 0: none.
     ``convolution``  ``"lax"`` for training steps on a CPU, ``"product"`` inside ``scan``: the same parameters.
 
     Presets of the published sizes: ``SCORE``.
@@ -66,6 +79,9 @@ class ScoreUNet:
     heads: int = 4
     groups: int = 32
     convolution: Convolution = "product"
+    preconditioned: bool = False
+    pool_noise: bool = False
+    coarse_outputs: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "multipliers", tuple(self.multipliers))
@@ -80,6 +96,18 @@ class ScoreUNet:
             raise ValueError(f"ScoreUNet: down is 'stride', 'pool' or 'none', got {self.down!r}")
         if self.heads < 0 or (self.heads and self.base * self.multipliers[-1] % self.heads):
             raise ValueError(f"ScoreUNet: heads must divide the coarsest width or be 0, got {self.heads}")
+        if self.preconditioned and len(set(self.multipliers)) > 1:
+            raise ValueError(
+                f"ScoreUNet: preconditioned adds the coarse answer to the fine one, so all multipliers must be equal, "
+                f"got {self.multipliers}; try {(max(self.multipliers),) * len(self.multipliers)}"
+            )
+        if self.pool_noise and self.down != "none":
+            raise ValueError(
+                f"ScoreUNet: pool_noise rescales noisy images; with down={self.down!r} learned features are pooled; "
+                "use down='none'"
+            )
+        if self.coarse_outputs is not None and self.coarse_outputs < 0:
+            raise ValueError(f"ScoreUNet: coarse_outputs must be at least 0, got {self.coarse_outputs}")
 
     @property
     def parameter_count(self) -> int:
@@ -125,7 +153,8 @@ class ScoreUNet:
 
         def projection(level: int) -> nnx.Module:
             if not learned:
-                return Pool(Tile(widths[level + 1]))
+                tiled = Tile(widths[level + 1])
+                return PoolNoise(tiled) if self.pool_noise else Pool(tiled)
             return Last(Pool() if self.down == "pool" else Stride(widths[level], rngs=rngs))
 
         def middle() -> list[nnx.Module]:
@@ -144,8 +173,13 @@ class ScoreUNet:
             TrailBottleneck(middle(), decoder(bottom)),
             [TimeEmbedding(embedding, features=self.base, rngs=rngs) for _ in down],
         )
+        if self.preconditioned:
+            unet = precondition(unet)
         lifts: list[Any] = [Tile(entering(level)) for level in down]
-        net = LiftedUNet(lifts, unet, [Head(widths[k], self.outputs, self.groups, rngs=rngs) for k in down])
+        coarse = self.outputs if self.coarse_outputs is None else self.coarse_outputs
+        outputs = [coarse] * bottom + [self.outputs]
+        heads = [Head(widths[k], n, self.groups, rngs=rngs) if n else None for k, n in zip(down, outputs, strict=True)]
+        net = LiftedUNet(lifts, unet, heads)
         convolve_by(net, self.convolution)
         return net
 

@@ -15,7 +15,7 @@ from ppl_models.datasets import DataMissingError, Info, info, load, names, table
 
 BUILTIN = (
     "digits", "fashion_mnist", "mnist", "cifar10_png4k", "facets_a", "facets_b", "facets_c",
-    "navier_stokes", "darcy", "shape_masks", "neuralop_darcy", "neuralop_burgers",
+    "navier_stokes", "darcy", "shape_masks", "neuralop_darcy", "neuralop_burgers", "triangle_digits",
 )  # fmt: skip
 
 
