@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key
 from inference.coherence._call import call
 from inference.coherence._symbols import expected, feature_names, features
 from inference.coherence.calibrated import check_length, holm, is_finite, martingale_tests
-from inference.coherence.paths import Paths, draw_paths, fitting_context, predictive_paths
+from inference.coherence.paths import OTHERS, Paths, draw_paths, fitting_context, predictive_paths
 from inference.coherence.published import falck2024
 from inference.coherence.tree import tree_table
 from ppl_models.program import Predictor
@@ -74,9 +74,11 @@ class Coherence:
 def _tests(predictor: Predictor, context: Array, key: Key[Array, ""], steps: int, paths: int) -> dict[str, Array]:
     fn = predictor.predict(predictor.init(context))
     draw_key, test_key = jax.random.split(key)
-    drawn = draw_paths(predictor, context, draw_key, steps=steps, paths=paths)
+    drawn = draw_paths(predictor, context, draw_key, steps=steps, paths=paths, others=OTHERS)
     names = feature_names(fn)
-    drift, lag = martingale_tests(features(drawn.z, names), drawn.p, test_key, finite=is_finite(names))
+    drift, lag = martingale_tests(
+        features(drawn.z, names), drawn.p, test_key, finite=is_finite(names), others=drawn.others
+    )
     found = {"drift": _largest(drift.effect), "drift_se": drift.se.max(), "drift_p": drift.p_value}
     move = _largest((drawn.p[:, -1] - drawn.p[:, 0]).mean(0))
     return {"move": move} | found | {"lag": _largest(lag.effect), "lag_se": lag.se.max(), "lag_p": lag.p_value}
@@ -192,6 +194,6 @@ def published(
     tables = []
     for context, k in zip(contexts, jax.random.split(key, len(contexts)), strict=True):
         path_key, reference_key = jax.random.split(k)
-        drawn: Paths = predictive_paths(predictor, context, steps=steps, paths=paths, key=path_key)
+        drawn: Paths = predictive_paths(predictor, context, steps=steps, paths=paths, key=path_key, others=0)
         tables.append(falck2024(drawn, key=reference_key, **options))
     return pd.concat(tables, keys=range(len(tables)), names=["context"])

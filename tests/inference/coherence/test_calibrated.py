@@ -102,9 +102,9 @@ def test_very_many_steps_are_drawn_from_the_covariance_of_their_sum(rule, monkey
     step = jax.random.normal(jax.random.key(2), (60, 20, 5, p.shape[-1]))
     monkeypatch.setattr(calibrated, "FLIPS", 4000)
     keys = jax.random.split(jax.random.key(3), 4000)
-    one = lambda key: jnp.einsum("jnsf,jnf->sf", step, calibrated._multipliers(key, p[:, :-1], True))  # noqa: E731
+    one = lambda key: jnp.einsum("jnsf,jnf->sf", step, calibrated._innovations(key, p[:, :-1]))  # noqa: E731
     each = np.asarray(jax.lax.map(one, keys)).reshape(4000, -1)
-    sums = np.asarray(calibrated._gaussian(keys[0], step, p[:, :-1], True)).reshape(4000, -1)
+    sums = np.asarray(calibrated._gaussian(keys[0], calibrated._finite_covariance(step, p[:, :-1]))).reshape(4000, -1)
     size = np.sqrt(np.outer(each.var(0), each.var(0)))
     np.testing.assert_allclose(np.cov(each.T) / size, np.cov(sums.T) / size, atol=0.1)  # 4 s.e. of either
 
