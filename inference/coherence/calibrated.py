@@ -18,10 +18,10 @@ Dirichlet updating.
 
 For real symbols the tests are of steps on the rule's own scale, known before each draw: with mean m and standard
 deviation s of the predictive, z is replaced by u = (z - m) / s and z^2 by u^2, so that a wide predictive does not
-outvote the others; weights of the lag test are cut at 2.  Each step of the reference is that after the symbol drawn or
-after one of a few ``others`` from the same predictive, at random, multiplied by an independent two-point variable of
-mean zero and unit variance and third moment (Mammen 1993).  With unknown variance, 10 paths of 6 steps after 5 symbols,
-the steps seen alone gave a level of .11.  Effects and their errors stay in units of z and z^2.
+outvote the others; weights of the lag test are cut at 2.  The steps after the symbol drawn and after a few ``others``
+from the same predictive each have an independent two-point multiplier of mean zero that keeps the mean square and mean
+cube of these steps (a wild bootstrap; Mammen 1993 for one step).  With unknown variance, 10 paths of 6 steps after 5
+symbols, the steps seen alone gave a level of .11.  Effects and their errors stay in units of z and z^2.
 
 Sums of very many steps are Gaussian: those are drawn from their covariance.  The largest |T| over features, and lags,
 is the statistic.
@@ -143,17 +143,13 @@ def _innovations(key: Key[Array, ""], before: Float[Array, "J N feature"]) -> Fl
     return ((u < edge) & (u >= edge - before)) - before
 
 
-def _signed(key: Key[Array, ""], moves: Float[Array, "J N move feature"]) -> Float[Array, "J N feature"]:
-    """One of the moves of each step at random, times Mammen's two-point variable."""
-    J, N, R, _ = moves.shape
-    which, sign = jax.random.split(key)
-    five = math.sqrt(5)
-    low = jax.random.uniform(sign, (J, N, 1)) < (five + 1) / (2 * five)
-    signs = jnp.where(low, (1 - five) / 2, (1 + five) / 2)
-    if R == 1:
-        return moves[:, :, 0] * signs
-    index = jax.random.randint(which, (J, N, 1, 1), 0, R)
-    return jnp.take_along_axis(moves, index, 2)[:, :, 0] * signs
+def _signs(key: Key[Array, ""], shape: tuple[int, int, int]) -> Float[Array, "J N move"]:
+    """Two-point variables of mean 0, variance 1 / R and third moment 1 / R, R moves a step; Mammen's for R = 1."""
+    R = shape[2]
+    skew = math.sqrt(R)  # (2 low - 1) / sqrt(low (1 - low)), solved for low and put on the grid of a random byte
+    low = round(128 * (1 + skew / math.sqrt(skew**2 + 4))) / 256
+    down, up = -math.sqrt((1 - low) / low / R), math.sqrt(low / (1 - low) / R)
+    return jnp.where(jax.random.bits(key, shape, "uint8") < round(256 * low), down, up)
 
 
 def _gaussian(key: Key[Array, ""], covariance: Float[Array, "stat feature stat feature"]) -> Array:
@@ -208,7 +204,11 @@ def _real_sums(w: Array, moves: Float[Array, "J N move feature"], key: Key[Array
     if J * N > GAUSSIAN:
         null = _gaussian(key, jnp.einsum("jnsf,jnth,jnrf,jnrh->sfth", w, w, moves, moves, optimize=True) / R)
     else:
-        null = _each(lambda key: jnp.einsum("jnsf,jnf->sf", w, _signed(key, moves)), key)
+
+        def drawn(key: Key[Array, ""]) -> Array:
+            return jnp.einsum("jnsf,jnf->sf", w, jnp.einsum("jnr,jnrf->jnf", _signs(key, (J, N, R)), moves))
+
+        null = _each(drawn, key)
     return _Sums(jnp.einsum("jnsf,jnf->sf", w, moves[:, :, 0]), variance, null, False)
 
 
