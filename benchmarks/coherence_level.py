@@ -107,7 +107,7 @@ class Cell(NamedTuple):
             return rng.choice(4, (repetitions, self.n), p=(0.1, 0.2, 0.3, 0.4)).astype(np.int32)
         if self.data == "normal":
             return rng.normal(0.5, 1.0, (repetitions, self.n)).astype(np.float32)
-        return (rng.random((repetitions, self.n)) < self.data).astype(np.int32)
+        return (rng.random((repetitions, self.n)) < float(self.data)).astype(np.int32)
 
 
 BINARY = {"beta_half": BetaBernoulli(0.5, 0.5), "beta_one": BetaBernoulli(1.0, 1.0)}

@@ -1,8 +1,9 @@
 """How often do the calibrated tests notice a rule that is not Bayesian, from 100 paths of 40 steps after one context?
 
 Tempered and drifting rules move the probabilities and are the drift test's business; a sticky rule moves the next
-probability only, which is the lag test's; forgetting a window does both.  Setting as in ``coherence_level``.  A moving average is a martingale that
-is not exchangeable: no test of the martingale property can see it, and the exact tree shows it.
+probability only, which is the lag test's; forgetting all but a window does both.  Setting as in ``coherence_level``.
+A moving average is a martingale that is not exchangeable: no test of the martingale property can see it, and the exact
+tree shows it.
 """
 
 from __future__ import annotations

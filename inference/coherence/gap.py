@@ -90,7 +90,7 @@ def _every(predictor: Predictor, contexts: Array, z: Array) -> Float[Array, "con
 
 
 def one_step_gap(predictor: Predictor, contexts: Any, z: Any) -> Float[np.ndarray, "context path step"]:
-    """The gap before each draw of paths z (context, path, step) that continue contexts (context, n), in double precision.
+    """The gap before each draw of paths z (context, path, step) after contexts (context, n), in double precision.
 
     A probability for finite symbols, predictive standard deviations for real ones; NaN where the integral over real
     symbols misses the rule's own mass, mean or variance by more than 1e-4 (a density with narrow peaks, or tails

@@ -92,17 +92,21 @@ def draw_path(predictor: Predictor, state: Any, key: Key[Array, ""], steps: int,
 
     def real(state: Any, key: Key[Array, ""]) -> tuple[Any, tuple[Array, ...]]:
         fn = predictor.predict(state)
-        z = fn.sample(key)
-        seen: tuple[Array, ...] = (z, expected(fn), fn.log_prob(z))
-        if others:
-            turn = jax.vmap(lambda key: expected(predictor.predict(predictor.update(state, fn.sample(key)))))
-            seen = (*seen, turn(jax.random.split(jax.random.fold_in(key, 1), others)))
-        return predictor.update(state, z), seen
+        if not others:
+            z = fn.sample(key)
+            return predictor.update(state, z), (z, expected(fn), fn.log_prob(z))
+        keys = jnp.concatenate([key[None], jax.random.split(jax.random.fold_in(key, 1), others)])
+        z = jax.vmap(fn.sample)(keys)
+        states = jax.vmap(lambda z: predictor.update(state, z))(z)
+        turned = jax.vmap(lambda state: expected(predictor.predict(state)))(states)
+        first = jax.tree.map(lambda leaf: leaf[0], states)
+        return first, (z[0], expected(fn), fn.log_prob(z[0]), turned[1:])
 
+    scan: Any = jax.lax.scan
     if K is None:
-        last, (z, p, log_p, *turned) = jax.lax.scan(real, state, jax.random.split(key, steps))
+        last, (z, p, log_p, *turned) = scan(real, state, jax.random.split(key, steps))
     else:
-        last, (z, p, log_p, *turned) = jax.lax.scan(finite, state, jax.random.uniform(key, (steps,)))
+        last, (z, p, log_p, *turned) = scan(finite, state, jax.random.uniform(key, (steps,)))
     p = jnp.concatenate([p, expected(predictor.predict(last))[None]])
     return Drawn(z, p, log_p, turned[0] if turned else None)
 

@@ -176,8 +176,8 @@ class Mixture:
     def predict(self, state: MixtureState) -> dist.Distribution:
         fns = [part.predict(s) for part, s in zip(self.parts, state.parts, strict=True)]
         weights = jnp.exp(state.log_weights)
-        probs = [_finite(fn) for fn in fns]
-        if all(p is not None for p in probs):
+        probs = [p for p in map(_finite, fns) if p is not None]
+        if len(probs) == len(fns):
             mixed = jnp.einsum("k,ko->o", weights, jnp.stack(probs))
             return dist.Bernoulli(probs=mixed[1]) if mixed.shape[0] == 2 else dist.Categorical(probs=mixed)
         return dist.MixtureGeneral(dist.Categorical(probs=weights), fns)
