@@ -24,10 +24,10 @@ from ppl_models.program import Predictor
 
 
 class NormalGammaState(NamedTuple):
-    """Posterior ``v ~ InverseGamma(shape, rate)``, ``m | v ~ N(loc, v / count)``."""
+    """Posterior ``v ~ InverseGamma(shape, rate)``, ``m | v ~ N(loc, v / strength)``."""
 
     loc: Float[Array, ""]
-    count: Float[Array, ""]
+    strength: Float[Array, ""]
     shape: Float[Array, ""]
     rate: Float[Array, ""]
 
@@ -71,7 +71,7 @@ class NormalInverseGamma:
         return NormalGammaState(*(jnp.asarray(value, z.dtype) for value in values))
 
     def predict(self, state: NormalGammaState) -> dist.Distribution:
-        square = state.rate * (state.count + 1) / (state.shape * state.count)
+        square = state.rate * (state.strength + 1) / (state.shape * state.strength)
         return dist.StudentT(2 * state.shape, state.loc, jnp.sqrt(square))
 
     def update(self, state: NormalGammaState, z: Shaped[Array, ""]) -> NormalGammaState:
@@ -85,7 +85,7 @@ class NormalInverseGamma:
 
     def posterior(self, state: NormalGammaState) -> dist.Distribution:
         """The marginal ``p(m | z_{1:n})``, Student's t; the variance is ``InverseGamma(state.shape, state.rate)``."""
-        return dist.StudentT(2 * state.shape, state.loc, jnp.sqrt(state.rate / (state.shape * state.count)))
+        return dist.StudentT(2 * state.shape, state.loc, jnp.sqrt(state.rate / (state.shape * state.strength)))
 
 
 class GammaState(NamedTuple):

@@ -287,7 +287,7 @@ def _unknown_variance(model: Callable[..., Any], args: Any, kwargs: Any, first: 
         if not (np.allclose(last.loc, m, atol=1e-6) and np.allclose(last.scale, np.sqrt(v), rtol=1e-5)):
             raise wrong
         seen.append((_one(middle.loc, "loc"), v / _one(middle.scale, "the scale of the mean") ** 2))
-    if not np.allclose(*seen, rtol=1e-5, atol=1e-6):
+    if not np.allclose(seen[0], seen[1], rtol=1e-5, atol=1e-6):
         raise wrong
     (loc, count), _ = seen
     return NormalInverseGamma(loc, round(count, 12), _one(prior.concentration, "shape"), _one(prior.rate, "rate"))
