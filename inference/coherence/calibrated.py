@@ -239,7 +239,7 @@ def martingale_tests(
     """The drift and the lag test; ``finite`` symbols, with p their probabilities, or real ones with g = (z, z^2).
 
     ``others`` is :attr:`Paths.others`; without it the reference of real symbols has the steps seen alone, and is at
-    its level from about 200 steps in all.
+    its level from about 300 steps in all.
     ``se`` is sqrt(V) / J; p = (1 + #{reference draws with as large a statistic}) / (1 + draws).
     """
     J = g.shape[0]
