@@ -1,6 +1,7 @@
 """Is a predictive rule Bayesian?  Martingale and exchangeability checks of any ``ppl_models.program.Predictor``."""
 
 from inference.coherence.calibrated import calibrated_tests as calibrated_tests, drift_curve as drift_curve
+from inference.coherence.gap import one_step_gap as one_step_gap
 from inference.coherence.martingale import martingale_posterior as martingale_posterior
 from inference.coherence.paths import Paths as Paths, paths_tree as paths_tree, predictive_paths as predictive_paths
 from inference.coherence.published import (

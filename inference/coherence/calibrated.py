@@ -14,9 +14,17 @@ is referred to what the rule itself would have drawn.  With two outcomes the mar
 moves after either of them, M_jk = c_jk e_jk with c_jk known before the draw, so the reference draws each Z*_jk from
 p_jk anew and puts e*_jk in place of e_jk: skewed steps and rare symbols, seen or not, have the weight they have (a
 bootstrap of martingale differences, after Wu 1986).  With more outcomes c_jk is that of the symbol seen, exact for
-Dirichlet updating.  For real symbols each step w_jk M_jk is multiplied by an independent two-point variable of mean
-zero and unit variance and third moment (Mammen 1993).  Sums of very many steps are Gaussian: those are drawn from their
-covariance.  The largest |T| over features, and lags, is the statistic.
+Dirichlet updating.
+
+For real symbols the tests are of steps on the rule's own scale, known before each draw: with mean m and standard
+deviation s of the predictive, z is replaced by u = (z - m) / s and z^2 by u^2, so that a wide predictive does not
+outvote the others; weights of the lag test are cut at 2.  The steps after the symbol drawn and after a few ``others``
+from the same predictive each have an independent two-point multiplier of mean zero that keeps the mean square and mean
+cube of these steps (a wild bootstrap; Mammen 1993 for one step).  With unknown variance, 10 paths of 6 steps after 5
+symbols, the steps seen alone gave a level of .11.  Effects and their errors stay in units of z and z^2.
+
+Sums of very many steps are Gaussian: those are drawn from their covariance.  The largest |T| over features, and lags,
+is the statistic.
 
 ``drift_from_draws`` is the first with g(Z) in place of p, by Student's t, where a rule shows its draws only.
 """
@@ -24,8 +32,9 @@ covariance.  The largest |T| over features, and lags, is the statistic.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +49,8 @@ LAGS = (2, 3, 4, 5)
 FLIPS = 400
 GAUSSIAN = 8192
 """Steps of all paths together from which their sums are drawn as Gaussian."""
+CUT = 2.0
+"""Largest weight of one standardised innovation in the lag test of real symbols."""
 
 
 class Outcome(NamedTuple):
@@ -122,75 +133,140 @@ def contrasts(g: Float[Array, "J N feature"], p: Float[Array, "J step_1 feature"
     return jnp.einsum("jnsf,jnf->jsf", _weights(g - p[:, :-1]), jnp.diff(p, axis=1))
 
 
-def _multipliers(key: Key[Array, ""], before: Float[Array, "J N feature"], finite: bool) -> Array:
-    """What stands in place of the innovations (finite symbols) or multiplies the steps (real ones)."""
+def _innovations(key: Key[Array, ""], before: Float[Array, "J N feature"]) -> Float[Array, "J N feature"]:
+    """``g(Z*) - p`` of symbols drawn anew."""
     J, N, F = before.shape
     u = jax.random.uniform(key, (J, N, 1))
-    if not finite:
-        five = math.sqrt(5)
-        return jnp.where(u < (five + 1) / (2 * five), (1 - five) / 2, (1 + five) / 2) * jnp.ones(F)
     if F == 1:
         return (u < before) - before
     edge = jnp.cumsum(before, -1)
     return ((u < edge) & (u >= edge - before)) - before
 
 
-def _gaussian(key: Key[Array, ""], step: Float[Array, "J N stat feature"], before: Array, finite: bool) -> Array:
-    """Draws (FLIPS, stat, feature) of the sum of very many steps, from its covariance."""
-    J, N, S, F = step.shape
-    if finite and F > 1:  # symbols of one draw exclude each other: Cov(e_f, e_h) = [f = h] p_f - p_f p_h
-        root = step * jnp.sqrt(before)[:, :, None]
-        whole = step * before[:, :, None]
-        apart = jnp.einsum("jnsf,jntf->sft", root, root)
-        covariance = jnp.einsum("sft,fh->sfth", apart, jnp.eye(F)) - jnp.einsum("jnsf,jnth->sfth", whole, whole)
-    else:
-        scaled = step * jnp.sqrt(before * (1 - before))[:, :, None] if finite else step
-        covariance = jnp.einsum("jnsf,jnth->sfth", scaled, scaled)
+def _signs(key: Key[Array, ""], shape: tuple[int, int, int]) -> Float[Array, "J N move"]:
+    """Two-point variables of mean 0, variance 1 / R and third moment 1 / R, R moves a step; Mammen's for R = 1."""
+    R = shape[2]
+    skew = math.sqrt(R)  # (2 low - 1) / sqrt(low (1 - low)), solved for low and put on the grid of a random byte
+    low = round(128 * (1 + skew / math.sqrt(skew**2 + 4))) / 256
+    down, up = -math.sqrt((1 - low) / low / R), math.sqrt(low / (1 - low) / R)
+    return jnp.where(jax.random.bits(key, shape, "uint8") < round(256 * low), down, up)
+
+
+def _gaussian(key: Key[Array, ""], covariance: Float[Array, "stat feature stat feature"]) -> Array:
+    """Draws (FLIPS, stat, feature) of the sum of very many steps."""
+    S, F = covariance.shape[:2]
     values, vectors = jnp.linalg.eigh(covariance.reshape(S * F, S * F))
     noise = jax.random.normal(key, (FLIPS, S * F)) * jnp.sqrt(jnp.maximum(values, 0.0))
     return (noise @ vectors.T).reshape(FLIPS, S, F)
 
 
-def martingale_tests(
-    g: Float[Array, "J N feature"], p: Float[Array, "J step_1 feature"], key: Key[Array, ""], *, finite: bool
-) -> tuple[Outcome, Outcome]:
-    """The drift and the lag test; ``finite`` symbols, with p their probabilities, or real ones.
+def _finite_covariance(step: Float[Array, "J N stat feature"], before: Float[Array, "J N feature"]) -> Array:
+    """Covariance of the sum of ``step`` times innovations."""
+    F = before.shape[-1]
+    if F == 1:
+        scaled = step * jnp.sqrt(before * (1 - before))[:, :, None]
+        return jnp.einsum("jnsf,jnth->sfth", scaled, scaled)
+    # Symbols of one draw exclude each other: Cov(e_f, e_h) = [f = h] p_f - p_f p_h.
+    root = step * jnp.sqrt(before)[:, :, None]
+    whole = step * before[:, :, None]
+    apart = jnp.einsum("jnsf,jntf->sft", root, root)
+    return jnp.einsum("sft,fh->sfth", apart, jnp.eye(F)) - jnp.einsum("jnsf,jnth->sfth", whole, whole)
 
+
+class _Sums(NamedTuple):
+    """Statistics summed over paths and steps, their variances, draws of the reference (FLIPS, stat, feature)."""
+
+    total: Float[Array, "stat feature"]
+    variance: Float[Array, "stat feature"]
+    null: Float[Array, "draw stat feature"]
+    broken: Any
+
+
+def _each(draw: Callable[[Key[Array, ""]], Array], key: Key[Array, ""]) -> Array:
+    return jax.lax.map(draw, jax.random.split(key, FLIPS))
+
+
+def _finite_sums(w: Array, e: Array, moved: Array, before: Array, key: Key[Array, ""]) -> _Sums:
+    sure = e == 0  # a symbol of probability 0 or 1: a mean that moves after it is no martingale's
+    step = w * jnp.where(sure, 0.0, moved / jnp.where(sure, 1.0, e))[:, :, None]
+    variance = jnp.sum(step**2 * (before * (1 - before))[:, :, None], (0, 1))
+    if before.shape[0] * before.shape[1] > GAUSSIAN:
+        null = _gaussian(key, _finite_covariance(step, before))
+    else:
+        null = _each(lambda key: jnp.einsum("jnsf,jnf->sf", step, _innovations(key, before)), key)
+    broken = (sure & (jnp.abs(moved) > 1e-6)).any()
+    return _Sums(jnp.einsum("jnsf,jnf->sf", w, moved), variance, null, broken)
+
+
+def _real_sums(w: Array, moves: Float[Array, "J N move feature"], key: Key[Array, ""]) -> _Sums:
+    J, N, R, _ = moves.shape
+    variance = jnp.einsum("jnsf,jnrf->sf", w**2, moves**2) / R
+    if J * N > GAUSSIAN:
+        null = _gaussian(key, jnp.einsum("jnsf,jnth,jnrf,jnrh->sfth", w, w, moves, moves, optimize=True) / R)
+    else:
+
+        def drawn(key: Key[Array, ""]) -> Array:
+            return jnp.einsum("jnsf,jnf->sf", w, jnp.einsum("jnr,jnrf->jnf", _signs(key, (J, N, R)), moves))
+
+        null = _each(drawn, key)
+    return _Sums(jnp.einsum("jnsf,jnf->sf", w, moves[:, :, 0]), variance, null, False)
+
+
+def _on_own_scale(before: Array, e: Array, moves: Array) -> tuple[Array, Array]:
+    """Innovations and moves of u = (z - m) / s and of u^2, from those of z and z^2."""
+    m = before[..., 0]
+    square = jnp.maximum(before[..., 1] - m**2, 1e-30)
+    s = jnp.sqrt(square)
+    u = e[..., 0] / s
+    first = moves[..., 0] / s[..., None]
+    second = (moves[..., 1] - 2 * m[..., None] * moves[..., 0]) / square[..., None]
+    return jnp.stack([u, u**2 - 1], -1), jnp.stack([first, second], -1)
+
+
+def _silent(variance: Array, J: int) -> Array:
+    # Rounding of equal probabilities leaves steps of 1e-8, which are none.
+    return jnp.sqrt(variance / J) <= 1e-7
+
+
+def martingale_tests(
+    g: Float[Array, "J N feature"],
+    p: Float[Array, "J step_1 feature"],
+    key: Key[Array, ""],
+    *,
+    finite: bool,
+    others: Float[Array, "J N other feature"] | None = None,
+) -> tuple[Outcome, Outcome]:
+    """The drift and the lag test; ``finite`` symbols, with p their probabilities, or real ones with g = (z, z^2).
+
+    ``others`` is :attr:`Paths.others`; without it the reference of real symbols has the steps seen alone, and is at
+    its level from about 300 steps in all.
     ``se`` is sqrt(V) / J; p = (1 + #{reference draws with as large a statistic}) / (1 + draws).
     """
-    J, N, F = g.shape
+    J = g.shape[0]
     before = p[:, :-1]
     e, moved = g - before, jnp.diff(p, axis=1)
     w = _weights(e)
     if finite:
-        sure = e == 0  # a symbol of probability 0 or 1: a mean that moves after it is no martingale's
-        step = w * jnp.where(sure, 0.0, moved / jnp.where(sure, 1.0, e))[:, :, None]
-        variance = jnp.sum(step**2 * (before * (1 - before))[:, :, None], (0, 1))
-        broken = (sure & (jnp.abs(moved) > 1e-6)).any()
+        sums = shown = _finite_sums(w, e, moved, before, key)
     else:
-        step, broken = w * moved[:, :, None], jnp.asarray(False)
-        variance = jnp.sum(step**2, (0, 1))
+        moves = moved[:, :, None]
+        if others is not None:
+            moves = jnp.concatenate([moves, others - before[:, :, None]], 2)
+        plain = jnp.einsum("jnsf,jnrf->sf", w**2, moves**2) / moves.shape[2]
+        shown = _Sums(jnp.einsum("jnsf,jnf->sf", w, moved), plain, plain[None], False)
+        e, moves = _on_own_scale(before, e, moves)
+        sums = _real_sums(_weights(jnp.clip(e, -CUT, CUT)), moves, key)
 
-    # Rounding of equal probabilities leaves steps of 1e-8, which are none.
-    silent = jnp.sqrt(variance / J) <= 1e-7
-    scale = jnp.where(silent, jnp.inf, jnp.sqrt(jnp.where(silent, 1.0, variance)))
-    effect = jnp.einsum("jnsf,jnf->sf", w, moved)
-    t = effect / scale
-    if J * N > GAUSSIAN:
-        null = _gaussian(key, step / scale, before, finite)
-    else:
-
-        def drawn(key: Key[Array, ""]) -> Float[Array, "stat feature"]:
-            return jnp.einsum("jnsf,jnf->sf", step, _multipliers(key, before, finite)) / scale
-
-        null = jax.lax.map(drawn, jax.random.split(key, FLIPS))
+    silent = _silent(sums.variance, J)
+    scale = jnp.where(silent, jnp.inf, jnp.sqrt(jnp.where(silent, 1.0, sums.variance)))
+    t, null = sums.total / scale, sums.null / scale
 
     def outcome(part: slice) -> Outcome:
         statistic = jnp.abs(t[part]).max()
         larger = jnp.abs(null[:, part]).max((1, 2)) >= statistic * (1 - 1e-5)  # ties are no evidence
         chance = jnp.where(statistic > 0, (1 + larger.sum()) / (1 + FLIPS), 1.0)
-        se = jnp.where(silent, 0.0, jnp.sqrt(variance))[part] / J
-        return Outcome(effect[part].ravel() / J, se.ravel(), statistic, jnp.where(broken, 0.0, chance))
+        se = jnp.where(_silent(shown.variance, J), 0.0, jnp.sqrt(shown.variance))[part] / J
+        return Outcome(shown.total[part].ravel() / J, se.ravel(), statistic, jnp.where(sums.broken, 0.0, chance))
 
     return outcome(slice(0, 1)), outcome(slice(1, None))
 
@@ -198,6 +274,20 @@ def martingale_tests(
 def is_finite(names: tuple[str, ...]) -> bool:
     """Whether features of these names are probabilities of symbols."""
     return names != ("z", "z^2")
+
+
+def check_moments(p: Float[np.ndarray, "*path feature"], names: tuple[str, ...]) -> None:
+    """Raise ``ValueError`` for predictive means that are not finite, or too large beside their spread to be tested."""
+    if not np.isfinite(p).all():
+        raise ValueError(
+            "a predictive mean or second moment is not finite; the tests follow E z and E z^2, which a Student's t of "
+            "two or fewer degrees of freedom does not have: give a longer context or a prior of more shape"
+        )
+    if not is_finite(names) and (p[..., 1] - p[..., 0] ** 2 < 1e-4 * p[..., 1]).any():
+        raise ValueError(
+            "the predictive standard deviation is below 1 % of the distance from zero, too little for single "
+            "precision; subtract a constant from the symbols"
+        )
 
 
 def check_length(N: int, J: int) -> None:
@@ -218,11 +308,13 @@ def holm(p: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
 
 
 @partial(jax.jit, static_argnames="finite")
-def _tests(g: Array, p: Array, key: Key[Array, ""], *, finite: bool) -> tuple[Outcome, Outcome, Outcome]:
+def _tests(
+    g: Array, p: Array, key: Key[Array, ""], others: Array | None, *, finite: bool
+) -> tuple[Outcome, Outcome, Outcome]:
     tests_key, draws_key = jax.random.split(key)
     contrast = halves(g)
     draws = t_test(contrast[:, 0]) if contrast.shape[1] == 1 else sign_flip_test(contrast, draws_key)
-    return *martingale_tests(g, p, tests_key, finite=finite), draws
+    return *martingale_tests(g, p, tests_key, finite=finite, others=others), draws
 
 
 def calibrated_tests(paths: Paths, *, key: Key[Array, ""]) -> pd.DataFrame:
@@ -232,7 +324,9 @@ def calibrated_tests(paths: Paths, *, key: Key[Array, ""]) -> pd.DataFrame:
     The row ``drift_from_draws`` uses no probabilities; it is there for comparison and stays outside the adjustment.
     """
     check_length(paths.z.shape[1], paths.z.shape[0])
-    drift, lag, draws = _tests(jnp.asarray(paths.g), jnp.asarray(paths.p), key, finite=is_finite(paths.names))
+    check_moments(paths.p, paths.names)
+    others = None if paths.others is None else jnp.asarray(paths.others)
+    drift, lag, draws = _tests(jnp.asarray(paths.g), jnp.asarray(paths.p), key, others, finite=is_finite(paths.names))
     found = {
         "drift": (drift, list(paths.names)),
         "lag": (lag, [f"{name}, lag {k}" for k in LAGS for name in paths.names]),

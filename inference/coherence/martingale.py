@@ -52,7 +52,7 @@ def martingale_posterior(
         raise ValueError(f"part must be 'full' (context and path) or 'imputed' (path only), got {part!r}")
     if draws % chains:
         raise ValueError(f"draws must be a multiple of chains={chains}, got {draws}")
-    paths = predictive_paths(predictor, context, steps=steps, paths=draws, key=key)
+    paths = predictive_paths(predictor, context, steps=steps, paths=draws, key=key, others=0)
     sequence = paths.z
     if part == "full":
         sequence = np.concatenate([np.broadcast_to(paths.context, (draws, len(paths.context))), paths.z], 1)

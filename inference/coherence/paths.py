@@ -19,6 +19,9 @@ from inference.coherence._call import call, kind_of
 from inference.coherence._symbols import Kind, check_context, expected, features, match_context, outcomes
 from ppl_models.program import Predictor
 
+OTHERS = 4
+"""Further symbols a step of a real rule: the reference of its tests."""
+
 
 @dataclass(frozen=True)
 class Paths:
@@ -30,6 +33,8 @@ class Paths:
                  and after the last; the probability of symbol 1 for a binary rule.
     ``log_p``    log-probability or log-density of each drawn symbol, nats.
     ``names``    the features g: ``("z=1",)``; ``("z=0", ..., "z=K-1")``; ``("z", "z^2")``.
+    ``others``   real symbols only, (path, step, other, feature): E[g(Z_{n+k+1}) | path before draw k, another draw k],
+                 what ``p`` would have become after other symbols from the same distribution; the tests' reference.
 
     A predictor that cannot be traced fills the same arrays itself; every test reads only these.
     """
@@ -39,6 +44,7 @@ class Paths:
     p: Float[np.ndarray, "path step_1 feature"]
     log_p: Float[np.ndarray, "path step"]
     names: tuple[str, ...]
+    others: Float[np.ndarray, "path step other feature"] | None = None
 
     def __post_init__(self) -> None:
         J, N = self.z.shape
@@ -60,17 +66,20 @@ class Drawn(NamedTuple):
     z: Num[Array, "*path step"]
     p: Float[Array, "*path step_1 feature"]
     log_p: Float[Array, "*path step"]
+    others: Float[Array, "*path step other feature"] | None = None
 
 
-def draw_path(predictor: Predictor, state: Any, key: Key[Array, ""], steps: int) -> Drawn:
+def draw_path(predictor: Predictor, state: Any, key: Key[Array, ""], steps: int, others: int = 0) -> Drawn:
     """One path of ``steps`` symbols from a state; pure, for use under ``vmap``.
+
+    A real rule is also asked what it would say next after ``others`` further symbols a step.
 
     A finite rule is drawn by inverting its distribution function at uniforms made all at once, which is several times
     cheaper than a random key a step.
     """
     K = outcomes(predictor.predict(state))
 
-    def finite(state: Any, u: Float[Array, ""]) -> tuple[Any, tuple[Array, Array, Array]]:
+    def finite(state: Any, u: Float[Array, ""]) -> tuple[Any, tuple[Array, ...]]:
         fn = predictor.predict(state)
         p = expected(fn)
         if K == 2 and p.shape[-1] == 1:
@@ -81,27 +90,42 @@ def draw_path(predictor: Predictor, state: Any, key: Key[Array, ""], steps: int)
             chance = p[z]
         return predictor.update(state, z), (z, p, jnp.log(chance))
 
-    def real(state: Any, key: Key[Array, ""]) -> tuple[Any, tuple[Array, Array, Array]]:
+    def real(state: Any, key: Key[Array, ""]) -> tuple[Any, tuple[Array, ...]]:
         fn = predictor.predict(state)
-        z = fn.sample(key)
-        return predictor.update(state, z), (z, expected(fn), fn.log_prob(z))
+        if not others:
+            z = fn.sample(key)
+            return predictor.update(state, z), (z, expected(fn), fn.log_prob(z))
+        keys = jnp.concatenate([key[None], jax.random.split(jax.random.fold_in(key, 1), others)])
+        z = jax.vmap(fn.sample)(keys)
+        states = jax.vmap(lambda z: predictor.update(state, z))(z)
+        turned = jax.vmap(lambda state: expected(predictor.predict(state)))(states)
+        first = jax.tree.map(lambda leaf: leaf[0], states)
+        return first, (z[0], expected(fn), fn.log_prob(z[0]), turned[1:])
 
+    scan: Any = jax.lax.scan
     if K is None:
-        last, (z, p, log_p) = jax.lax.scan(real, state, jax.random.split(key, steps))
+        last, (z, p, log_p, *turned) = scan(real, state, jax.random.split(key, steps))
     else:
-        last, (z, p, log_p) = jax.lax.scan(finite, state, jax.random.uniform(key, (steps,)))
-    return Drawn(z, jnp.concatenate([p, expected(predictor.predict(last))[None]]), log_p)
+        last, (z, p, log_p, *turned) = scan(finite, state, jax.random.uniform(key, (steps,)))
+    p = jnp.concatenate([p, expected(predictor.predict(last))[None]])
+    return Drawn(z, p, log_p, turned[0] if turned else None)
 
 
-def draw_paths(predictor: Predictor, context: Array, key: Key[Array, ""], *, steps: int, paths: int) -> Drawn:
+def draw_paths(
+    predictor: Predictor, context: Array, key: Key[Array, ""], *, steps: int, paths: int, others: int = 0
+) -> Drawn:
     """``paths`` independent paths after one context, which is read once; pure, for use under ``jit``."""
     state = predictor.init(context)
     keys = jax.random.split(key, paths)
-    return jax.vmap(lambda key: draw_path(predictor, state, key, steps))(keys)
+    return jax.vmap(lambda key: draw_path(predictor, state, key, steps, others))(keys)
 
 
-def predictive_paths(predictor: Predictor, context: Any, *, steps: int, paths: int = 100, key: Key[Array, ""]) -> Paths:
+def predictive_paths(
+    predictor: Predictor, context: Any, *, steps: int, paths: int = 100, key: Key[Array, ""], others: int = OTHERS
+) -> Paths:
     """Continue a context (n,) by ``steps`` symbols, ``paths`` times, drawing from the rule itself.
+
+    ``others`` further symbols a step of a real rule give its tests their reference; 0 saves their time and memory.
 
     Paths are independent given the context; the same key gives the same paths.  Compiled once for all rules of one
     type and contexts of one length.
@@ -114,9 +138,9 @@ def predictive_paths(predictor: Predictor, context: Any, *, steps: int, paths: i
         if not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     context, fn = fitting_context(predictor, context, ahead=steps)
-    drawn = call(draw_paths, predictor, context, key, steps=steps, paths=paths)
-    z, p, log_p = (np.asarray(a) for a in drawn)
-    return Paths(context, z, p, log_p, fn.names)
+    drawn = call(draw_paths, predictor, context, key, steps=steps, paths=paths, others=others)
+    z, p, log_p = (np.asarray(a) for a in drawn[:3])
+    return Paths(context, z, p, log_p, fn.names, None if drawn.others is None else np.asarray(drawn.others))
 
 
 def fitting_context(predictor: Predictor, context: Any, ndim: int = 1, *, ahead: int = 0) -> tuple[np.ndarray, Kind]:

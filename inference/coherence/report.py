@@ -17,8 +17,9 @@ from jaxtyping import Array, Float, Key
 
 from inference.coherence._call import call
 from inference.coherence._symbols import expected, feature_names, features
-from inference.coherence.calibrated import check_length, holm, is_finite, martingale_tests
-from inference.coherence.paths import Paths, draw_paths, fitting_context, predictive_paths
+from inference.coherence.calibrated import check_length, check_moments, holm, is_finite, martingale_tests
+from inference.coherence.gap import one_step_gap, paths_within_budget
+from inference.coherence.paths import OTHERS, Paths, draw_paths, fitting_context, predictive_paths
 from inference.coherence.published import falck2024
 from inference.coherence.tree import tree_table
 from ppl_models.program import Predictor
@@ -27,6 +28,9 @@ EXACT = 1e-9
 """Below this a defect of a tree in double precision is rounding."""
 NEARLY = 0.01
 """A typical change of a probability below this is called nearly coherent: a matter of words, not a test."""
+
+SPREAD = "predictive sd"
+"""Unit of the one-step gap of real symbols."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,13 @@ class Coherence:
         told_p = f" ({', '.join(told)}, Holm-adjusted over {len(self.contexts)} contexts)"
         rejected = bool((tested < 0.05).any())
         if "node_rms" not in self.summary.index:
+            gap = self.summary.loc["one_step_gap"]
             return (
                 "The drift and lag tests "
                 + ("reject" if rejected else "do not reject")
-                + f" the martingale property{told_p}; real symbols have no exact tree."
+                + f" the martingale property{told_p}; by one query of itself it changes its mind by "
+                + f"{gap['largest']:.2g} ({gap['unit']}, worst context); "
+                + ("real symbols have no exact tree." if gap["unit"] == SPREAD else "the exact tree was left out.")
             )
         change = float(self.summary.loc["node_rms", "largest"])
         order = float(self.summary.loc["kl_per_symbol", "largest"])
@@ -71,24 +78,32 @@ class Coherence:
         )
 
 
-def _tests(predictor: Predictor, context: Array, key: Key[Array, ""], steps: int, paths: int) -> dict[str, Array]:
+def _tests(
+    predictor: Predictor, context: Array, key: Key[Array, ""], steps: int, paths: int, followed: int
+) -> dict[str, Array]:
     fn = predictor.predict(predictor.init(context))
     draw_key, test_key = jax.random.split(key)
-    drawn = draw_paths(predictor, context, draw_key, steps=steps, paths=paths)
+    drawn = draw_paths(predictor, context, draw_key, steps=steps, paths=paths, others=OTHERS)
     names = feature_names(fn)
-    drift, lag = martingale_tests(features(drawn.z, names), drawn.p, test_key, finite=is_finite(names))
+    drift, lag = martingale_tests(
+        features(drawn.z, names), drawn.p, test_key, finite=is_finite(names), others=drawn.others
+    )
     found = {"drift": _largest(drift.effect), "drift_se": drift.se.max(), "drift_p": drift.p_value}
     move = _largest((drawn.p[:, -1] - drawn.p[:, 0]).mean(0))
-    return {"move": move} | found | {"lag": _largest(lag.effect), "lag_se": lag.se.max(), "lag_p": lag.p_value}
+    found |= {"lag": _largest(lag.effect), "lag_se": lag.se.max(), "lag_p": lag.p_value}
+    shown = drawn.p if drawn.others is not None else drawn.p[:1, :1]  # moments, to be checked
+    return {"move": move} | found | {"z": drawn.z[:followed], "shown": shown}
 
 
 def _largest(effect: Array) -> Array:
     return effect[jnp.abs(effect).argmax()]
 
 
-def _every(predictor: Predictor, contexts: Array, keys: Array, *, steps: int, paths: int) -> dict[str, Array]:
+def _every(
+    predictor: Predictor, contexts: Array, keys: Array, *, steps: int, paths: int, followed: int
+) -> dict[str, Array]:
     return jax.lax.map(
-        lambda item: _tests(predictor, item[0], item[1], steps, paths),
+        lambda item: _tests(predictor, item[0], item[1], steps, paths, followed),
         (contexts, keys),
         batch_size=min(32, contexts.shape[0]),
     )
@@ -106,9 +121,11 @@ def coherence(
     """Measure and test the coherence of a predictor after each of several contexts (contexts, n) of one length.
 
     Effect sizes: for finite symbols the exact tree to ``depth`` (8, or as deep as 4,096 sequences allow; 0 leaves it
-    out): ``root_gap``, ``node_rms``, ``kl_per_symbol``; for all, ``move`` = E p_{n+N+1} - p_{n+1}.  Tests: ``drift``
-    and ``lag`` of ``calibrated_tests``.  Over contexts: ``rejected``, the share below 5 %, and ``p_value`` by Fisher's
-    combination (null: a martingale after every one of the contexts; signed effects would cancel between contexts),
+    out): ``root_gap``, ``node_rms``, ``kl_per_symbol``; for all ``one_step_gap``, the mean along the paths, or as many
+    of them as cost no more than drawing all, and ``one_step_gap_max``, without Monte Carlo error at each place of a
+    path (:func:`one_step_gap`); ``move`` = E p_{n+N+1} - p_{n+1}.  Tests: ``drift`` and ``lag`` of
+    ``calibrated_tests``.  Over contexts: ``rejected``, the share below 5 %, and ``p_value`` by Fisher's combination
+    (null: a martingale after every one of the contexts; signed effects would cancel between contexts),
     Holm-adjusted over the two tests.  Take 20 contexts or more for a claim about the predictor.
 
     >>> found = coherence(BetaBernoulli(), np.array([[1, 0, 1, 1]] * 4), key=jax.random.key(0))
@@ -120,7 +137,11 @@ def coherence(
         raise ValueError("contexts is empty, expected at least one row")
     contexts, fn = fitting_context(predictor, contexts, ndim=2, ahead=steps)
     keys = jax.random.split(key, len(contexts))
-    found = call(_every, predictor, contexts, keys, steps=steps, paths=paths)
+    followed = paths_within_budget(fn.K, paths)
+    found = call(_every, predictor, contexts, keys, steps=steps, paths=paths, followed=followed)
+    check_moments(np.asarray(found.pop("shown")), fn.names)
+    gap = one_step_gap(predictor, contexts, np.asarray(found.pop("z"))).reshape(len(contexts), -1)
+    found = {"one_step_gap": gap.mean(1), "one_step_gap_max": gap.max(1)} | found
     table = pd.DataFrame({name: np.asarray(value, float) for name, value in found.items()})
     table.index.name = "context"
     table.insert(0, "p_next", _next(predictor, contexts))
@@ -130,7 +151,7 @@ def coherence(
     if depth:
         tree = tree_table(predictor, contexts, depth=depth)
         table = pd.concat([tree.drop(columns="root_gap_symbol"), table], axis=1)
-    summary = _summary(table)
+    summary = _summary(table, finite=K is not None)
     for made in (table, summary):
         made.attrs.update(
             method="calibrated", contexts=len(contexts), n=contexts.shape[1], steps=steps, paths=paths, depth=depth
@@ -147,23 +168,26 @@ def _next(predictor: Predictor, contexts: np.ndarray) -> np.ndarray:
     return value[:, 0] if value.shape[1] < 3 else value.max(1)
 
 
-_UNITS = {
+_UNITS: dict[str, tuple[str | None, str]] = {
     "root_gap": ("probability", "largest change of the expected probability of a symbol, 2 to depth + 1 steps on"),
     "node_rms": ("probability", "change of mind by querying itself, typical over nodes"),
     "node_max": ("probability", "change of mind by querying itself, worst node"),
     "kl_per_symbol": ("nats", "dependence on the order of symbols"),
     "order_ratio": ("ratio", "probability of the likeliest over the least likely order of the same symbols"),
+    "one_step_gap": (None, "change of mind by one query of itself, mean along the paths"),
+    "one_step_gap_max": (None, "the same, at the worst place of the paths"),
     "move": ("mean of g", "E p after the last step - p before the first"),
     "drift": ("mean of g", "first half minus second half of the predictive means"),
     "lag": ("mean of g", "what a symbol does to the next probability and not to later ones"),
 }
 
 
-def _summary(table: pd.DataFrame) -> pd.DataFrame:
+def _summary(table: pd.DataFrame, *, finite: bool) -> pd.DataFrame:
     rows = []
     for name, (unit, meaning) in _UNITS.items():
         if name not in table:
             continue
+        unit = unit or ("probability" if finite else SPREAD)
         values = table[name].to_numpy()
         worst = values[np.abs(values).argmax()]
         row = {"quantity": name, "mean": values.mean(), "largest": worst, "unit": unit}
@@ -192,6 +216,6 @@ def published(
     tables = []
     for context, k in zip(contexts, jax.random.split(key, len(contexts)), strict=True):
         path_key, reference_key = jax.random.split(k)
-        drawn: Paths = predictive_paths(predictor, context, steps=steps, paths=paths, key=path_key)
+        drawn: Paths = predictive_paths(predictor, context, steps=steps, paths=paths, key=path_key, others=0)
         tables.append(falck2024(drawn, key=reference_key, **options))
     return pd.concat(tables, keys=range(len(tables)), names=["context"])

@@ -1,5 +1,10 @@
 """In-context predictors: exact, learned and deliberately wrong rules for the next symbol of a sequence."""
 
+from ppl_models.in_context.exact import (
+    GammaPoisson as GammaPoisson,
+    Mixture as Mixture,
+    NormalInverseGamma as NormalInverseGamma,
+)
 from ppl_models.in_context.predictors import (
     BetaBernoulli as BetaBernoulli,
     DirichletCategorical as DirichletCategorical,

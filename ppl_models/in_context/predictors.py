@@ -6,6 +6,7 @@
     real      Normal(loc, scale)               Normal(theta, noise) precision and precision-weighted sum
 
 Each is a martingale in its predictive probabilities and exchangeable: the reference for every coherence check.
+Unknown variance, counts and mixtures of priors are in ``exact.py``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from jaxtyping import Array, Float, Shaped
 from numpyro.handlers import seed, substitute, trace
 
 from ppl_models.in_context._rule import check_positive, rule
+from ppl_models.in_context.exact import GammaPoisson, Mixture, NormalInverseGamma, mixture_parts
 from ppl_models.program import Predictor
 
 
@@ -177,7 +179,16 @@ _MATCHES = (
         lambda prior, noise: NormalNormal(_one(prior.loc, "loc"), _one(prior.scale, "scale"), _one(noise, "noise")),
         "Normal prior of the loc of a Normal with known scale",
     ),
+    _Match(
+        dist.Gamma,
+        (dist.Poisson,),
+        lambda fn: fn.rate,
+        lambda fn: (),
+        lambda prior: GammaPoisson(_one(prior.concentration, "a"), _one(prior.rate, "b")),
+        "Gamma prior of the rate of a Poisson",
+    ),
 )
+_MIXTURES = dist.MixtureGeneral | dist.MixtureSameFamily
 
 
 def _samples(model: Callable[..., Any], args: Any, kwargs: Any, data: dict[str, Any], key: int) -> list[Any]:
@@ -190,11 +201,13 @@ def conjugate(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Predictor
     """Return the exact predictor of a NumPyro program over one theta and one sequence, found by tracing it.
 
     The program draws theta once and then i.i.d. symbols given theta, in a plate or by ``.expand``.  It is traced as
-    ``model(*args, **kwargs)``; a program of this package takes ``size=1``.  The likelihood is recognised by its type
-    and by *being* theta in the right parameter for two different values of theta, not by the text of the program.
+    ``model(*args, **kwargs)``; a program of this package takes ``size=1``.  The prior may be a mixture of conjugate
+    ones; a Normal with unknown mean and variance draws ``v ~ InverseGamma``, then ``m ~ Normal(loc, sqrt(v / count))``.
+    The likelihood is recognised by its type and by *being* theta in the right parameter for two different values of
+    theta, not by the text of the program.
 
-    Raises ``ValueError`` if the program has other than two sample sites, if no conjugate pair matches, or if the
-    likelihood depends on theta in another way.
+    Raises ``ValueError`` if the program has other than two (three) sample sites, if no conjugate pair matches, or if
+    the likelihood depends on theta in another way.
 
     >>> import numpyro
     >>> def coin():
@@ -212,6 +225,8 @@ def conjugate(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Predictor
 def _conjugate(model: Callable[..., Any], args: Any, kwargs: Any) -> Predictor:
     remedy = "; for other programs train a set encoder or a prior-fitted network on draws of the program"
     first = _samples(model, args, kwargs, {}, 0)
+    if len(first) == 3:
+        return _unknown_variance(model, args, kwargs, first, remedy)
     if len(first) != 2:
         raise ValueError(
             f"a conjugate program has two sample sites, theta and symbols, got {[name for name, _ in first]}{remedy}"
@@ -223,9 +238,11 @@ def _conjugate(model: Callable[..., Any], args: Any, kwargs: Any) -> Predictor:
             f"site {latent!r} has shape {prior_site['value'].shape}, expected one theta for one sequence; "
             "trace the program for a single sequence (size=1)"
         )
+    mixed = mixture_parts(prior) if isinstance(prior, _MIXTURES) else []
+    kinds = {type(part) for part in mixed or [prior]}
     for match in _MATCHES:
         likelihood = _bare(first[1][1]["fn"])
-        if type(prior) is match.prior and isinstance(likelihood, match.likelihood):
+        if kinds == {match.prior} and isinstance(likelihood, match.likelihood):
             break
     else:
         known = "; ".join(m.text for m in _MATCHES)
@@ -246,4 +263,31 @@ def _conjugate(model: Callable[..., Any], args: Any, kwargs: Any) -> Predictor:
         seen.append([_one(c, f"a parameter of {observed!r}") for c in match.constants(fn)])
     if seen[0] != seen[1]:
         raise ValueError(f"the scale of {observed!r} depends on {latent!r}, expected a known constant{remedy}")
-    return match.make(prior, *seen[0])
+    if not mixed:
+        return match.make(prior, *seen[0])
+    weights = tuple(np.asarray(prior.mixing_distribution.probs, float).tolist())
+    return Mixture(tuple(match.make(part, *seen[0]) for part in mixed), weights)
+
+
+def _unknown_variance(model: Callable[..., Any], args: Any, kwargs: Any, first: list[Any], remedy: str) -> Predictor:
+    """``v ~ InverseGamma(shape, rate)``, ``m ~ N(loc, sqrt(v / count))``, symbols ``N(m, sqrt(v))``; by two values."""
+    names = [name for name, _ in first]
+    text = "v ~ InverseGamma(shape, rate), m ~ Normal(loc, sqrt(v / count)), z ~ Normal(m, sqrt(v))"
+    wrong = ValueError(f"a conjugate program of three sample sites is {text}; the sites {names} are not{remedy}")
+    prior = _bare(first[0][1]["fn"])
+    if type(prior) is not dist.InverseGamma or first[0][1]["value"].size != 1 or first[1][1]["value"].size != 1:
+        raise wrong
+    seen = []
+    for v, m in ((0.7, -0.4), (1.9, 1.3)):
+        given = {name: np.full(site["value"].shape, x) for (name, site), x in zip(first[:2], (v, m), strict=True)}
+        sites = [_bare(site["fn"]) for _, site in _samples(model, args, kwargs, given, 2)]
+        if not all(isinstance(fn, dist.Normal) for fn in sites[1:]):
+            raise wrong
+        middle, last = sites[1:]
+        if not (np.allclose(last.loc, m, atol=1e-6) and np.allclose(last.scale, np.sqrt(v), rtol=1e-5)):
+            raise wrong
+        seen.append((_one(middle.loc, "loc"), v / _one(middle.scale, "the scale of the mean") ** 2))
+    if not np.allclose(seen[0], seen[1], rtol=1e-5, atol=1e-6):
+        raise wrong
+    (loc, count), _ = seen
+    return NormalInverseGamma(loc, round(count, 12), _one(prior.concentration, "shape"), _one(prior.rate, "rate"))

@@ -19,6 +19,7 @@ from inference.coherence.calibrated import contrasts, holm, martingale_tests, si
 from inference.coherence.paths import draw_paths
 from inference.coherence.report import fisher
 from ppl_models.in_context import rules
+from ppl_models.in_context.exact import NormalInverseGamma
 from ppl_models.in_context.predictors import BetaBernoulli, DirichletCategorical, NormalNormal
 
 CONTEXT = np.array([0, 1, 1, 0, 1, 0, 0, 1, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0])
@@ -55,6 +56,46 @@ def test_a_predictor_that_is_no_pytree_works_too():
     assert drawn.z.mean() == pytest.approx(0.25, abs=0.012)
     table = calibrated_tests(drawn, key=jax.random.key(0))
     assert table.loc[["drift", "lag"], "p_value"].tolist() == [1.0, 1.0]  # constant probabilities: nothing to reject
+
+
+def test_further_symbols_leave_the_paths_as_they_are_and_turn_the_mean_from_them():
+    rule, context = NormalNormal(0.0, 2.0, 1.0), np.array([0.3, -1.0, 2.0])
+    plain, turned = (
+        predictive_paths(rule, context, steps=6, paths=400, key=jax.random.key(4), others=k) for k in (0, 4)
+    )
+    np.testing.assert_allclose(plain.z, turned.z, rtol=1e-5)
+    assert plain.others is None and turned.others.shape == (400, 6, 4, 2)
+    # m' - m = (z - m) / (n + 1 + 1/4) at step n + 1, and z has the variance of the predictive.
+    before = turned.p[:, :-1]
+    move = turned.others[..., 0] - before[:, :, None, 0]
+    spread = np.sqrt(before[..., 1] - before[..., 0] ** 2) / (3 + np.arange(1, 7) + 0.25)
+    assert stats.kstest((move / spread[..., None])[:, 2].ravel(), "norm").pvalue > 0.01
+
+
+def test_multipliers_keep_mean_square_and_cube():
+    for R in (1, 5):
+        signs = np.asarray(calibrated._signs(jax.random.key(0), (200, 1000, R)), float)
+        assert signs.mean() == pytest.approx(0, abs=0.005)
+        assert (signs**2).mean() == pytest.approx(1 / R, rel=0.02)
+        assert (signs**3).mean() == pytest.approx(1 / R, rel=0.03)
+
+
+def test_the_level_holds_for_real_symbols_of_unknown_variance():
+    """With the steps seen alone .11 were rejected at 5 %; 600 repetitions, 4 s.e."""
+    rule, given = NormalInverseGamma(), jax.random.normal(jax.random.key(9), (600, 5))
+
+    def one(item):
+        context, key = item
+        draw_key, test_key = jax.random.split(key)
+        drawn = draw_paths(rule, context, draw_key, steps=6, paths=10, others=4)
+        g = jnp.stack([drawn.z, drawn.z**2], -1)
+        tests = martingale_tests(g, drawn.p, test_key, finite=False, others=drawn.others)
+        return [test.p_value for test in tests]
+
+    keys = jax.random.split(jax.random.key(3), 600)
+    drift, lag = (np.asarray(p) for p in jax.jit(lambda x: jax.lax.map(one, x, batch_size=50))((given, keys)))
+    assert (drift < 0.05).mean() < 0.086 and (lag < 0.05).mean() < 0.086
+    assert (drift < 0.3).mean() > 0.2 and (lag < 0.3).mean() > 0.15
 
 
 def test_t_test_and_holm_agree_with_scipy_and_hand():
@@ -102,9 +143,9 @@ def test_very_many_steps_are_drawn_from_the_covariance_of_their_sum(rule, monkey
     step = jax.random.normal(jax.random.key(2), (60, 20, 5, p.shape[-1]))
     monkeypatch.setattr(calibrated, "FLIPS", 4000)
     keys = jax.random.split(jax.random.key(3), 4000)
-    one = lambda key: jnp.einsum("jnsf,jnf->sf", step, calibrated._multipliers(key, p[:, :-1], True))  # noqa: E731
+    one = lambda key: jnp.einsum("jnsf,jnf->sf", step, calibrated._innovations(key, p[:, :-1]))  # noqa: E731
     each = np.asarray(jax.lax.map(one, keys)).reshape(4000, -1)
-    sums = np.asarray(calibrated._gaussian(keys[0], step, p[:, :-1], True)).reshape(4000, -1)
+    sums = np.asarray(calibrated._gaussian(keys[0], calibrated._finite_covariance(step, p[:, :-1]))).reshape(4000, -1)
     size = np.sqrt(np.outer(each.var(0), each.var(0)))
     np.testing.assert_allclose(np.cov(each.T) / size, np.cov(sums.T) / size, atol=0.1)  # 4 s.e. of either
 

@@ -94,7 +94,10 @@ def test_programs_are_recognised(plate):
 @pytest.mark.parametrize(
     "program, message",
     [
-        (_program(dist.Gamma(1.0, 2.0), dist.Poisson), "no conjugate rule for a Gamma prior .* prior-fitted network"),
+        (
+            _program(dist.Gamma(1.0, 2.0), dist.Exponential),
+            "no conjugate rule for a Gamma prior .* prior-fitted network",
+        ),
         (_program(dist.Beta(1.0, 1.0), lambda t: dist.Bernoulli(t**2)), "transformation of 'theta'"),
         (_program(dist.Normal(0.0, 1.0), lambda t: dist.Normal(t, jnp.exp(t))), "scale of 'z' depends on 'theta'"),
         (
