@@ -29,7 +29,7 @@ REAL, REAL_Z = np.array([[0.3, -1.0, 2.0, 0.1, 0.4]]), np.random.default_rng(1).
         (GammaPoisson(2.0, 0.5), np.array([[3.0, 0.0, 5.0]]), np.array([[[2.0, 7.0, 1.0]]])),
         (Mixture((NormalNormal(-1.0, 0.5), NormalNormal(1.0, 0.5)), (0.5, 0.5)), REAL, REAL_Z),
     ],
-    ids=repr,
+    ids=["beta", "dirichlet", "mixture", "ewma", "normal", "unknown_variance", "counts", "normal_mixture"],
 )
 def test_exact_rules_have_none(rule, context, z):
     gap = one_step_gap(rule, context, z)
@@ -95,7 +95,7 @@ def _discounted(seq, k):
         (rules.Window(4), _window),
         (rules.Discounted(0.9, discount_prior=False), _discounted),
     ],
-    ids=repr,
+    ids=["tempered", "sticky", "alternate", "drift", "window", "discounted"],
 )
 def test_wrong_rules_have_their_closed_form(rule, closed_form):
     gap = one_step_gap(rule, CONTEXT[None], Z)[0]
