@@ -44,7 +44,12 @@ types: $(VENV)/.dev  ## check the types
 	@$(BIN)/mypy
 
 bench: $(VENV)/.project  ## run the benchmarks (NAME=one QUICK=1 choose), then print the table
+ifneq ($(and $(QUICK),$(if $(NAME),,all)),)
+	@$(BIN)/python -m benchmarks run --all --quick --shard 1/2 & first=$$!; \
+	$(BIN)/python -m benchmarks run --all --quick --shard 2/2; wait $$first
+else
 	@$(BIN)/python -m benchmarks run $(or $(NAME),--all) $(if $(QUICK),--quick)
+endif
 	@$(BIN)/python -m benchmarks table $(if $(QUICK),--quick)
 
 notebooks: $(VENV)/.dev  ## execute every notebook at small size

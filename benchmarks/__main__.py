@@ -26,11 +26,19 @@ def list_() -> int:
     return 0
 
 
+def _shard(names: tuple[str, ...], shard: str) -> tuple[str, ...]:
+    i, _, n = shard.partition("/")
+    if not (i.isdigit() and n.isdigit() and 1 <= int(i) <= int(n)):
+        raise harness.UsageError(f"--shard is i/n with 1 <= i <= n, got {shard!r}; 1/2 and 2/2 make two halves")
+    return names[int(i) - 1 :: int(n)]
+
+
 @app.command
 def run(
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     all: Flag = False,
     quick: Flag = False,
+    shard: str = "1/1",
 ) -> int:
     """Run benchmarks and write their records.
 
@@ -38,8 +46,10 @@ def run(
         names: Names of benchmarks (see list).
         all: Run every benchmark.
         quick: A small run that shows that the benchmark works; its records are kept apart from the real ones.
+        shard: Every n-th of them, from the i-th on, as i/n: quick runs of all in several processes.
     """
     chosen = tuple(harness.benchmarks()) if all else names
+    chosen = _shard(chosen, shard)
     if not chosen and not all:
         raise harness.UsageError("give the name of a benchmark, or --all; python -m benchmarks list shows them")
     questions = harness.benchmarks()
