@@ -9,7 +9,6 @@ from inference import fit
 from inference.checking.refinement import Refined
 from inference.cli import learnt, refined, tables
 from inference.cli.app import parse
-from inference.cli.common import UsageError
 from ppl_models.mfcvae.mixture import unconstrained
 from ppl_models.mfcvae.use import assign, encode
 from tests.toy import PPCA, register_toy, toy_data
@@ -107,10 +106,10 @@ def test_the_second_sentence_says_which_facet_carries_the_factor() -> None:
 
 
 @pytest.mark.parametrize("verb", ["diagnose", "report"])
-def test_verbs_with_kept_usage_lines_take_the_option_too(verb: str) -> None:
+def test_verbs_that_read_a_run_take_the_option_too(verb: str) -> None:
     assert parse([verb, "runs/a"]).refine is None
     assert parse([verb, "--refine", "all", "runs/a"]).refine == parse([verb, "runs/a", "--refine=all"]).refine == "all"
-    with pytest.raises(UsageError, match="--refine must be one of none, flagged, all, got 'some'"):
+    with pytest.raises(SystemExit):
         parse([verb, "runs/a", "--refine", "some"])
     assert parse(["compare", "a", "b", "--refine", "none"]).refine == "none"
     assert parse(["assign", "a", "--refine", "all"]).refine == "all"

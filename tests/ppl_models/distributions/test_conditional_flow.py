@@ -26,6 +26,13 @@ from ppl_models.networks.flow import BOX, CouplingFlow, inverse_spline, knots, s
 rng = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def same_numbers():
+    """The numbers of a test do not depend on which tests ran before."""
+    global rng
+    rng = np.random.default_rng(0)
+
+
 def normal(*shape, scale=1.0):
     return jnp.asarray(scale * rng.normal(size=shape), "float32")
 
