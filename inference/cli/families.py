@@ -38,22 +38,27 @@ def families(command: Families) -> None:
     start()
     import jax
 
+    from inference.fitting.progress import Progress
     from ppl_models import program as contract
 
     load_plugins(command.common.plugin)
     found: dict[str, Any] = {}
-    for name, family in contract.families().items():
-        found[name] = {"paper": family.paper, "module": family.module, "spec": family.spec.__name__, "presets": {}}
-        for preset, spec in family.presets.items():
-            built = spec.build(jax.random.key(0))
-            found[name]["presets"][preset] = {
-                "parameters": built.parameter_count,
-                "latents": list(built.latents),
-                "observed": list(built.observed),
-                "shape": built.shape,
-                "knobs": dict(built.training.knobs),
-                "observation": built.observation.line,
-            }
+    known = contract.families()
+    total = sum(len(family.presets) for family in known.values())
+    with Progress(total, "building presets", unit="presets", delay=2.0) as bar:
+        for name, family in known.items():
+            found[name] = {"paper": family.paper, "module": family.module, "spec": family.spec.__name__, "presets": {}}
+            for preset, spec in family.presets.items():
+                built = spec.build(jax.random.key(0))
+                found[name]["presets"][preset] = {
+                    "parameters": built.parameter_count,
+                    "latents": list(built.latents),
+                    "observed": list(built.observed),
+                    "shape": built.shape,
+                    "knobs": dict(built.training.knobs),
+                    "observation": built.observation.line,
+                }
+                bar.update(sum(len(one["presets"]) for one in found.values()))
     if command.json:
         print(to_json(found))
         return
