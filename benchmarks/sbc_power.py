@@ -30,7 +30,8 @@ from numpyro.optim import Adam
 
 from benchmarks.harness import Claim
 from inference import calibrate
-from inference.checking.ecdf_bands import holm, p_values
+from inference.checking.column_checks import holm
+from inference.checking.ecdf_bands import p_values
 from inference.checking.sbc_ranks import rank_fractions
 from ppl_models.program import Observation, Program
 from tests.closed_forms import linear_gaussian_program

@@ -38,7 +38,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Array, Float, Key
 
-from inference.checking.ecdf_bands import Band, band, ecdf, holm, p_values, points
+from inference.checking.column_checks import holm
+from inference.checking.ecdf_bands import Band, band, ecdf, p_values, points
 from inference.checking.sbc_ranks import rank_fractions, settings_of
 from inference.checking.simulated import LOG_LIK as LOG_LIK, LOG_Q, TARP, Function
 from inference.fitting.sources import stored

@@ -153,11 +153,3 @@ def band(n: int, level: float = 0.05) -> Band:
         raise ValueError(f"a band needs at least 2 values and a level between 0 and 1, got {n} and {level}")
     inside = _local(n) > _gamma(n, level)
     return Band(points(n), inside.argmax(1) / n, (n - inside[:, ::-1].argmax(1)) / n)
-
-
-def holm(p: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
-    """p-values adjusted for all of them together (Holm 1979): the least is m times the least, at most 1."""
-    order = np.argsort(p)
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
-    return adjusted

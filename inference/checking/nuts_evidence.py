@@ -87,8 +87,8 @@ def nuts_evidence(
     with Progress(rows(x), "NUTS", unit="data", show=progress, delay=2.0) as bar:
         for i in range(rows(x)):
             given = (fit.params, fit.mutable, prepare_key(key, jnp.uint32(i)), jax.tree.map(jnp.asarray, take(x, i)))
-            own = jax.random.fold_in(jax.random.fold_in(key, _SHARED), i)
-            starts = jax.random.normal(own, (chains, parts.size))
+            start_key, own = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, _SHARED), i))
+            starts = jax.random.normal(start_key, (chains, parts.size))
             mcmc.run(own, *given, init_params={"eps": starts}, extra_fields=("diverging",))
             kept = np.asarray(mcmc.get_samples(group_by_chain=True)["eps"], float)
 

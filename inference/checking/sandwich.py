@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.handlers import seed, substitute, trace
 
 from inference.checking.annealed_evidence import annealable, starts, warn_stuck
 from inference.checking.annealing import Annealer, Annealing
@@ -30,8 +29,9 @@ from inference.checking.log_weights import Weigher, summarise
 from inference.checking.per_datum import check_count, check_key, pairs_at_once
 from inference.checking.semi_amortised import Local
 from inference.fitting.fitted import Fit
+from inference.fitting.generative import as_data, generate, inputs_of
 from inference.fitting.sources import stored
-from ppl_models.program import Program, rows, take, zeros
+from ppl_models.program import Program, rows, take
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -177,7 +177,7 @@ def _as_drawn(program: Program) -> Program:
 
 def _draw(fit: Fit, program: Program, n: int, key: jax.Array, like: Any) -> tuple[Any, dict[str, np.ndarray]]:
     """Draws of the program in the dtypes of its prepared data, and their latents by site."""
-    given, call = program.observation.given, {"size": n}
+    given = program.observation.given
     input_key, prepare_key, draw_key = jax.random.split(key, 3)
     inputs: dict[str, Any] = {}
     if given:
@@ -193,12 +193,7 @@ def _draw(fit: Fit, program: Program, n: int, key: jax.Array, like: Any) -> tupl
         if rows(source) < n:
             raise ValueError(f"like holds {rows(source)} data, expected at least n={n}")
         ready = program.observation.prepare(jax.tree.map(jnp.asarray, source), prepare_key, False)
-        inputs = {name: ready[name] for name in given}
-    held = {**fit.params, **{name: dict(state) for name, state in fit.mutable.items()}}
-    with trace() as sites, seed(rng_seed=draw_key), substitute(data=held):
-        program.model(inputs) if given else program.model(**call)
-    x = program.from_draw({**inputs, **{name: sites[name]["value"] for name in program.observed}})
-    empty = zeros(program.shape)
-    wanted = jax.eval_shape(lambda x: program.observation.prepare(x, jax.random.key(0), False), empty)
-    x = jax.tree.map(lambda leaf, as_: np.asarray(leaf.astype(as_.dtype)), x, wanted)
+        inputs = inputs_of(program, ready)
+    sites = generate(program, fit.params, draw_key, n, given=inputs, mutable=fit.mutable)
+    x = jax.tree.map(np.asarray, as_data(program, sites, inputs))
     return x, {name: np.asarray(sites[name]["value"]) for name in program.latents}

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
-from numpyro.handlers import seed, substitute, trace
+from numpyro.handlers import substitute
 
 from inference.checking.semi_amortised import Local, refined_draw
+from inference.fitting.generative import as_data, generate, inputs_of
 from inference.fitting.objectives import Draw, densities, joint_draw, trace_posterior
-from ppl_models.program import Posterior, Program, amortise, take, zeros
+from ppl_models.program import take
 
 LOG_LIK, LOG_Q, LOG_WEIGHT, TARP = "log_lik", "log_q", "log_weight", "tarp"
 DENSITIES = (LOG_LIK, LOG_Q, LOG_WEIGHT, TARP)
@@ -59,20 +60,6 @@ class Sums(NamedTuple):
     square: Float[Array, " n"]
 
 
-class _Held(amortise):
-    """``amortise`` with the value of each latent given."""
-
-    def __init__(self, q: Posterior, values: Mapping[str, Array]) -> None:
-        super().__init__(q=q)
-        self.values = values
-
-    def process_message(self, msg: dict[str, Any]) -> None:
-        mine = msg["type"] == "sample" and not msg["is_observed"] and "ctx" in msg["infer"]
-        super().process_message(msg)
-        if mine:
-            msg["value"] = self.values[msg["name"]]
-
-
 class Simulator:
     """The kernels of one program: ``start`` a block of simulations, ``at`` its z*, ``draws`` of its posterior.
 
@@ -90,18 +77,17 @@ class Simulator:
         keys = jax.random.split(key, 6)
         held = None if stored is None else program.observation.prepare(stored, keys[0], False)
         around = held if local else None
+        given = inputs_of(program, held)
 
         def latents(key: Key[Array, ""]) -> dict[str, Array]:
             if local:
                 return joint_draw(program, params, key, held, mutable=mutable).latents
-            sites = self._generate(params, mutable, key, held, {})
+            sites = generate(program, params, key, n, given=given, mutable=mutable)
             return {name: sites[name]["value"] for name in program.latents}
 
         truth = latents(keys[1])
-        sites = self._generate(params, mutable, keys[2], held, truth)
-        given = self._given(held)
-        x = program.from_draw({**given, **{name: sites[name]["value"] for name in program.observed}})
-        x = as_prepared(program, x)
+        sites = generate(program, params, keys[2], n, given=given, held=truth, mutable=mutable)
+        x = as_data(program, sites, given)
         candidates = jax.vmap(latents)(jax.random.split(keys[3], CANDIDATES))
 
         def fits(z: dict[str, Array]) -> tuple[Array, Array]:
@@ -120,23 +106,10 @@ class Simulator:
             jax.random.uniform(keys[5], (n,)),
         )  # fmt: skip
 
-    def _given(self, held: Any) -> dict[str, Array]:
-        """The inputs among the arrays of prepared data."""
-        return {name: held[name] for name in self.program.observation.given}
-
-    def _generate(
-        self, params: Any, mutable: Any, key: Key[Array, ""], held: Any, latents: Mapping[str, Array]
-    ) -> dict[str, Any]:
-        """A run of the generative program, given inputs and with ``latents`` held."""
-        data = {**params, **{name: dict(state) for name, state in mutable.items()}, **latents}
-        given = self._given(held)
-        with trace() as sites, seed(rng_seed=key), substitute(data=data):
-            self.program.model(given) if given else self.program.model(size=self.n)
-        return sites
-
     def _held(self, params: Any, mutable: Any, key: Key[Array, ""], x: Any, z: Mapping[str, Array]) -> Draw:
         """All densities of the program and its guide at latents ``z`` of prepared ``x``."""
-        sites = trace_posterior(self.program, params, key, x, mutable=mutable, under=lambda q: _Held(q, z))
+        with substitute(data=z):
+            sites = trace_posterior(self.program, params, key, x, mutable=mutable)
         return densities(sites, x)
 
     # ------------------------------------------------------------------------------------------ ranks
@@ -217,12 +190,6 @@ class Simulator:
                 )
             values[name] = value
         return values
-
-
-def as_prepared(program: Program, x: Any) -> Any:
-    """A program's own draw in the dtypes of prepared data (a Bernoulli draws integers, encoders read floats)."""
-    like = jax.eval_shape(lambda x: program.observation.prepare(x, jax.random.key(0), False), zeros(program.shape))
-    return jax.tree.map(lambda leaf, wanted: leaf.astype(wanted.dtype), x, like)
 
 
 def _sum(parts: Mapping[str, Array], n: int) -> Float[Array, " n"]:

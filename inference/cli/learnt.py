@@ -10,18 +10,23 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def learnt(comparison: pd.DataFrame, model: str, tree: Any, factors: Mapping[str, Any], what: str) -> list[str]:
+def learnt(
+    comparison: pd.DataFrame, model: str, tree: Any, factors: Mapping[str, Any], what: str, bars: pd.DataFrame
+) -> list[str]:
     """Two sentences: which model predicts new data better and by how much, and what the facets of one have found.
 
     ``comparison``  what :func:`inference.compare` returns.
     ``tree``        posterior DataTree of ``model``, of the same data as the known ``factors``: its facets are held
                     against ``what``, a factor that no model has seen.
+    ``bars``        what :func:`inference.clustering_baselines` returns: the best of it stands beside the first facet.
     """
     from inference.clustering import scores
 
     table = scores(tree, {what: factors[what]})
     rows = table[table["factor"] == what].sort_values("nmi", ascending=False, kind="stable").to_dict("records")
-    return [ahead(comparison), carries(rows, what, model)]
+    bar = bars[bars["factor"] == what].sort_values("accuracy").iloc[-1]
+    beside = f"{bar['method'].partition(',')[0]} with {int(bar['K'])}: {bar['accuracy']:.0%}"
+    return [ahead(comparison), carries(rows, what, model, beside)]
 
 
 def ahead(comparison: pd.DataFrame) -> str:
@@ -38,12 +43,16 @@ def ahead(comparison: pd.DataFrame) -> str:
     return f"{best} and {other} predict unseen data about equally well: they differ by {sized}."
 
 
-def carries(rows: list[dict[Any, Any]], what: str, model: str) -> str:
-    """What each facet of a model has to do with a known factor; ``rows`` of ``scores``, the closest facet first."""
+def carries(rows: list[dict[Any, Any]], what: str, model: str, bar: str) -> str:
+    """What each facet of a model has to do with a known factor; ``rows`` of ``scores``, the closest facet first.
+
+    ``bar`` says how well a classical clustering with as many clusters does.
+    """
     first, *others = rows
     text = (
         f"Without having seen a label, facet {first['facet']} of {model} sorts them into {int(first['used'])} "
-        f"clusters: to call each by its most common {what} is right for {first['accuracy']:.0%} of them"
+        f"clusters: to call each by its most common {what} is right for {first['accuracy']:.0%} of them "
+        f"({bar})"
     )
     if not others:
         return text + "."

@@ -103,6 +103,7 @@ def run(out: Path, *, quick: bool = False, seed: int = 0) -> None:
     start()
     import jax
 
+    from inference.clustering.classical import clustering_baselines, plain_numbers
     from inference.fitting import fit
 
     data = runs.load_data(card, None)
@@ -133,7 +134,11 @@ def run(out: Path, *, quick: bool = False, seed: int = 0) -> None:
     (frame,) = conclude([({name: result.table for name, result in found.items()}, folders)], out / "comparison")
     print(f"\n{comparison_text(frame)}")
     print("\nWhat was learnt:")
-    for sentence in learnt(frame, TWO, found[TWO].tree, data.factors, "digit"):
+    bars = clustering_baselines(
+        plain_numbers(program, data.train), plain_numbers(program, data.test),
+        {max(facet.clusters for facet in spec.facets)}, data.factors, key=jax.random.key(seed),
+    )  # fmt: skip
+    for sentence in learnt(frame, TWO, found[TWO].tree, data.factors, "digit", bars):
         print(textwrap.fill(sentence, 110, initial_indent="  ", subsequent_indent="  "))
     print(_where(out, {name: result.page for name, result in found.items()}, quick))
 

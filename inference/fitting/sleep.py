@@ -22,8 +22,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 from numpyro.handlers import seed, substitute, trace
 
+from inference.fitting.generative import as_data, example, generate, inputs_of
 from inference.fitting.objectives import Weights, densities, trace_posterior
-from ppl_models.program import Program, knobs, rows, zeros
+from ppl_models.program import Program, rows
 
 SLEEP = "sleep"
 """Column of the history with -log q(z | x) of the program's own draws."""
@@ -40,14 +41,15 @@ def guide_only(program: Program) -> tuple[str, ...]:
     found: dict[str, list[str]] = {}
 
     def traced() -> int:
-        x, key = _example(program), jax.random.key(0)
-        drawn = _run(program, {}, {}, key, x, None)
+        x, key = example(program), jax.random.key(0)
+        given = inputs_of(program, x)
+        drawn = generate(program, {}, key, 1, given=given)
         with trace() as scored, seed(rng_seed=key):
             program.model(x)
         whole = trace_posterior(program, {}, key, x)
         for which, sites in (("model", {**drawn, **scored}), ("whole", whole)):
             found[which] = [name for name, site in sites.items() if site["type"] == "param"]
-        program.from_draw(_values(program, drawn, x))
+        as_data(program, drawn, given)
         return 0
 
     try:
@@ -81,40 +83,10 @@ def sleep_loss(
     ``params`` stand still but for those that the caller differentiates: the draws carry no gradient.
     """
     draw_key, score_key = jax.random.split(key)
-    sites = _run(program, params, mutable or {}, draw_key, x, weights)
-    found = jax.lax.stop_gradient(_values(program, sites, x))
-    z = {name: found[name] for name in program.latents}
-    own = as_prepared(program, program.from_draw(found))
+    given = inputs_of(program, x)
+    sites = generate(program, params, draw_key, rows(x), given=given, weights=weights, mutable=mutable)
+    z = jax.lax.stop_gradient({name: sites[name]["value"] for name in program.latents})
+    own = jax.lax.stop_gradient(as_data(program, sites, given))
     with substitute(data=z):
         log_q = densities(trace_posterior(program, params, score_key, own, weights=weights, mutable=mutable), own).log_q
     return -jnp.stack(list(log_q.values())).sum(0).mean()
-
-
-def as_prepared(program: Program, x: Any) -> Any:
-    """A program's own draw in the dtypes of prepared data (a Bernoulli draws integers, encoders read floats)."""
-    like = jax.eval_shape(lambda: _example(program))
-    return jax.tree.map(lambda leaf, wanted: leaf.astype(wanted.dtype), x, like)
-
-
-def _example(program: Program) -> Any:
-    return program.observation.prepare(jax.tree.map(jnp.asarray, zeros(program.shape)), jax.random.key(0), False)
-
-
-def _given(program: Program, x: Any) -> dict[str, Array]:
-    return {name: x[name] for name in program.observation.given}
-
-
-def _run(
-    program: Program, params: Mapping[str, Any], mutable: Mapping[str, Any], key: Key[Array, ""], x: Any, weights: Any
-) -> dict[str, dict[str, Any]]:
-    """Sites of one run of the bare model that draws as many data as ``x`` has, given its inputs."""
-    data = {**params, **{name: dict(state) for name, state in mutable.items()}}
-    given = _given(program, x)
-    with trace() as sites, seed(rng_seed=key), substitute(data=data), knobs(weights or {}):
-        program.model(given) if given else program.model(size=rows(x))
-    return sites
-
-
-def _values(program: Program, sites: Mapping[str, dict[str, Any]], x: Any) -> dict[str, Array]:
-    """Values of latent and observed sites of a run, and the inputs that it was given."""
-    return {**_given(program, x), **{n: sites[n]["value"] for n in (*program.latents, *program.observed)}}

@@ -13,7 +13,8 @@ from scipy.stats import chi2
 
 from inference import refine
 from inference.checking.calibration import calibrate
-from inference.checking.ecdf_bands import holm, p_values
+from inference.checking.column_checks import holm
+from inference.checking.ecdf_bands import p_values
 from inference.checking.sbc_ranks import rank_fractions
 from inference.checking.simulated import Simulator
 from ppl_models.program import Observation, Program

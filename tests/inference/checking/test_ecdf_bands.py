@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from inference.checking.ecdf_bands import band, counts, ecdf, holm, outside, p_values, points
+from inference.checking.column_checks import holm
+from inference.checking.ecdf_bands import band, counts, ecdf, outside, p_values, points
 
 
 def test_the_recursion_is_the_sum_over_all_multinomials():

@@ -99,9 +99,9 @@ def test_the_second_sentence_says_which_facet_carries_the_factor() -> None:
         {"facet": "style", "used": 3, "accuracy": 0.2, "nmi": 0.1},
         {"facet": "ink", "used": 2, "accuracy": 0.1, "nmi": 0.01},
     ]
-    text = learnt.carries(rows, "digit", "two")
+    text = learnt.carries(rows, "digit", "two", "k-means: 79%")
     assert text.startswith("Without having seen a label, facet digit of two sorts them into 20 clusters: to call each")
-    assert "is right for 83% of them; facet style (3 clusters) knows little of the digit" in text
+    assert "is right for 83% of them (k-means: 79%); facet style (3 clusters) knows little of the digit" in text
     assert "facet ink (2 clusters) knows next to nothing" in text and text.count(".") - text.count("0.") == 1
 
 

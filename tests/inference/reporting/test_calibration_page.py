@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from inference.checking.calibration import Calibration
-from inference.checking.ecdf_bands import holm, p_values
+from inference.checking.column_checks import holm
+from inference.checking.ecdf_bands import p_values
 from inference.reporting.calibration_figures import calibration, calibration_section
 from inference.reporting.drawn import Drawn
 
