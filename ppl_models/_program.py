@@ -96,6 +96,8 @@ class Observation:
                      a probability mass, log2(levels) for a density of (x + u)/levels; ``None`` where it is none.
     ``sampler``      ``(key, n) -> n data``: the program's own draws as stored data, where it is trained on them;
                      they may depend on the spec, never on weights.
+    ``width``        numbers that a pass over data holds for each datum, where those are many more than the datum's own:
+                     evaluation takes so many fewer data at once.
     """
 
     line: str = "x as given"
@@ -108,6 +110,7 @@ class Observation:
     columns: tuple[Column, ...] = ()
     bits_offset: float | None = None
     sampler: Callable[[Key[Array, ""], int], Any] | None = None
+    width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,8 @@ class Exact:
     """What a program knows in closed form, or by a solver of its own.
 
     ``log_prob``   ``(params, key, x) -> (batch,)``: log p(x) in nats; evidence then needs no posterior.  Where it is an
-                   estimate, the pair ``(log p(x), standard error)``, (batch,) each; :meth:`estimate` reads both forms.
+                   estimate, the pair ``(log p(x), standard error)``, (batch,) each; where the work varies, the triple
+                   with a dict of what it took, such as steps, (batch,) each.  :meth:`estimate` reads all forms.
     ``solver``     what computes it, in a few words, where that is no formula: evidence keeps them with its table.
     ``predictor``  ``(params) -> Predictor``: the predictive rule that fitted parameters define, where the data are
                    sequences; where that rule can hold only so many symbols, ``capacity=`` asks for another number.
@@ -143,8 +147,15 @@ class Exact:
         """``log p(x)`` and its standard error in nats, (batch,) each: zeros where ``log_prob`` states none."""
         if self.log_prob is None:
             raise ValueError("this program has no log_prob of its own; use inference.evidence, which needs none")
+        return self.estimate_and_work(params, key, x)[:2]
+
+    def estimate_and_work(self, params: Any, key: Any, x: Any) -> tuple[Array, Array, dict[str, Array]]:
+        """:meth:`estimate`, and what each datum took by name: empty where ``log_prob`` does not say."""
+        assert self.log_prob is not None
         found = self.log_prob(params, key, x)
-        return found if isinstance(found, tuple) else (found, jnp.zeros_like(found))
+        if not isinstance(found, tuple):
+            return found, jnp.zeros_like(found), {}
+        return found[0], found[1], dict(found[2]) if len(found) > 2 else {}
 
 
 @dataclass(frozen=True)
@@ -155,12 +166,14 @@ class Views:
     ``modules``  the NNX modules by bound name.
     ``checks``   ``(tree) -> [Check]``: the family's own lines of ``inference.diagnose``.
     ``panels``   ``(fit, x, factors, tree) -> [Panel]``: the family's own figures.
+    ``replicates``  data that an evaluation draws from the model by itself at most, where a draw takes a solver.
     """
 
     density: tuple[str, ...] = ()
     modules: Mapping[str, nnx.Module] = field(default_factory=dict)
     checks: Callable[[Any], list[Check]] = lambda tree: []
     panels: Callable[..., list[Panel]] = lambda fit, x, factors, tree: []
+    replicates: int | None = None
 
 
 @dataclass(frozen=True)

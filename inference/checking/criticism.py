@@ -313,7 +313,8 @@ def predictive_by_site(tree: Any, columns: Sequence[Column] = ()) -> dict[str, l
     for name, variable in group(tree, "posterior_predictive").items():
         if name not in real:
             continue
-        replicated, observed = draws_first(variable), np.asarray(real[name])
+        replicated = draws_first(variable)
+        observed = np.asarray(real[name])[: replicated.shape[1]]  # where draws are dear, of the first data only
         if columns and replicated.shape[1:] == observed.shape and observed.shape[1:] == (len(columns),):
             there = np.asarray(real["there"]) if "there" in real else np.ones(observed.shape, bool)
             found[name] = column_checks(columns, observed, replicated, there)

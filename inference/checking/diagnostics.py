@@ -99,7 +99,8 @@ def diagnose(
     if tree is None:
         from inference.checking.posterior_tree import posterior
 
-        tree = posterior(fit, x, draws=draws, key=tree_key, predictive_draws=replicates(fit, x, draws))
+        some = None if fit.program.views.replicates else replicates(fit, x, draws)
+        tree = posterior(fit, x, draws=draws, key=tree_key, predictive_draws=some)
     if baselines is None and train is not None:
         baselines = quick_baselines(fit.program, train, x, key=table_key)
     rates = criticism.site_rates(fit, x, key=rate_key)

@@ -126,7 +126,8 @@ def evidence(
     x = stored(program, x)
     exact = program.exact.log_prob is not None or not program.latents
     if exact:
-        values = _exactly(*_exact_log_px(fit, x, key, pairs, progress))
+        log_px, se, work = _exact_log_px(fit, x, key, pairs, progress)
+        values = _exactly(log_px, se)
     elif method != "importance":
         values = annealed(
             fit, x, settings, method, refine=refine, particles=particles, key=key, pairs=pairs, progress=progress
@@ -146,7 +147,7 @@ def evidence(
     if not exact:
         table.attrs["refine"] = refine if locals_of(fit, x) is None else "all"
     elif program.exact.solver:
-        table.attrs["solver"] = program.exact.solver
+        table.attrs["solver"] = program.exact.solver + work
     bad = np.flatnonzero(~np.isfinite(table["log_px"].to_numpy()))
     if bad.size:
         warnings.warn(
@@ -226,26 +227,32 @@ def bits_per_dim(table: pd.DataFrame) -> float:
     return -float(table["log_px"].mean()) / (table.attrs["dims"] * math.log(2)) + offset
 
 
-def _exact_log_px(fit: Any, x: Any, key: jax.Array, pairs: int, progress: bool) -> tuple[np.ndarray, np.ndarray]:
-    """log p(x) of each datum where the program knows it, or has no latents, and its standard error: nats, (data,)."""
+def _exact_log_px(
+    fit: Any, x: Any, key: jax.Array, pairs: int, progress: bool
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """log p(x) of each datum where the program knows it, or has no latents, its standard error (nats, (data,)), and
+    in words what a datum took on average where the program counts it."""
     program = fit.program
     if program.exact.log_prob is None:
         log_px = Weigher(fit, pairs, progress=progress)(x, 1, key)[:, 0].astype(np.float64)
-        return log_px, np.zeros(len(log_px))
+        return log_px, np.zeros(len(log_px)), ""
 
-    def one(params: Any, key: jax.Array, x: Any, datum: jax.Array, index: jax.Array) -> jax.Array:
+    def one(params: Any, key: jax.Array, x: Any, datum: jax.Array, index: jax.Array) -> Any:
         x = prepare_one(program, key, x, datum)
-        found, se = program.exact.estimate(params, jax.random.fold_in(key, datum), x)
-        return jnp.broadcast_to(jnp.stack([found[0], se[0]]), (*index.shape, 2))
+        found, se, work = program.exact.estimate_and_work(params, jax.random.fold_in(key, datum), x)
+        whole = {"log_px": found, "se": se, **{f"work {name}": value for name, value in work.items()}}
+        return {name: jnp.broadcast_to(value[0], index.shape) for name, value in whole.items()}
 
-    kernel, out = compiled(jax.vmap(one, in_axes=(None, None, 0, 0, None))), np.empty((rows(x), 2))
+    kernel, out = compiled(jax.vmap(one, in_axes=(None, None, 0, 0, None))), dict[str, np.ndarray]()
     blocks = sweep(
         lambda datum, index: kernel(fit.params, key, take(x, datum), datum, index),
         rows(x), 1, pairs, what="evidence", progress=progress,
     )  # fmt: skip
     for found, _, values in blocks:
-        out[found] = values[:, 0]
-    return out[:, 0], out[:, 1]
+        for name, value in values.items():
+            out.setdefault(name, np.empty(rows(x)))[found] = value[:, 0]
+    work = [f"{out[name].mean():.0f} {name.removeprefix('work ')}" for name in out if name.startswith("work ")]
+    return out["log_px"], out["se"], f"; on average {', '.join(work)} a datum" if work else ""
 
 
 def save_evidence(table: pd.DataFrame, folder: str | Path) -> Path:

@@ -78,7 +78,8 @@ def pairs_at_once(program: Program, chunk: int | None) -> int:
     if chunk is not None:
         check_count("chunk", chunk, 1)
         return int(chunk)
-    return min(8192, max(16, _NUMBERS_AT_ONCE // max(1, numbers(program.shape))))
+    width = program.observation.width or numbers(program.shape)
+    return min(8192, max(16, _NUMBERS_AT_ONCE // max(1, width)))
 
 
 def pair_key(key: jax.Array, purpose: int | jax.Array, datum: jax.Array, draw: jax.Array) -> jax.Array:

@@ -75,7 +75,9 @@ def posterior(
     ========================  ================================================  ======================================
 
     A site ``resp_<facet>`` has dimension ``cluster_<facet>``; a site with several dimensions has unit_<site>_0, ....
-    Groups without content are left out, the predictive and prior ones with ``predictive_draws=0``.  Attributes hold
+    Groups without content are left out, the predictive and prior ones with ``predictive_draws=0``.  Where a draw takes
+    a solver (``Views.replicates``) and ``predictive_draws`` is left to its default, those groups hold the first data
+    only, as many as keep within that number.  Attributes hold
     the program's ``observation`` and ``density`` lines, ``posterior`` (``"amortised"``, ``"refined"``) and the library
     versions.
 
@@ -93,6 +95,7 @@ def posterior(
     import xarray as xr
 
     check_count("draws", draws, 1)
+    most = fit.program.views.replicates if predictive_draws is None else None
     predictive_draws = min(10, draws) if predictive_draws is None else predictive_draws
     check_count("predictive_draws", predictive_draws, 0)
     if predictive_draws > draws:
@@ -113,9 +116,11 @@ def posterior(
         "constant_data": _dataset(constants, _dim, ("datum",)),
     }
     if predictive_draws:
-        latents = {name: value[0, :predictive_draws] for name, value in drawn["latents"].items()}
-        replicated = _generate_pass(fit, latents, prepared, predictive_draws, key, pairs, progress)
-        fresh = _generate_pass(fit, {}, prepared, predictive_draws, key, pairs, progress) if latents else replicated
+        first = n if most is None else min(n, max(1, most // predictive_draws))
+        latents = {name: value[0, :predictive_draws, :first] for name, value in drawn["latents"].items()}
+        seen_first = take(prepared, slice(first))
+        replicated = _generate_pass(fit, latents, seen_first, predictive_draws, key, pairs, progress)
+        fresh = _generate_pass(fit, {}, seen_first, predictive_draws, key, pairs, progress) if latents else replicated
         groups["posterior_predictive"] = _dataset(replicated["observed"], _dim)
         groups["prior_predictive"] = _dataset(fresh["observed"], _dim)
         groups["prior"] = _dataset({**fresh["latents"], **fresh["deterministic"]}, _unit)

@@ -306,10 +306,7 @@ def draw_posterior(fitted: Any, x: Any, *, draws: int, factors: Any, progress: b
     """Draw from the posterior of held-out data and write posterior.nc."""
     from inference.checking.posterior_tree import posterior, save_posterior
 
-    tree = posterior(
-        fitted, x, draws=draws, key=keys()["posterior"], factors=factors, predictive_draws=min(draws, 10),
-        progress=progress,
-    )  # fmt: skip
+    tree = posterior(fitted, x, draws=draws, key=keys()["posterior"], factors=factors, progress=progress)
     save_posterior(tree, fitted.folder)
     return tree
 

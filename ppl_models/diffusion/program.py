@@ -38,14 +38,15 @@ from ppl_models.distributions.diffusion_prior import BIAS, DiffusionPrior
 from ppl_models.distributions.pixels import Normal, check_grey
 from ppl_models.distributions.predictions import Denoiser
 from ppl_models.distributions.schedules import Schedule, Trigonometric
+from ppl_models.distributions.stated import SMALL, log_prob_within
 from ppl_models.networks.pure import Apply, pure
 from ppl_models.program import Exact, Observation, Program, Views, bind
 
 if TYPE_CHECKING:
     from ppl_models.diffusion.spec import Diffusion
 
-SMALL = 8
-"""Numbers in a datum up to which the density's divergence is exact when it is scored."""
+REPLICATED = 160_000
+"""Numbers that an evaluation draws by itself at most: each image takes hundreds of calls of the network."""
 
 _PIXELS = Normal(dequantise=True)  # only its way of storing and naming what is scored
 
@@ -94,10 +95,14 @@ def program(spec: Diffusion, key: Key[Array, ""]) -> Program:
             prepare=lambda x, key, training: prepare(spec, x, key, training),
             check=lambda x: check_data(spec, x),
             bits_offset=None if spec.levels is None else _PIXELS.bits_offset(spec.levels),
+            width=math.prod(spec.shape) * (spec.levels or 1),  # the denoiser holds a number for each grey level
         ),
         exact=Exact(log_prob=lambda params, key, x: log_prob(spec, module, params, key, x), solver=solver_line(spec)),
         views=Views(
-            density(spec), {"denoiser": module}, panels=lambda fit, x, factors, tree: panels.panels(spec, fit, x)
+            density(spec),
+            {"denoiser": module},
+            panels=lambda fit, x, factors, tree: panels.panels(spec, fit, x),
+            replicates=REPLICATED // math.prod(spec.shape),
         ),
     )
 
@@ -204,12 +209,17 @@ def log_prob(
 ) -> Any:
     """Density of the ODE in nats, (n,); with ``probes`` or an adaptive solver, the pair of it and its standard error.
 
-    Probes come from ``key``, new for each datum; there are at least two, for one cannot tell its own error.
+    Probes come from ``key``, new for each datum; there are at least two, for one cannot tell its own error.  With
+    ``within`` the triple with what it took: steps and probes of each datum.
     """
     trace = scoring_trace(spec)
     law = _prior(spec, *_trained(module, params), trace)
     x_0, keys = (x - spec.centre) / spec.scale, jax.random.split(key, len(x))
     shift = math.prod(spec.shape) * math.log(spec.scale)
+    if (within := spec.within) is not None:
+        known = jax.vmap(lambda x, key: log_prob_within(law, x, within, key=key))(x_0, keys)
+        probes = {} if math.prod(spec.shape) <= SMALL else {"probes": known.probes}
+        return known.log_p - shift, known.error, {"steps": known.steps, **probes}
     if isinstance(trace, ode.Exact) and isinstance(spec.solver, ode.RK4):
         return law.log_prob(x_0, keys=keys) - shift
     found, se = law.log_prob_and_se(x_0, keys=keys)
@@ -225,6 +235,10 @@ def scoring_trace(spec: Diffusion) -> ode.Exact | ode.Hutchinson:
 
 def solver_line(spec: Diffusion) -> str:
     """How the density is computed, for the evidence table."""
+    path = "" if isinstance(spec.path, Trigonometric) else f" of schedule {spec.path.kind}"
+    if spec.within is not None:
+        trace = "exact traces" if math.prod(spec.shape) <= SMALL else "random probes"
+        return f"ODE{path} by RK4 and {trace} at Chebyshev nodes, as many as state {spec.within:g} nats (se has all)"
     solver = (
         f"RK4 with {spec.solver.n} steps"
         if isinstance(spec.solver, ode.RK4)
@@ -232,7 +246,6 @@ def solver_line(spec: Diffusion) -> str:
     )
     found = scoring_trace(spec)
     trace = "exact trace" if isinstance(found, ode.Exact) else f"{found.n} random probes a datum"
-    path = "" if isinstance(spec.path, Trigonometric) else f" of schedule {spec.path.kind}"
     return f"ODE{path} by {solver}, {trace}"
 
 

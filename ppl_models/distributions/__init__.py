@@ -16,6 +16,7 @@ from ppl_models.distributions.pixels import Bernoulli, Categorical, GreyBernoull
 from ppl_models.distributions.predictions import Denoiser, Noise, Score, Velocity
 from ppl_models.distributions.row_law import RowLaw
 from ppl_models.distributions.schedules import EDM, Trigonometric, VariancePreserving
+from ppl_models.distributions.stated import Stated, log_prob_within
 
 __all__ = [
     "SampledMixture",
@@ -52,6 +53,8 @@ __all__ = [
     "Preconditioned",
     "VarianceExploding",
     "convert",
+    "Stated",
+    "log_prob_within",
     "path_bound",
     "preconditioning",
     "Score",
