@@ -1,6 +1,7 @@
 """Diffusion models trained on their denoising bound, scored and sampled by their probability-flow ODE."""
 
 from ppl_models.diffusion.guided import GuidedUNet
+from ppl_models.diffusion.latent import fit_latent_prior, with_latent_prior
 from ppl_models.diffusion.networks import MLP, UNet
 from ppl_models.diffusion.program import bound, prior, program, standard_prior
 from ppl_models.diffusion.spec import PRESETS, Diffusion
@@ -9,8 +10,8 @@ from ppl_models.distributions.ode import RK4, Adaptive
 from ppl_models.program import register
 
 __all__ = [
-    "MLP", "PRESETS", "RK4", "Adaptive", "Diffusion", "GuidedUNet", "UNet", "bound", "coarsen", "fit_stages",
-    "grow", "inside", "learning", "prior", "sample_stages", "stages", "standard_prior",
+    "MLP", "PRESETS", "RK4", "Adaptive", "Diffusion", "GuidedUNet", "UNet", "bound", "coarsen",
+    "fit_latent_prior", "fit_stages", "grow", "inside", "learning", "prior", "sample_stages", "stages", "standard_prior", "with_latent_prior",
 ]  # fmt: skip
 
 register(

@@ -45,6 +45,8 @@ from ppl_models.program import Exact, Observation, Program, Views, bind
 if TYPE_CHECKING:
     from ppl_models.diffusion.spec import Diffusion
 
+SITE = "denoiser$params"
+"""The parameters' site."""
 REPLICATED = 160_000
 """Numbers that an evaluation draws by itself at most: each image takes hundreds of calls of the network."""
 

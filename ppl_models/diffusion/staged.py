@@ -26,13 +26,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from ppl_models.diffusion.guided import GuidedUNet
-from ppl_models.diffusion.program import prepare, prior
+from ppl_models.diffusion.program import SITE, prepare, prior
 from ppl_models.diffusion.spec import Diffusion
 from ppl_models.function_spaces.images import project_image
 from ppl_models.networks.unet import map_levels
 from ppl_models.program import Program
-
-SITE = "denoiser$params"
 
 
 def _network(spec: Diffusion) -> GuidedUNet:
