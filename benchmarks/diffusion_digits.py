@@ -128,8 +128,9 @@ def run(quick: bool) -> Iterator[Claim]:
         claim="diffusion on dequantised digits, held-out denoising bound, mean of the seeds",
         value=float(per_image.mean()),
         unit="bits/dim",
-        target="<= 1.80",
+        target="<= 1.70",
         seeds=seeds,
+        if_missed="training without dropout or augmentation: the gap to the training images is 0.1 bits/dim and more",
         reference=f"measured here, tuned on the test images: {listed}" if bars else "",
         detail=detail,
     )
@@ -138,7 +139,9 @@ def run(quick: bool) -> Iterator[Claim]:
         claim="the same models: density of the ODE",
         value=float(ode.mean()),
         unit="bits/dim",
+        target="<= 1.67",
         seeds=seeds,
+        if_missed="as for the bound",
         detail=detail,
     )
     yield Claim(

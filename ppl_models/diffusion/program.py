@@ -45,6 +45,8 @@ from ppl_models.program import Exact, Observation, Program, Views, bind
 if TYPE_CHECKING:
     from ppl_models.diffusion.spec import Diffusion
 
+LOWEST = math.log(1e-4)
+"""Lowest log tan(phi) of :func:`bound`: well below the width of a grey level over the data's scale."""
 SITE = "denoiser$params"
 """The parameters' site."""
 REPLICATED = 160_000
@@ -237,10 +239,10 @@ def scoring_trace(spec: Diffusion) -> ode.Exact | ode.Hutchinson:
 
 def solver_line(spec: Diffusion) -> str:
     """How the density is computed, for the evidence table."""
-    path = "" if isinstance(spec.path, Trigonometric) else f" of schedule {spec.path.kind}"
     if spec.within is not None:
-        trace = "exact traces" if math.prod(spec.shape) <= SMALL else "random probes"
-        return f"ODE{path} by RK4 and {trace} at Chebyshev nodes, as many as state {spec.within:g} nats (se has all)"
+        trace = "exact traces" if math.prod(spec.shape) <= SMALL else "random probes on lattices"
+        return f"ODE by RK4, {trace} at its nodes, as many as state {spec.within:g} nats (se has all errors)"
+    path = "" if isinstance(spec.path, Trigonometric) else f" of schedule {spec.path.kind}"
     solver = (
         f"RK4 with {spec.solver.n} steps"
         if isinstance(spec.solver, ode.RK4)
@@ -258,7 +260,7 @@ def bound(
     spec = program.spec
     apply, weights = _trained(program.views.modules["denoiser"], params)
     x_0 = (x - spec.centre) / spec.scale
-    low, high = math.log(1e-3), 4.0  # beyond these the integrand is nil: x_0 known, or independent of x
+    low, high = LOWEST, 4.0  # beyond these the integrand is nil: x_0 known, or independent of x
 
     def one(total: Array, given: tuple[Array, Array]) -> tuple[Array, None]:
         index, draw_key = given

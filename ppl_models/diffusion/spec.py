@@ -18,8 +18,6 @@ from ppl_models.distributions.schedules import EDM, Schedule, Trigonometric, Var
 from ppl_models.program import Program, build, did_you_mean
 
 Network = Annotated[MLP | UNet | GuidedUNet, Field(discriminator="kind")]
-EXACT_ENDS = ("trigonometric", "cosine", "flow")
-"""Schedules that end at N(0, I) exactly."""
 OdeSolver = Annotated[RK4 | Adaptive, Field(discriminator="kind")]
 
 
@@ -59,9 +57,9 @@ class Diffusion:
     ``solver``   of the ODE, for samples and densities.
     ``probes``   random probes of the density's divergence, per datum; ``None`` for the exact trace.  Evidence draws at
                  least two, since one cannot tell its own error, and none for data of up to 8 numbers.
-    ``within``   nats: evidence takes as many steps and probes as state this standard error (one path in each step of
-                 doubling, probes where they are needed; see ``ppl_models.distributions.stated``), instead of those of
-                 ``solver`` and ``probes``.  ``None``: the fixed ones, whose step error is not stated.
+    ``within``   nats: evidence takes as many steps and probes as it needs to state this standard error (see
+                 ``ppl_models.distributions.log_prob_within``), instead of those of ``solver`` and ``probes``.
+                 ``None``: the fixed ones, whose step error is not stated.
     ``schedule`` the path that the ODE takes from noise to data: an object of ``ppl_models.distributions``, or its name
                  (``"trigonometric"``, ``"cosine"``, ``"flow"``, ``"vp"``, ``"ve"``, ``"edm"``).  The network and its
                  training know noise levels only, so the same parameters serve all of them.  The first three end at
@@ -115,10 +113,10 @@ class Diffusion:
             return
         if not 0 < self.within < math.inf:
             raise ValueError(f"within is an error in nats, positive and finite, or None, got {self.within!r}; try 1.0")
-        if self.path.kind not in EXACT_ENDS:
+        if self.path.kind != "trigonometric":
             raise ValueError(
-                f"within states the error of the density along schedules that end at N(0, I): "
-                f"{', '.join(EXACT_ENDS)}; got {self.path.kind!r}; leave it None, or change the schedule"
+                f"within states the error of the density along the trigonometric schedule, got {self.path.kind!r}; "
+                "leave it None, or the schedule as it is (evidence is that of the same network)"
             )
 
     def _check_prediction(self) -> None:
@@ -132,7 +130,7 @@ class Diffusion:
                 f"grey levels have a denoiser of their own, which predicts each pixel's level; prediction "
                 f"{self.prediction!r} is for real-valued data (levels=None)"
             )
-        if self.prediction == "eps" and self.path.kind in EXACT_ENDS:
+        if self.prediction == "eps" and self.path.kind in ("trigonometric", "cosine", "flow"):
             raise ValueError(
                 f"the noise does not determine the datum at the end of schedule {self.path.kind!r}, where nothing "
                 'of it is left; let the network predict "v" or "x", or choose "vp", "ve" or "edm"'
@@ -143,12 +141,17 @@ class Diffusion:
         return build(self, key)
 
 
-DIGITS = Diffusion((8, 8), levels=17, centre=0.32, scale=0.36, network=UNet(widths=(24, 72)), probes=1)
+# The density starts where the noise is small against the width of a grey level: what lies nearer to the edges of its box
+# would be lost else, 0.01 and more bits a pixel.
+DIGITS = Diffusion(
+    (8, 8), levels=17, centre=0.32, scale=0.36, network=UNet(widths=(24, 72)), probes=1,
+    schedule=Trigonometric(start=1e-4),
+)  # fmt: skip
 TINY = dataclasses.replace(DIGITS, network=MLP(width=16, depth=1, embedding=8), solver=RK4(4, 1.75))
 PLANE = Diffusion((2,), network=MLP(width=64), solver=RK4(40, 1.75))
 FASHION = Diffusion(
     (28, 28), levels=256, centre=0.29, scale=0.35, network=UNet(widths=(16, 32, 64)), solver=RK4(40, 1.75), probes=1,
-    within=1.0,
+    schedule=Trigonometric(start=3e-4), within=1.0,
 )  # fmt: skip
 DIGITS_MULTI_RESNET = dataclasses.replace(DIGITS, network=GuidedUNet(24, (2, 2), preconditioned=True))
 FASHION_MULTI_RESNET = dataclasses.replace(FASHION, network=GuidedUNet(16, (1, 2, 4)))

@@ -41,7 +41,7 @@ from ppl_models.distributions.schedules import Trigonometric
 
 SHARE, STEPS_SHARE = 0.8, 0.6
 """Shares of the error asked for that probes and steps aim at where it was missed: in squares they make the whole."""
-FIRST, LARGEST = 24, 96
+FIRST, LARGEST = 28, 112
 """Steps that are tried first, and at most."""
 PROBES, MOST, DENSE = 4, 32, 1.5
 """Probes at once; how often they may be doubled, as a factor; how many too few make the lattice the wide one."""
@@ -79,7 +79,7 @@ def log_prob_within(law: DiffusionPrior, x: Float[Array, "*shape"], error: float
 
     ``key``  of the probes, another one for each datum.  Up to 8 numbers in a datum the trace is exact.
 
-    Steps are doubled, from 24 to 96 at most, and probes up to 32-fold: where that does not suffice, the error that
+    Steps are doubled, from 28 to 112 at most, and probes up to 32-fold: where that does not suffice, the error that
     is returned is above the one that was asked for.  Raises ``ValueError`` unless ``error`` is positive and the
     schedule is ``Trigonometric`` up to pi/2, whose base is exact; every other one that preserves variance is a change
     of its clock.
@@ -89,7 +89,7 @@ def log_prob_within(law: DiffusionPrior, x: Float[Array, "*shape"], error: float
     >>> law = DiffusionPrior(Velocity(lambda params, x, t: jnp.zeros_like(x)), Trigonometric(), (2,))  # N(0, I)
     >>> found = log_prob_within(law, jnp.zeros(2), 0.1, key=jax.random.key(0))
     >>> round(float(found.log_p), 4), int(found.steps)
-    (-1.8379, 24)
+    (-1.8379, 28)
     """
     if not 0 < error < math.inf:
         raise ValueError(f"the error to be met is in nats, positive and finite, got {error!r}; 1 suits images")

@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 from numpyro import handlers
 
-from inference import evidence, read_evidence, save_evidence
+from inference import evidence, posterior, read_evidence, save_evidence
+from inference.checking.criticism import predictive_by_site
 from inference.fitting import Fit
 from ppl_models.diffusion import MLP, RK4, Diffusion
 from ppl_models.diffusion.networks import RealDenoiser, level_of
@@ -71,6 +72,23 @@ def test_specs_name_their_schedule_and_prediction():
     assert resolve("diffusion:digits").schedule == Trigonometric() and resolve("diffusion:digits").prediction == "v"
 
 
+def test_within_states_an_error_and_what_it_took_and_few_data_are_drawn():
+    spec = Diffusion((4, 4), levels=5, network=SMALL, centre=0.5, scale=0.3, solver=RK4(4, 1.75), within=0.5)
+    program, params = start(spec)
+    params["denoiser$params"]["net"]["head"]["kernel"] = 0.3 * jax.random.normal(KEY, (8, 80))
+    fitted = Fit(program, params, {}, None, {})
+    data = np.random.default_rng(0).integers(0, 5, (6, 4, 4)).astype("uint8")
+    table = evidence(fitted, data, key=jax.random.key(1), progress=False)
+    assert "as many as state 0.5 nats" in table.attrs["solver"] and "28 steps a datum" in table.attrs["solver"]
+    assert (table["se"] > 0).all() and (table["se"] <= 0.5).all()
+    few = dataclasses.replace(program, views=dataclasses.replace(program.views, replicates=9))
+    tree = posterior(dataclasses.replace(fitted, program=few), data, draws=3, key=KEY, progress=False)
+    assert tree["posterior_predictive"].sizes == {"chain": 1, "draw": 3, "datum": 3, "x_dim_0": 4, "x_dim_1": 4}
+    assert tree["observed_data"].sizes["datum"] == 6
+    (checks,) = predictive_by_site(tree).values()
+    assert checks[0].observed == pytest.approx(float(np.asarray(tree["observed_data"]["x"])[:3].mean()), rel=1e-5)
+
+
 def test_a_schedule_that_keeps_data_at_its_end_is_warned_of():
     with pytest.warns(UserWarning, match="leaves a share alpha/sigma = 0.0066"):
         dataclasses.replace(REAL, schedule="vp").build(KEY)
@@ -80,6 +98,8 @@ def test_a_schedule_that_keeps_data_at_its_end_is_warned_of():
     ("make", "message"),
     [
         (lambda: Diffusion((2,), network=SMALL, schedule="cosin"), "did you mean 'cosine'"),
+        (lambda: Diffusion((2,), network=SMALL, within=-1.0), "error in nats"),
+        (lambda: Diffusion((2,), network=SMALL, within=1.0, schedule="flow"), "along the trigonometric"),
         (lambda: Diffusion((2,), network=SMALL, prediction="esp"), "did you mean 'eps'"),
         (lambda: Diffusion((2,), network=SMALL, prediction="eps"), "does not determine the datum"),
         (lambda: Diffusion((2,), levels=5, network=SMALL, prediction="x"), "denoiser of their own"),
