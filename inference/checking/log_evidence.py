@@ -227,9 +227,7 @@ def bits_per_dim(table: pd.DataFrame) -> float:
     return -float(table["log_px"].mean()) / (table.attrs["dims"] * math.log(2)) + offset
 
 
-def _exact_log_px(
-    fit: Any, x: Any, key: jax.Array, pairs: int, progress: bool
-) -> tuple[np.ndarray, np.ndarray, str]:
+def _exact_log_px(fit: Any, x: Any, key: jax.Array, pairs: int, progress: bool) -> tuple[np.ndarray, np.ndarray, str]:
     """log p(x) of each datum where the program knows it, or has no latents, its standard error (nats, (data,)), and
     in words what a datum took on average where the program counts it."""
     program = fit.program

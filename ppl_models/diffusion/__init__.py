@@ -10,8 +10,9 @@ from ppl_models.distributions.ode import RK4, Adaptive
 from ppl_models.program import register
 
 __all__ = [
-    "MLP", "PRESETS", "RK4", "Adaptive", "Diffusion", "GuidedUNet", "UNet", "bound", "coarsen",
-    "fit_latent_prior", "fit_stages", "grow", "inside", "learning", "prior", "sample_stages", "stages", "standard_prior", "with_latent_prior",
+    "MLP", "PRESETS", "RK4", "Adaptive", "Diffusion", "GuidedUNet", "UNet", "bound", "coarsen", "fit_latent_prior",
+    "fit_stages", "grow", "inside", "learning", "prior", "sample_stages", "stages", "standard_prior",
+    "with_latent_prior",
 ]  # fmt: skip
 
 register(

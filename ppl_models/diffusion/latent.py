@@ -2,10 +2,10 @@
 
     z ~ diffusion,   x ~ p(x | z)         in the place of z ~ N(0, I)
 
-The best prior for a given decoder and posterior is the law of the posterior draws, ``(1/n) sum_i q(z | x_i)`` (Hoffman &
-Johnson 2016, *ELBO surgery*); a diffusion is trained on draws of it, after the model (as in Rombach et al. 2022, arXiv
-2112.10752).  The result is a NumPyro program like any other: ``log p(z)`` is the density of the ODE, so its ELBO and
-importance-weighted evidence are bounds on ``log p(x)`` as those of the plain model are, and on the same data.
+The best prior for a given decoder and posterior is the law of the posterior draws, ``(1/n) sum_i q(z | x_i)`` (Hoffman
+& Johnson 2016, *ELBO surgery*); a diffusion is trained on draws of it, after the model (as in Rombach et al. 2022,
+arXiv 2112.10752).  The result is a NumPyro program like any other: ``log p(z)`` is the density of the ODE, so its ELBO
+and importance-weighted evidence are bounds on ``log p(x)`` as those of the plain model are, and on the same data.
 """
 
 from __future__ import annotations

@@ -141,8 +141,7 @@ class Diffusion:
         return build(self, key)
 
 
-# The density starts where the noise is small against the width of a grey level: what lies nearer to the edges of its box
-# would be lost else, 0.01 and more bits a pixel.
+# Grey levels: the density starts where the noise is small against their width, or the edges of the boxes are smoothed.
 DIGITS = Diffusion(
     (8, 8), levels=17, centre=0.32, scale=0.36, network=UNet(widths=(24, 72)), probes=1,
     schedule=Trigonometric(start=1e-4),

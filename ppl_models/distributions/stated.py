@@ -12,10 +12,12 @@ the nodes are even in u,
 even in log tan(t) for most of the way, for the divergence is a smooth function of that, and even in t next to pi/2.
 Probes of images have their random signs on a lattice, every second pixel of every second row, four of them for all
 pixels; or every fourth, sixteen for all, from where that is worth it.  The Jacobian of a denoiser fades with the
-distance, and neighbours, which would scatter the estimate most, are never in one probe (Tang & Saad 2012).  What is stated has three parts:
+distance, and neighbours, which would scatter the estimate most, are never in one probe (Tang & Saad 2012).
 
-    probes   sum_i w_i^2 var_i / N_i, the spread of the N_i estimates of the trace at node i, or that at the nodes before
-             where it is larger; new probes at each node
+What is stated has three parts:
+
+    probes   sum_i w_i^2 var_i / N_i, the spread of the N_i estimates of the trace at node i, or that of the nodes
+             before where it is larger; new probes at each node
     nodes    the rule with every second node left out, less this one, less what the probes explain of that, over 15
              (Richardson, for a rule of order 4)
     path     sum_i score(x_i) . e_i, e_i = h (k_4 - k_5) / 10 the local error of the embedded rule of order 3: a step
@@ -29,8 +31,7 @@ one datum.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +53,7 @@ SMALL = 8
 
 
 class Stated(NamedTuple):
-    """``log_p`` and the error that is stated for it, in nats, and what it took: ``steps``, ``probes`` of the last pass."""
+    """``log_p`` and the error that is stated for it, in nats; the ``steps`` and ``probes`` of the last pass."""
 
     log_p: Array
     error: Array
@@ -144,7 +145,7 @@ def _along(law: DiffusionPrior, x: Array, n: Array, effort: Array, target: float
         # Probes of the narrow lattice that an equal share of the variance would take here.
         wanted = (n + 1) * weight**2 * spread / target**2
         wide = (was_wide | (wanted > DENSE * effort)) & (len(x.shape) > 1)
-        # An estimate of the wide lattice is dear: two nodes of three do with one, and are given the spread of those before.
+        # The wide lattice is dear: two nodes of three do with one estimate, and are given the spread of those before.
         count = effort * jnp.where(wide & was_wide & (i % 3 != 0), 1, 2)
         velocity, mean, variance = _divergence(law, x, t, count, wide, jax.random.fold_in(key, i))
         variance = jnp.where(count > 1, variance, spread)

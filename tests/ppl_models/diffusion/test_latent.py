@@ -31,8 +31,10 @@ def exact_posterior(mean, sd):
     """q(z | x) of the linear Gaussian model with prior N(mean, sd^2 I)."""
     precision = A.T @ A / NOISE**2 + np.eye(2) / sd**2
     cov = np.linalg.inv(precision)
-    return lambda x: lambda site, ctx: dist.MultivariateNormal(
-        (x @ A / NOISE**2 + mean / sd**2) @ cov, covariance_matrix=jnp.asarray(cov)
+    return lambda x: (
+        lambda site, ctx: dist.MultivariateNormal(
+            (x @ A / NOISE**2 + mean / sd**2) @ cov, covariance_matrix=jnp.asarray(cov)
+        )
     )
 
 
@@ -68,15 +70,20 @@ def test_it_learns_the_law_of_the_posterior_draws_and_predicts_better():
         spec=dataclasses.replace(SPEC, network=MLP(width=32, depth=1, embedding=16), centre=0.0), progress=False,
     )  # fmt: skip
     log_px = [
-        inference.evidence(f, x[1000:], particles=256, key=KEY, progress=False)["log_px"].mean() for f in (plain, better)
+        inference.evidence(f, x[1000:], particles=256, key=KEY, progress=False)["log_px"].mean()
+        for f in (plain, better)
     ]
-    parts = [dist.MultivariateNormal(c * A.sum(1), covariance_matrix=0.04 * A @ A.T + NOISE**2 * np.eye(3)) for c in (-1.5, 1.5)]
+    parts = [
+        dist.MultivariateNormal(c * A.sum(1), covariance_matrix=0.04 * A @ A.T + NOISE**2 * np.eye(3))
+        for c in (-1.5, 1.5)
+    ]
     truth = np.logaddexp(*(np.asarray(p.log_prob(x[1000:])) for p in parts)).mean() - math.log(2)
     assert log_px[0] < log_px[1] - 0.2 and log_px[1] < truth + 0.02
 
 
 @pytest.mark.parametrize(
-    ("site", "spec", "message"), [("y", SPEC, "no latent site"), ("z", dataclasses.replace(SPEC, shape=(3,)), "shape is")]
+    ("site", "spec", "message"),
+    [("y", SPEC, "no latent site"), ("z", dataclasses.replace(SPEC, shape=(3,)), "shape is")],
 )
 def test_what_cannot_work_is_refused(site, spec, message):
     with pytest.raises(ValueError, match=message):

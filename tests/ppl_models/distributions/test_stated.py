@@ -83,7 +83,12 @@ def laws(schedule):
     params = (jax.random.normal(keys[0], (16, 3)), 0.4 * jax.random.normal(keys[1], (2, 16)))
     unit = Moments(jnp.zeros(2), jnp.ones(2))
     return DiffusionPrior(
-        Denoiser(Network(schedule)), schedule, (2,), params=params, base=unit, solver=RK4(32, 7.0 if schedule == EDM() else 1.0)
+        Denoiser(Network(schedule)),
+        schedule,
+        (2,),
+        params=params,
+        base=unit,
+        solver=RK4(32, 7.0 if schedule == EDM() else 1.0),
     )
 
 
@@ -139,6 +144,8 @@ def test_images_are_probed_on_a_lattice():
     found = run(x.reshape(-1, side, side), jax.random.split(KEY, 32))
     error = np.abs(np.asarray(found.log_p - exact))
     assert (error <= 2 * found.error).mean() >= 0.85 and float(found.error.max()) <= 0.2
-    parts = [_lattice((side, side), jnp.asarray(wide), jnp.asarray(k)) for wide, n in ((0, 1), (1, 4)) for k in range(n)]
+    parts = [
+        _lattice((side, side), jnp.asarray(wide), jnp.asarray(k)) for wide, n in ((0, 1), (1, 4)) for k in range(n)
+    ]
     np.testing.assert_array_equal(parts[0].sum(0), jnp.ones((side, side)))
     np.testing.assert_array_equal(sum(part.sum(0) for part in parts[1:]), jnp.ones((side, side)))
