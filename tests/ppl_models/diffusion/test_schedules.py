@@ -69,7 +69,7 @@ def test_specs_name_their_schedule_and_prediction():
     whole = {"kind": "ve", "low": 0.02, "high": 30.0}
     by_object = spec_from_json({"family": "diffusion", "preset": "plane", "spec": {"schedule": whole}})
     assert by_object.schedule == VarianceExploding(0.02, 30.0)
-    assert resolve("diffusion:digits").schedule == Trigonometric() and resolve("diffusion:digits").prediction == "v"
+    assert resolve("diffusion:plane").schedule == Trigonometric() and resolve("diffusion:digits").prediction == "v"
 
 
 def test_within_states_an_error_and_what_it_took_and_few_data_are_drawn():
