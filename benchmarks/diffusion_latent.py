@@ -23,7 +23,7 @@ from ppl_models import datasets
 from ppl_models.diffusion import MLP, RK4, Diffusion, fit_latent_prior
 from ppl_models.hvae.training import vdvae_training
 
-LATENT, STEPS, PRIOR_STEPS, PARTICLES = 12, 8000, 3000, 64
+LATENT, STEPS, PRIOR_STEPS, PARTICLES = 12, 5000, 2000, 64
 
 
 def one_seed(x: dict[str, np.ndarray], seed: int, quick: bool) -> dict[str, Any]:

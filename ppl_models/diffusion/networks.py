@@ -22,6 +22,9 @@ from ppl_models.networks.unet import UNet as UNetModule
 NARROW = 0.25
 """Boxes of a half-width below this many noise deviations are treated as Gaussians of the same variance."""
 
+FAR = 1000.0
+"""Noise deviations beyond which a box is its nearest edge."""
+
 TABLE_RATE = 4.0
 """Scale of the table of pixel frequencies: its entries move over several nats, the weights of a network do not."""
 
@@ -161,12 +164,18 @@ def box_mean(
     low, high = safe * inner - z, safe * (inner + width) - z
     flip = low + high > 0
     left, right = jnp.where(flip, -high, low), jnp.where(flip, -low, high)
+    # Boxes beyond FAR deviations have no weight beside nearer ones; in float32 their exponents would overflow.
+    far = right < -FAR
+    tail = -0.5 * jnp.where(far, right, -FAR) ** 2 - math.log(FAR) - 0.5 * math.log(2 * math.pi)
+    left, right = jnp.where(far, -2.0, left), jnp.where(far, -1.0, right)
     log_left, log_right = log_ndtr(left), log_ndtr(right)
-    log_mass = log_right + jnp.log1p(-jnp.exp(log_left - log_right))
+    near_log_mass = log_right + jnp.log1p(-jnp.exp(log_left - log_right))
+    log_mass = jnp.where(far, tail, near_log_mass)
     half_log = 0.5 * math.log(2 * math.pi)
-    density = lambda y: jnp.exp(-0.5 * y**2 - half_log - log_mass)  # noqa: E731
+    density = lambda y: jnp.exp(-0.5 * y**2 - half_log - near_log_mass)  # noqa: E731
     slope = density(right) - density(left)  # of the mass in the flipped variable, over the mass
     mean = (z - jnp.where(flip, -slope, slope)) / safe
+    mean = jnp.where(far, jnp.where(flip, inner, inner + width), mean)
     mean = jnp.clip(mean, inner, inner + width)
 
     middle, var = inner + width / 2, width**2 / 12

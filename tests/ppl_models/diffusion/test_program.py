@@ -103,6 +103,21 @@ def test_box_mean_against_quadrature():
         assert (value >= -0.5 - 1e-5).all() and (value <= 0.5 + 1e-5).all()
 
 
+def test_box_mean_and_its_slopes_are_finite_where_the_noise_is_next_to_nothing():
+    levels, scale = 17, 0.36
+    lower = (jnp.arange(levels) / levels - 0.32) / scale
+    x = lower[:, None] + jnp.asarray([0.0, 0.3, 0.5, 1.0]) / (levels * scale)
+
+    def mean(x, phi):
+        return box_mean(x, jnp.zeros((*x.shape, levels)), lower, 1 / (levels * scale), jnp.cos(phi), jnp.sin(phi))
+
+    for phi in (1e-4, 3e-5):
+        value, slope = jax.jvp(lambda x, phi=phi: mean(x, phi), (x,), (jnp.ones_like(x),))
+        np.testing.assert_allclose(value, x, atol=3 * phi)
+        assert np.isfinite(slope).all()
+        np.testing.assert_allclose(slope[:, 1:3], 1.0, atol=1e-2)  # inside a box the datum is known
+
+
 def test_the_prior_is_a_distribution_for_any_program(table):
     program, params, x, _ = table
     program = dataclasses.replace(program, spec=dataclasses.replace(GREY, solver=RK4(4)))
