@@ -19,5 +19,14 @@ from inference.coherence.published import (
 )
 from inference.coherence.report import Coherence as Coherence, coherence as coherence, published as published
 from inference.coherence.scaling import Scaling as Scaling, uncertainty_scaling as uncertainty_scaling
+from inference.coherence.studies import (
+    STUDIES as STUDIES,
+    Study as Study,
+    check_study as check_study,
+    martingale_study as martingale_study,
+    run_study as run_study,
+    scaling_study as scaling_study,
+)
+from inference.coherence.study_figures import study_figure as study_figure
 from inference.coherence.tree import Tree as Tree, exact_tree as exact_tree, tree_table as tree_table
 from inference.coherence.trees import pit_tree as pit_tree, reference_tree as reference_tree

@@ -56,6 +56,11 @@ class InProcess:
         return found
 
 
+def predictor_names(predictor: Predictor | HostPredictor) -> tuple[str, ...]:
+    """The features of any predictor's predictive distribution."""
+    return tuple(predictor.names) if isinstance(predictor, HostPredictor) else kind_names(predictor)
+
+
 def host_tree(predictor: HostPredictor, context: Any, *, depth: int) -> Tree:
     """The exact tree of a finite host predictor, all its nodes scored in one call of ``score``."""
     K = symbols_of(tuple(predictor.names))

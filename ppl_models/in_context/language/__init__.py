@@ -8,3 +8,4 @@ from ppl_models.in_context.language.formats import (
     Format as Format,
 )
 from ppl_models.in_context.language.predictor import LanguageModel as LanguageModel, Tally as Tally
+from ppl_models.in_context.language.records import Records as Records
