@@ -164,7 +164,7 @@ def _predictor(command: Experiment, sizes: tuple[int, ...] | None) -> Any:
             )
         with usage():
             longest = _longest(command.study, sizes)
-            return fitted_rule(fitted, longest, longest)
+            return fitted_rule(fitted, longest, longest, "--sizes")
     start()
     load_plugins(command.common.plugin)
     from inference.cli.coherence import named

@@ -6,9 +6,18 @@ import jax
 import numpy as np
 import pytest
 
-from inference.coherence import InProcess, coherence, drift_test, predictive_paths
+from inference.coherence import InProcess, coherence, drift_test, predictive_paths, run_study
 from ppl_models.in_context import BetaBernoulli, DirichletCategorical, NormalNormal, parse_rule
-from ppl_models.in_context.language import BERNOULLI, GAUSSIAN, RECORDS, Endpoint, EndpointError, Format, LanguageModel
+from ppl_models.in_context.language import (
+    BERNOULLI,
+    GAUSSIAN,
+    RECORDS,
+    Endpoint,
+    EndpointError,
+    Format,
+    LanguageModel,
+    Records,
+)
 from ppl_models.in_context.language.completions import word_probabilities
 from tests.language_server import serving
 
@@ -150,6 +159,15 @@ def test_records_give_the_symptom_given_the_attribute_drawn():
     assert known.sum(-1).tolist() == [[2] * 4] * 5  # both symptoms of the attribute drawn
     np.testing.assert_allclose(found.p[known], expected.p[known], atol=1e-6)
     np.testing.assert_allclose(found.log_p, expected.log_p, atol=1e-6)
+
+
+def test_study_of_records_is_that_of_the_rule_in_process():
+    options = {"key": jax.random.key(0), "contexts": 1, "paths": 60, "sizes": (20,), "replicates": 60}
+    with serving(Records(), RECORDS) as (url, _, _):
+        found = run_study("language", model(url, format=RECORDS), **options)
+    expected = run_study("language", InProcess(Records()), **options)
+    assert found.verdict == expected.verdict and len(found.table) == 2
+    np.testing.assert_allclose(found.table.select_dtypes("number"), expected.table.select_dtypes("number"), atol=1e-6)
 
 
 def test_restricted_tokens_and_mass():
