@@ -25,12 +25,13 @@ class Read(NamedTuple):
     mass: Float[np.ndarray, " slot"]
 
 
-def word_probabilities(listed: Mapping[str, float], form: Format) -> tuple[Float[np.ndarray, " word"], float]:
+def word_probabilities(listed: Mapping[str, float | None], form: Format) -> tuple[Float[np.ndarray, " word"], float]:
     """Probabilities of the words among listed tokens, renormalised, and their mass before.
 
     Raises :class:`EndpointError` where they are no probabilities, or where a word is missing that may have any.
     """
-    chances = {token: math.exp(value) for token, value in listed.items()}
+    # JSON has no -inf: a probability of zero comes as null, or as a very negative number.
+    chances = {token: 0.0 if value is None else math.exp(min(value, 50.0)) for token, value in listed.items()}
     total = sum(chances.values())
     if not math.isfinite(total) or total > 1 + SLACK or max(chances.values(), default=0.0) > 1 + SLACK:
         raise EndpointError(
@@ -74,7 +75,7 @@ def read(choice: Mapping[str, Any], form: Format, *, samples_only: bool) -> Read
             break
         listed = dict(top or {})
         if not any(form.word(other) == word for other in listed):
-            listed[token] = float(value)
+            listed[token] = value
         chances, whole = word_probabilities(listed, form)
         digits.append(word)
         p.append(chances)
@@ -88,7 +89,7 @@ def first(choice: Mapping[str, Any], form: Format) -> tuple[Float[np.ndarray, " 
     if not tokens:
         raise EndpointError("the server drew no token after the prompt; ask for at least one")
     listed = dict(tops[0] or {})
-    listed.setdefault(tokens[0], float(values[0]))
+    listed.setdefault(tokens[0], values[0])
     return word_probabilities(listed, form)
 
 
@@ -105,7 +106,7 @@ def _words(text: str, form: Format) -> list[int]:
     return digits
 
 
-def _logprobs(choice: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[float], Sequence[Any]]:
+def _logprobs(choice: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[float | None], Sequence[Any]]:
     held = choice.get("logprobs")
     names = ("tokens", "token_logprobs", "top_logprobs")
     if not isinstance(held, dict) or any(not isinstance(held.get(name), list) for name in names):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -120,9 +120,8 @@ class LanguageModel:
                 }
                 for i, n in enumerate(parts)
             ]  # fmt: skip
-            for answer in self._ask(bodies):
-                for choice in _choices(answer):
-                    found = read(choice, self.format, samples_only=self.samples_only)
+            for answer in self._ask(bodies, self._read):
+                for found in answer:
                     self.tally.drawn += 1
                     if len(found.z) >= steps + (not self.samples_only):
                         finished.append(found)
@@ -166,12 +165,10 @@ class LanguageModel:
             for at in range(0, len(prompts), PROMPTS)
         ]  # fmt: skip
         rows = []
-        for body, answer in zip(bodies, self._ask(bodies), strict=True):
-            choices = sorted(_choices(answer), key=lambda choice: choice.get("index", 0))
-            if len(choices) != len(body["prompt"]):
-                raise EndpointError(f"{len(body['prompt'])} prompts were sent, {len(choices)} completions came back")
-            for choice in choices:
-                p, mass = first(choice, self.format)
+        for body, answer in zip(bodies, self._ask(bodies, self._first), strict=True):
+            if len(answer) != len(body["prompt"]):
+                raise EndpointError(f"{len(body['prompt'])} prompts were sent, {len(answer)} completions came back")
+            for p, mass in answer:
                 self.tally.masses.append(mass)
                 rows.append(p)
         p = np.asarray(rows)
@@ -186,27 +183,37 @@ class LanguageModel:
             options["logit_bias"] = {str(i): 100 for i in self.token_ids}
         return options
 
-    def _ask(self, bodies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Answers in order; those that came before a failure are in the cache."""
+    def _read(self, answer: Mapping[str, Any]) -> list[Any]:
+        return [read(choice, self.format, samples_only=self.samples_only) for choice in _choices(answer)]
+
+    def _first(self, answer: Mapping[str, Any]) -> list[Any]:
+        choices = sorted(_choices(answer), key=lambda choice: choice.get("index", 0))
+        return [first(choice, self.format) for choice in choices]
+
+    def _ask(
+        self, bodies: Sequence[Mapping[str, Any]], parse: Callable[[Mapping[str, Any]], list[Any]]
+    ) -> list[list[Any]]:
+        """Parsed answers in order; those that came before a failure are in the cache."""
         with ThreadPoolExecutor(max_workers=self.endpoint.concurrency) as pool:
-            waiting = [pool.submit(self._one, body) for body in bodies]
+            waiting = [pool.submit(self._one, body, parse) for body in bodies]
             return [future.result() for future in waiting]
 
-    def _one(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    def _one(self, body: Mapping[str, Any], parse: Callable[[Mapping[str, Any]], list[Any]]) -> list[Any]:
         path = None
         if self.cache is not None:
             asked = json.dumps({"url": self.endpoint.url, "model": self.endpoint.model, **body}, sort_keys=True)
             path = self.cache / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
             if path.is_file():
-                return json.loads(path.read_text(encoding="utf-8"))
+                return parse(json.loads(path.read_text(encoding="utf-8")))
         answer = self.endpoint.complete(body)
         self.tally.requests += 1
-        if path is not None and "choices" in answer:
+        found = parse(answer)  # before it is kept: an answer that cannot be read is asked for again
+        if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             fresh = path.with_suffix(f".{os.getpid()}.part")
             fresh.write_text(json.dumps({"choices": answer["choices"]}), encoding="utf-8")
             os.replace(fresh, path)
-        return answer
+        return found
 
 
 def _choices(answer: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from inference.coherence import InProcess, coherence, drift_test, predictive_paths, run_study
+from inference.coherence import InProcess, coherence, drift_test, predictive_paths
+from inference.coherence.studies import symptoms
 from ppl_models.in_context import BetaBernoulli, DirichletCategorical, NormalNormal, parse_rule
 from ppl_models.in_context.language import (
     BERNOULLI,
@@ -161,13 +162,32 @@ def test_records_give_the_symptom_given_the_attribute_drawn():
     np.testing.assert_allclose(found.log_p, expected.log_p, atol=1e-6)
 
 
-def test_study_of_records_is_that_of_the_rule_in_process():
-    options = {"key": jax.random.key(0), "contexts": 1, "paths": 60, "sizes": (20,), "replicates": 60}
+def test_symptoms_are_those_of_the_rule_in_process():
+    context, options = np.tile([3, 0, 1, 2], 6), {"steps": 40, "paths": 30, "key": jax.random.key(0)}
     with serving(Records(), RECORDS) as (url, _, _):
-        found = run_study("language", model(url, format=RECORDS), **options)
-    expected = run_study("language", InProcess(Records()), **options)
-    assert found.verdict == expected.verdict and len(found.table) == 2
-    np.testing.assert_allclose(found.table.select_dtypes("number"), expected.table.select_dtypes("number"), atol=1e-6)
+        found = predictive_paths(model(url, format=RECORDS), context, **options)
+    expected = predictive_paths(InProcess(Records()), context, **options)
+    for x in (0, 1):
+        one, other = symptoms(found, x), symptoms(expected, x)
+        np.testing.assert_array_equal(one.z, other.z)
+        np.testing.assert_allclose(one.p, other.p, atol=1e-6)
+
+
+def test_an_answer_that_cannot_be_read_is_not_kept(tmp_path):
+    with serving(RULE, BERNOULLI, ["no_logprobs"]) as (url, requests, _):
+        asked = model(url, cache=tmp_path)
+        with pytest.raises(EndpointError, match="without logprobs"):
+            asked.paths(CONTEXTS[0], 4, 6, 11)
+        assert not list(tmp_path.iterdir())
+        asked.paths(CONTEXTS[0], 4, 6, 11)
+    assert len(requests) == 2 and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_probability_of_zero_comes_as_null():
+    p, mass = word_probabilities({"0": None, "1": 0.0}, BERNOULLI)
+    assert p.tolist() == [0.0, 1.0] and mass == 1.0
+    with pytest.raises(EndpointError, match="have no probability"):
+        word_probabilities({"0": None, "1": None, "x": 0.0}, BERNOULLI)
 
 
 def test_restricted_tokens_and_mass():
