@@ -204,6 +204,11 @@ def fit_scaling(
     rows, df = [], 0
     for n in sorted(between):
         v, w = np.asarray(between[n], float), np.asarray(within[n], float)
+        if not (np.isfinite(v).all() and np.isfinite(w).all()):
+            raise ValueError(
+                f"the variances at n = {n} are not finite: the rule has no second moment there, or does not tell the "
+                "probabilities of all symbols; take longer contexts, or another predictor"
+            )
         u = v.mean() / w.mean()
         df += len(v) - 1
         # Error of a ratio of means (Cochran, Sampling Techniques, 1977, equation 6.13).

@@ -83,6 +83,9 @@ def test_exact_ratios_give_bayes_exactly():
 
 
 def test_bad_input():
+    V = {n: np.full(3, np.nan if n == 50 else 1.0) for n in SIZES}
+    with pytest.raises(ValueError, match="variances at n = 50 are not finite"):
+        fit_scaling(V, V, dict.fromkeys(SIZES, 2))
     key, rule = jax.random.key(0), parse_rule("bayes")
     with pytest.raises(ValueError, match="at least 3 different lengths"):
         uncertainty_scaling(rule, {20: np.zeros((3, 20), int)}, key=key)
