@@ -152,10 +152,12 @@ class Scaling:
 
     @property
     def kind(self) -> str:
-        """``"bayes"``, ``"fractional"``, ``"finite memory"``, ``"other rate"`` or ``"no spread"``."""
+        """``"bayes"``, ``"fractional"``, ``"finite memory"``, ``"other rate"``, ``"undecided"`` or ``"no spread"``."""
         if np.isnan(self.beta):
             return "no spread"
         if self.p_value >= LEVEL:
+            if self.interval[0] < 0.5 or self.interval[1] > 1.5:
+                return "undecided"
             return "bayes" if self.p_level >= LEVEL else "fractional"
         return "finite memory" if self.interval[1] < 0.5 else "other rate"
 
@@ -170,6 +172,8 @@ class Scaling:
                 f"No uncertainty about the long run can be told from zero at n = {', '.join(map(str, seen))}: a frozen "
                 "rule, or too few paths."
             )
+        if self.kind == "undecided":
+            return f"Too noisy to tell the rate: {rate}; take more contexts, more paths or lengths further apart."
         if self.kind == "bayes":
             return f"Grows surer as exact Bayes does with a prior worth {self.c:.3g} symbols: {rate}."
         if self.kind == "fractional":

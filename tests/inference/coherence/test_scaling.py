@@ -82,6 +82,13 @@ def test_exact_ratios_give_bayes_exactly():
     assert found.table["symbols"].tolist() == pytest.approx([n + 5.0 for n in SIZES])
 
 
+def test_noise_leaves_it_undecided():
+    rng = np.random.default_rng(0)
+    V = {n: np.maximum(rng.normal(1.0, 1.0, 8), 0.2) for n in (20, 50, 100)}
+    found = fit_scaling(V, {n: np.full(8, n + 5.0) for n in V}, dict.fromkeys(V, 2))
+    assert found.kind == "undecided" and "Too noisy to tell" in found.verdict and found.p_value > 0.05
+
+
 def test_bad_input():
     V = {n: np.full(3, np.nan if n == 50 else 1.0) for n in SIZES}
     with pytest.raises(ValueError, match="variances at n = 50 are not finite"):
