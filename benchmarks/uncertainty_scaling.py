@@ -65,36 +65,40 @@ def run(quick: bool) -> Iterator[Claim]:
     tune_runtime()
     many, few, contexts = (10, 3, 10) if quick else (400, 60, 100)
     for name, rule in EXACT.items():
-        found = studies(rule, many, seed=1)
+        found = studies(rule, many, seed=11)
         held = summary(found)
         held["published_t3_rejects"] = outside(rule, contexts, 5)
         error = float(np.sqrt(0.05 * 0.95 / many))
         yield Claim(
             f"beta_{name}", f"{rule}: distance of the mean fitted beta from 1 (C and c unknown)",
-            abs(held["beta"] - 1), "beta", target="<= 0.1", seeds=(1,), detail=held,
+            abs(held["beta"] - 1), "beta", target="<= 0.1", seeds=(11,), detail=held,
         )  # fmt: skip
         yield Claim(
             f"within_{name}", f"{rule}: share of studies with beta within .1 of 1",
-            held["beta_within_0_1"], "share", target=">= 0.9", seeds=(1,), detail={"beta_sd": held["beta_sd"]},
+            held["beta_within_0_1"], "share", target=">= 0.9", seeds=(11,), detail={"beta_sd": held["beta_sd"]},
             if_missed="a prior worth 40 symbols leaves beta and c hard to tell apart at 200 paths; more paths help",
         )  # fmt: skip
         yield Claim(
             f"level_{name}", f"{rule}: share of studies that reject beta = 1 at 5 %",
-            float(np.mean([f.p_value < 0.05 for f in found])), "share", target="0.02 to 0.08", seeds=(1,),
-            detail={"se": error, "bayes_level_rejected": held["level_test_rejects"]},
+            float(np.mean([f.p_value < 0.05 for f in found])), "share", target="0.02 to 0.08", seeds=(11,),
+            detail={"se": error},
             reference=f"published T_3, 20 symbols: {held['published_t3_rejects']:.2f} rejected",
         )  # fmt: skip
+        yield Claim(
+            f"confidence_{name}", f"{rule}: share of studies that reject C = 1 at 5 %",
+            held["level_test_rejects"], "share", target="0.02 to 0.08", seeds=(11,), detail={"se": error},
+        )  # fmt: skip
     for name, rule in MEMORY.items():
-        found = studies(rule, few, seed=2)
+        found = studies(rule, few, seed=12)
         yield Claim(
             f"power_{name}", f"{rule}: share of studies flagged as finite memory",
-            float(np.mean([f.kind == "finite memory" for f in found])), "share", target=">= 0.9", seeds=(2,),
+            float(np.mean([f.kind == "finite memory" for f in found])), "share", target=">= 0.9", seeds=(12,),
             detail=summary(found),
         )  # fmt: skip
     for name, rule in LEVELS.items():
-        found = studies(rule, few, seed=3)
+        found = studies(rule, few, seed=13)
         yield Claim(
             f"kind_{name}", f"{rule}: share of studies called fractional Bayes, not non-Bayesian",
-            float(np.mean([f.kind == "fractional" for f in found])), "share", target=">= 0.9", seeds=(3,),
+            float(np.mean([f.kind == "fractional" for f in found])), "share", target=">= 0.9", seeds=(13,),
             detail=summary(found),
         )  # fmt: skip

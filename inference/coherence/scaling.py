@@ -201,11 +201,13 @@ def fit_scaling(
     """The fit to V and W of several contexts of each length n (at least 3 lengths, 3 contexts each).
 
     U is the ratio of the means over contexts; its error is that over contexts.  The p-values refer the differences of
-    weighted squares to F(1, sum over n of (contexts - 1)).
+    weighted squares to F(1, contexts - 1), the fewest contexts of a length: with the errors of all lengths estimated,
+    F(1, their sum) rejected C = 1 in 8 % at 20 contexts.
     """
     from scipy.stats import f as F
 
-    rows, df = [], 0
+    rows = []
+    df = min(len(v) for v in between.values()) - 1
     for n in sorted(between):
         v, w = np.asarray(between[n], float), np.asarray(within[n], float)
         if not (np.isfinite(v).all() and np.isfinite(w).all()):
@@ -214,7 +216,6 @@ def fit_scaling(
                 "probabilities of all symbols; take longer contexts, or another predictor"
             )
         u = v.mean() / w.mean()
-        df += len(v) - 1
         # Error of a ratio of means (Cochran, Sampling Techniques, 1977, equation 6.13).
         se = np.std(v - u * w, ddof=1) / np.sqrt(len(v)) / abs(w.mean())
         rows.append((n, steps[n], len(v), v.mean(), w.mean(), u, se, 1 / u if u > 0 else np.nan))
