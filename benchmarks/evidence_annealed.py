@@ -30,8 +30,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "smc": ("sequential Monte Carlo", {"method": "smc", "particles": 512, "temperatures": 128}),
 }
 MISSED = {
-    "mixture": "refinement settles in the modes that its draws see; what a small mode adds, thousandths of a nat, no draw "
-    "of it can tell, and its standard error leaves it out: annealing finds it",
+    "mixture": "refinement settles in the modes that its draws see; what a small mode adds, thousandths of a nat, no "
+    "draw of it can tell, and its standard error leaves it out: annealing finds it",
     "banana": "no Gaussian bends: k-hat exceeds 0.7 in {:.0%} of the rows, and the user is sent to method='ais'",
 }
 """Why importance sampling from refined posteriors may miss."""

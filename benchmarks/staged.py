@@ -3,7 +3,7 @@
 Diffusion on scikit-learn's digits, a Multi-ResNet of two levels (8 x 8, 4 x 4), and on Fashion-MNIST, three levels (28,
 14, 7).  Direct: all steps at the full resolution.  Staged: a tenth of the operations at the coarser ones, the rest at
 the full one with the coarse levels frozen, or learning on.  Operations are those of the gradient of the training loss,
-counted by XLA before optimisation.  Bits a pixel of the 297 test digits, of 500 test images of Fashion-MNIST: the
+counted by XLA before optimisation.  Bits a pixel of the 297 test digits, of 300 test images of Fashion-MNIST: the
 denoising bound, as in ``diffusion_digits``.
 """
 
@@ -74,7 +74,7 @@ CASES = {
     ),
     "fashion": Case(
         "Fashion-MNIST 28x28", "fashion_mnist",
-        dataclasses.replace(PRESETS["fashion_multi_resnet"], network=network(4, (2, 2, 2))), 600, 16, 500,
+        dataclasses.replace(PRESETS["fashion_multi_resnet"], network=network(4, (2, 2, 2))), 250, 8, 300,
     ),
 }  # fmt: skip
 
