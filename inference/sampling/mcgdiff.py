@@ -1,0 +1,151 @@
+"""MCGdiff: sequential Monte Carlo for linear observations, whose noise is part of the diffusion's own.
+
+Cardoso, Janati El Idrissi, Le Corff & Moulines, "Monte Carlo guided diffusion for Bayesian linear inverse problems",
+ICLR 2024, arXiv 2308.07983.  With ``A = U S V'`` after whitening the noise, ``y'_i = (U'y)_i / s_i`` is coordinate
+``z_i = (V'x)_i`` with noise of standard deviation ``1/s_i``, which the diffusion itself adds at the time tau_i where
+``sigma / alpha = 1 / s_i``.  So (x_0, alpha y') has the law of (x_0, z(tau)), and the posterior is that of a diffusion
+known to pass ``z_i(tau_i) = alpha(tau_i) y'_i``:
+
+    g_t(x) = prod_{i: tau_i < t} N(z_i(t); alpha_t y'_i, c_i),    c_i = sigma_t^2 - alpha_t^2 / s_i^2
+
+is how likely the forward process is at t, given y'.  Particles target p(x_t..x_T) g_t(x_t): the step t -> u draws from
+``p(x_u | x_t) g_u(x_u)``, a normal law, and weighs by its mass over ``g_t(x_t)``.  At tau_i the coordinate is set, and
+from there on it moves freely.  Exact as n grows, for the law of the discretised reverse process, without a gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from inference.sampling.ancestral import ancestral_kernel
+from inference.sampling.particles import Run, effective, log_mean, systematic, usable
+from inference.sampling.protocols import Denoise, Schedule, time_grid
+
+AFFINE = 1e-3
+"""Largest deviation from an affine mean, relative, that rounding explains."""
+
+
+class Linear(NamedTuple):
+    """``y' = z + e / s``: values (r,), their right singular vectors (r, d), times tau (r,), and log p of the rest.
+
+    ``log_rest``  log density of y that does not depend on the particles: Jacobians, and the coordinates of y that only
+                  noise reaches.
+    """
+
+    values: Array
+    rows: Array
+    tau: Array
+    log_rest: Array
+
+
+def linear(
+    loc: Float[np.ndarray, " m"],
+    noise: Float[np.ndarray, "m m"],
+    jacobian: Float[np.ndarray, "m d"],
+    y: Float[np.ndarray, " m"],
+    schedule: Any,
+) -> Linear:
+    """The observation ``y ~ N(loc + J x_0, noise)`` in coordinates of its own.
+
+    Raises ``ValueError`` where the noise is less than what the diffusion starts with, or more than where it ends.
+    """
+    factor = np.linalg.cholesky(noise)
+    residual, A = np.linalg.solve(factor, y - loc), np.linalg.solve(factor, jacobian)
+    left, s, right = np.linalg.svd(A)
+    r = int((s > 1e-5 * s[0]).sum()) if len(s) else 0
+    rotated = left.T @ residual
+    rest = rotated[r:]
+    level = 1 / s[:r]
+    # Solved once on a fine grid, by the ratio that grows with time.
+    grid = np.linspace(schedule.start, schedule.T, 20001)
+    with jax.ensure_compile_time_eval():
+        ratio = np.asarray(schedule.sigma(grid), float) / np.maximum(np.asarray(schedule.alpha(grid), float), 1e-12)
+    if not ((level > ratio[1]) & (level < ratio[-2])).all():
+        raise ValueError(
+            f"mcgdiff ties noise of standard deviation {level.min():.3g} to {level.max():.3g} (in units of the law, along "
+            f"the singular vectors) to the diffusion's own, which has {ratio[1]:.3g} to {ratio[-2]:.3g}; use method='tds'"
+        )
+    tau = np.interp(np.log(level), np.log(ratio[1:-1]), grid[1:-1])
+    log_rest = -0.5 * (rest @ rest) - 0.5 * len(rest) * math.log(2 * math.pi)
+    # From the density of z(tau) to that of U'y = s y' = s z(tau) / alpha, then to that of y.
+    alpha = np.asarray(schedule.alpha(tau), float)
+    log_rest += np.log(alpha).sum() - np.log(s[:r]).sum() - np.log(np.diag(factor)).sum()
+    return Linear(*(jnp.asarray(v, float) for v in (rotated[:r] / s[:r], right[:r], tau, log_rest)))
+
+
+def grid_of(schedule: Schedule, steps: int, warp: float, tau: np.ndarray) -> Array:
+    """:func:`time_grid` with a node at every tau in the place of the one next to it, or beside it where two collide."""
+    with jax.ensure_compile_time_eval():
+        times = np.asarray(time_grid(schedule, steps, warp=warp), float)
+    inner = np.union1d(times[1:-1], tau)
+    near = np.array([np.abs(t - tau).min() < 1e-4 and t not in tau for t in inner])
+    return jnp.asarray(np.concatenate([times[:1], inner[~near][::-1], times[-1:]]), float)
+
+
+def mcgdiff(
+    denoise: Denoise,
+    schedule: Schedule,
+    given: Linear,
+    x: Float[Array, " n *shape"],
+    times: Float[Array, " nodes"],
+    *,
+    key: Array,
+) -> Run:
+    """One run from ``x`` at ``times[0]`` down ``times`` (:func:`grid_of`); ``denoise`` is of one datum."""
+    n, shape = len(x), x.shape[1:]
+    flat = lambda a: a.reshape(n, -1)  # noqa: E731
+    values, rows, tau = given.values, given.rows, given.tau
+    close = 1e-5
+
+    def left(t: Array) -> Array:
+        """c_i: the forward kernel's variance from tau_i to t."""
+        return jnp.maximum(schedule.sigma(t) ** 2 - (schedule.alpha(t) / schedule.alpha(tau)) ** 2 * schedule.sigma(tau) ** 2, 0.0)
+
+    def log_normal(z: Array, mean: Array, var: Array, on: Array) -> Array:
+        var = jnp.where(on, var, 1.0)
+        each = -0.5 * (z - mean) ** 2 / var - 0.5 * jnp.log(2 * math.pi * var)
+        return jnp.where(on, each, 0.0).sum(1)
+
+    def step(carry: Any, given: Any) -> tuple[Any, Any]:
+        x, log_weight, before, log_g = carry
+        t, lower, own, last = given
+        noise_key, resample_key, tie_key = jax.random.split(own, 3)
+        denoised = jax.vmap(lambda x: denoise(x, t))(x)
+        mean, sd = ancestral_kernel(lambda x, t: denoised, schedule, x, t, lower)
+        sd = jnp.where(last, 0.0, sd)
+        # Those not set yet are guided; at the node of tau_i itself c_i is nil and the coordinate is set.
+        on = ((tau >= 0) & (lower >= tau - close))[None]
+        v, c = sd**2, jnp.where(lower <= tau + close, 0.0, left(lower))
+        z = flat(mean) @ rows.T
+        goal = (schedule.alpha(lower) * values)[None]
+        gain = log_normal(goal, z, (v + c)[None], on) - log_g
+        log_weight = usable(log_weight + gain)
+        ess, found = effective(log_weight), log_mean(log_weight)
+        due = ess < n / 2
+        at = jnp.where(due, systematic(resample_key, log_weight), jnp.arange(n))
+        mean, z, denoised = mean[at], z[at], denoised[at]
+        increment = found - before
+        log_weight, before = jnp.where(due, 0.0, log_weight), jnp.where(due, 0.0, found)
+        x = mean + sd * jax.random.normal(noise_key, x.shape, x.dtype)
+        both = jnp.where(v + c > 0, v + c, 1.0)[None]
+        fused = (z * c[None] + goal * v) / both
+        fused = fused + jnp.sqrt(v * c[None] / both) * jax.random.normal(tie_key, z.shape)
+        moved = jnp.where(on, fused - flat(x) @ rows.T, 0.0)
+        x = (flat(x) + moved @ rows).reshape(n, *shape)
+        guided = ((lower > tau + close))[None]
+        log_g = log_normal(flat(x) @ rows.T, goal, c[None], guided)
+        return (x, log_weight, before, log_g), (increment, ess, due, denoised[:8])
+
+    keys = jax.random.split(key, len(times))
+    steps = (times[:-1], times[1:], keys[:-1], jnp.arange(len(times) - 1) == len(times) - 2)
+    begin = (x, jnp.zeros(n), jnp.zeros(()), jnp.zeros(n))
+    (x, log_weight, _, _), (increments, ess, due, path) = jax.lax.scan(step, begin, steps)
+    chosen = systematic(keys[-1], log_weight)
+    increments = increments.at[-1].add(given.log_rest)
+    return Run(x[chosen], jnp.zeros((n, 0)), log_weight, increments, ess, due, path)
