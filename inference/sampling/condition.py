@@ -192,7 +192,7 @@ def _linear(observed: Observed, core: Any, to_data: Callable[[Array], Array]) ->
     scale = float(jnp.abs(loc_2 - loc).max()) + 1e-6
     if float(jnp.abs(loc + jacobian @ away - loc_2).max()) > AFFINE * scale or not np.allclose(noise, noise_2, 1e-4):
         raise ValueError("'mcgdiff' needs a mean that is affine in x and noise that does not depend on it; use 'tds'")
-    return linear(*(np.asarray(v, float) for v in (loc, noise, jacobian, observed.y.reshape(-1))), core.schedule)
+    return linear(*(np.asarray(v, float) for v in (loc, noise, jacobian)), core.schedule)
 
 
 def one_run(law: Any, y: Array, key: Array, given: Any, times: Array, plan: Plan) -> Run:
@@ -205,7 +205,7 @@ def one_run(law: Any, y: Array, key: Array, given: Any, times: Array, plan: Plan
         return core.prediction.denoise(core.schedule, core.params, x, t)
 
     if plan.method == "mcgdiff":
-        return mcgdiff(denoise, core.schedule, given, x, times, key=own)
+        return mcgdiff(denoise, core.schedule, given, y.reshape(-1), x, times, key=own)
     probes = jax.random.normal(probe_key, (PROBES // 2, *core.event_shape)) if plan.twist == "smoothed" else None
     probes = None if probes is None else jnp.concatenate([probes, -probes])
     observed = Observed(plan.likelihood, y, to_data(jnp.zeros(core.event_shape)))

@@ -32,51 +32,45 @@ AFFINE = 1e-3
 
 
 class Linear(NamedTuple):
-    """``y' = z + e / s``: values (r,), their right singular vectors (r, d), times tau (r,), and log p of the rest.
-
-    ``log_rest``  log density of y that does not depend on the particles: Jacobians, and the coordinates of y that only
-                  noise reaches.
+    """``U' L^-1 (y - loc) = s z + e``, e ~ N(0, I): ``whiten = U' L^-1`` (m, m), ``loc`` (m,), singular values ``s``
+    (r,), their right vectors ``rows`` (r, d), times ``tau`` (r,), and the log of all Jacobians from z(tau) to y.
     """
 
-    values: Array
+    whiten: Array
+    loc: Array
+    s: Array
     rows: Array
     tau: Array
-    log_rest: Array
+    log_jacobian: Array
 
 
 def linear(
-    loc: Float[np.ndarray, " m"],
-    noise: Float[np.ndarray, "m m"],
-    jacobian: Float[np.ndarray, "m d"],
-    y: Float[np.ndarray, " m"],
-    schedule: Any,
+    loc: Float[np.ndarray, " m"], noise: Float[np.ndarray, "m m"], jacobian: Float[np.ndarray, "m d"], schedule: Any
 ) -> Linear:
-    """The observation ``y ~ N(loc + J x_0, noise)`` in coordinates of its own.
+    """The observation ``y ~ N(loc + J x_0, noise)``, noise = L L', in coordinates of its own.
 
     Raises ``ValueError`` where the noise is less than what the diffusion starts with, or more than where it ends.
     """
     factor = np.linalg.cholesky(noise)
-    residual, A = np.linalg.solve(factor, y - loc), np.linalg.solve(factor, jacobian)
-    left, s, right = np.linalg.svd(A)
-    r = int((s > 1e-5 * s[0]).sum()) if len(s) else 0
-    rotated = left.T @ residual
-    rest = rotated[r:]
+    left, s, right = np.linalg.svd(np.linalg.solve(factor, jacobian))
+    r = int((s > 1e-5 * s[0]).sum())
     level = 1 / s[:r]
     # Solved once on a fine grid, by the ratio that grows with time.
     grid = np.linspace(schedule.start, schedule.T, 20001)
     with jax.ensure_compile_time_eval():
         ratio = np.asarray(schedule.sigma(grid), float) / np.maximum(np.asarray(schedule.alpha(grid), float), 1e-12)
-    if not ((level > ratio[1]) & (level < ratio[-2])).all():
-        raise ValueError(
-            f"mcgdiff ties noise of standard deviation {level.min():.3g} to {level.max():.3g} (in units of the law, along "
-            f"the singular vectors) to the diffusion's own, which has {ratio[1]:.3g} to {ratio[-2]:.3g}; use method='tds'"
-        )
-    tau = np.interp(np.log(level), np.log(ratio[1:-1]), grid[1:-1])
-    log_rest = -0.5 * (rest @ rest) - 0.5 * len(rest) * math.log(2 * math.pi)
-    # From the density of z(tau) to that of U'y = s y' = s z(tau) / alpha, then to that of y.
-    alpha = np.asarray(schedule.alpha(tau), float)
-    log_rest += np.log(alpha).sum() - np.log(s[:r]).sum() - np.log(np.diag(factor)).sum()
-    return Linear(*(jnp.asarray(v, float) for v in (rotated[:r] / s[:r], right[:r], tau, log_rest)))
+        if not ((level > ratio[1]) & (level < ratio[-2])).all():
+            raise ValueError(
+                f"mcgdiff ties noise of standard deviation {level.min():.3g} to {level.max():.3g} (in units of the law, "
+                f"along the singular vectors) to the diffusion's own, which has {ratio[1]:.3g} to {ratio[-2]:.3g}; use "
+                "method='tds'"
+            )
+        tau = np.interp(np.log(level), np.log(ratio[1:-1]), grid[1:-1])
+        alpha = np.asarray(schedule.alpha(tau), float)
+    # From the density of z(tau) to that of U'L^-1 y = s z(tau) / alpha, then to that of y.
+    log_jacobian = np.log(alpha).sum() - np.log(s[:r]).sum() - np.log(np.diag(factor)).sum()
+    found = left.T @ np.linalg.inv(factor), loc, s[:r], right[:r], tau, log_jacobian
+    return Linear(*(jnp.asarray(v, float) for v in found))
 
 
 def grid_of(schedule: Schedule, steps: int, warp: float, tau: np.ndarray) -> Array:
@@ -92,6 +86,7 @@ def mcgdiff(
     denoise: Denoise,
     schedule: Schedule,
     given: Linear,
+    y: Float[Array, " m"],
     x: Float[Array, " n *shape"],
     times: Float[Array, " nodes"],
     *,
@@ -100,27 +95,32 @@ def mcgdiff(
     """One run from ``x`` at ``times[0]`` down ``times`` (:func:`grid_of`); ``denoise`` is of one datum."""
     n, shape = len(x), x.shape[1:]
     flat = lambda a: a.reshape(n, -1)  # noqa: E731
-    values, rows, tau = given.values, given.rows, given.tau
+    rows, tau, r = given.rows, given.tau, len(given.s)
+    rotated = given.whiten @ (y - given.loc)
+    values, rest = rotated[:r] / given.s, rotated[r:]
+    # The coordinates of y that only noise reaches.
+    log_rest = given.log_jacobian - 0.5 * rest @ rest - 0.5 * len(rest) * math.log(2 * math.pi)
     close = 1e-5
 
     def left(t: Array) -> Array:
         """c_i: the forward kernel's variance from tau_i to t."""
-        return jnp.maximum(schedule.sigma(t) ** 2 - (schedule.alpha(t) / schedule.alpha(tau)) ** 2 * schedule.sigma(tau) ** 2, 0.0)
+        carried = schedule.alpha(t) / schedule.alpha(tau) * schedule.sigma(tau)
+        return jnp.maximum(schedule.sigma(t) ** 2 - carried**2, 0.0)
 
     def log_normal(z: Array, mean: Array, var: Array, on: Array) -> Array:
         var = jnp.where(on, var, 1.0)
         each = -0.5 * (z - mean) ** 2 / var - 0.5 * jnp.log(2 * math.pi * var)
         return jnp.where(on, each, 0.0).sum(1)
 
-    def step(carry: Any, given: Any) -> tuple[Any, Any]:
+    def step(carry: Any, at_step: Any) -> tuple[Any, Any]:
         x, log_weight, before, log_g = carry
-        t, lower, own, last = given
+        t, lower, own, last = at_step
         noise_key, resample_key, tie_key = jax.random.split(own, 3)
         denoised = jax.vmap(lambda x: denoise(x, t))(x)
         mean, sd = ancestral_kernel(lambda x, t: denoised, schedule, x, t, lower)
         sd = jnp.where(last, 0.0, sd)
         # Those not set yet are guided; at the node of tau_i itself c_i is nil and the coordinate is set.
-        on = ((tau >= 0) & (lower >= tau - close))[None]
+        on = (lower >= tau - close)[None]
         v, c = sd**2, jnp.where(lower <= tau + close, 0.0, left(lower))
         z = flat(mean) @ rows.T
         goal = (schedule.alpha(lower) * values)[None]
@@ -138,7 +138,7 @@ def mcgdiff(
         fused = fused + jnp.sqrt(v * c[None] / both) * jax.random.normal(tie_key, z.shape)
         moved = jnp.where(on, fused - flat(x) @ rows.T, 0.0)
         x = (flat(x) + moved @ rows).reshape(n, *shape)
-        guided = ((lower > tau + close))[None]
+        guided = (lower > tau + close)[None]
         log_g = log_normal(flat(x) @ rows.T, goal, c[None], guided)
         return (x, log_weight, before, log_g), (increment, ess, due, denoised[:8])
 
@@ -147,5 +147,5 @@ def mcgdiff(
     begin = (x, jnp.zeros(n), jnp.zeros(()), jnp.zeros(n))
     (x, log_weight, _, _), (increments, ess, due, path) = jax.lax.scan(step, begin, steps)
     chosen = systematic(keys[-1], log_weight)
-    increments = increments.at[-1].add(given.log_rest)
+    increments = increments.at[-1].add(log_rest)
     return Run(x[chosen], jnp.zeros((n, 0)), log_weight, increments, ess, due, path)

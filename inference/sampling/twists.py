@@ -108,25 +108,20 @@ class Twister:
         rows = jax.vmap(lambda row: pull(row.reshape(x.shape))[0].reshape(-1))(J)  # dh(D(x))/dx, (m, d)
         a, s = self.schedule.alpha(t), self.schedule.sigma(t)
         small = jnp.abs(a) < LEFT
+        residual, rule = jnp.reshape(self.observed.y, -1) - loc, self.variance(t) * J @ J.T + noise
         cov = s**2 / jnp.where(small, 1.0, a) * rows @ J.T
-        cov = jnp.where(small, self.variance(t) * J @ J.T, 0.5 * (cov + cov.T))
-        log, solved = _log_normal(jnp.reshape(self.observed.y, -1) - loc, _at_least_nil(cov) + noise)
+        found = _log_normal(residual, jnp.where(small, rule, 0.5 * (cov + cov.T) + noise))
+        # The covariance that a learned denoiser implies may have negative directions: then the rule's.
+        log, solved = jax.tree.map(lambda own, other: jnp.where(jnp.isnan(found[0]), other, own), found,
+                                   _log_normal(residual, rule))  # fmt: skip
         return Twist(log, (solved @ rows).reshape(x.shape), denoised)
-
-
-def _at_least_nil(cov: Float[Array, "m m"]) -> Float[Array, "m m"]:
-    """The covariance that a learned denoiser implies may have negative directions: these count as nil."""
-    if len(cov) == 1:
-        return jnp.maximum(cov, 0.0)
-    values, vectors = jnp.linalg.eigh(cov)
-    return (vectors * jnp.maximum(values, 0.0)) @ vectors.T
 
 
 def _log_normal(residual: Float[Array, " m"], cov: Float[Array, "m m"]) -> tuple[Array, Array]:
     """``log N(residual; 0, cov)`` and ``cov^-1 residual``."""
     m = len(residual)
     if m == 1:
-        solved = residual / cov[0]
+        solved = residual / cov[0]  # the logarithm of a negative variance is nan, as of a Cholesky factor
         return -0.5 * (residual @ solved + jnp.log(cov[0, 0]) + math.log(2 * math.pi)), solved
     factor = jnp.linalg.cholesky(cov)
     solved = cho_solve((factor, True), residual)
