@@ -62,7 +62,9 @@ def sampler_verdict(tree: Any, *, ranks: Mapping[str, Any] | None = None) -> pd.
         checks.append(_particles(np.asarray(stats["ess"].values), stats["log_weight"].values.shape[1]))
     if ranks is not None:
         checks.append(_ranks(ranks))
-    return pd.DataFrame([dataclasses.asdict(check) for check in checks], columns=[f.name for f in dataclasses.fields(Check)])
+    return pd.DataFrame(
+        [dataclasses.asdict(check) for check in checks], columns=[f.name for f in dataclasses.fields(Check)]
+    )
 
 
 def flagged(verdict: pd.DataFrame) -> bool:

@@ -30,7 +30,7 @@ def calibration_ranks(
     steps: int = 100,
     warp: float = 1.5,
     twist: str | None = None,
-    spread: float = 1.0,
+    spread: float | None = None,
     block: int = 20,
 ) -> dict[str, np.ndarray]:
     """Rank fractions in (0, 1), uniform if calibrated: ``x`` (simulation, *shape), each nuisance, and ``log_lik``.
@@ -86,7 +86,9 @@ def _ranks(law: Any, keys: Array, given: Any, times: Array, plan: Plan) -> dict[
         drawn = jax.vmap(to_data)(run.x)
         pairs = {
             "x": (x, drawn),
-            **{name: (observed.constrain(u)[name], jax.vmap(observed.constrain)(run.u)[name]) for name in observed.free},
+            **{
+                name: (observed.constrain(u)[name], jax.vmap(observed.constrain)(run.u)[name]) for name in observed.free
+            },
             "log_lik": (observed.log_prob(x, u), jax.vmap(observed.log_prob)(drawn, run.u)),
         }
         ties = jax.random.split(tie_key, len(pairs))

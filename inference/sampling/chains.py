@@ -1,7 +1,7 @@
 """Markov chains for a datum under a diffusion prior: NUTS on the density of the ODE, or on the noise it starts from.
 
-    nuts        x ~ law by its log_prob (the divergence of the ODE is part of every gradient)
-    noise_hmc   z ~ N(0, I), x = law.from_noise(z): the same posterior with no divergence; modes lie closer together
+nuts        x ~ law by its log_prob (the divergence of the ODE is part of every gradient)
+noise_hmc   z ~ N(0, I), x = law.from_noise(z): the same posterior with no divergence; modes lie closer together
 """
 
 from __future__ import annotations

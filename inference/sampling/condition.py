@@ -52,7 +52,7 @@ def condition(
     warp: float = 1.5,
     warmup: int = 500,
     twist: str | None = None,
-    spread: float = 1.0,
+    spread: float | None = None,
     progress: bool = False,
     **options: Any,
 ) -> Any:
@@ -68,7 +68,8 @@ def condition(
                     the discretised diffusion: where results matter, compare twice the steps.
     ``twist``       of ``tds`` (:mod:`inference.sampling.twists`): ``"tweedie"``, ``"gaussian"``, ``"smoothed"`` or
                     ``"point"``; by default the first that the likelihood allows.
-    ``spread``      variance of a coordinate of the prior, in the law's own units, for the gaussian and smoothed twists.
+    ``spread``      variance of a coordinate of the prior, in the law's own units, for the gaussian and smoothed twists;
+                    by default that of 256 draws of the prior.
     ``options``     of NUTS (``target_accept_prob``, ``max_tree_depth``), for the two chain methods.
 
     The tree has the groups ``posterior`` (x and every nuisance), ``log_likelihood`` (each entry of y, where these are
@@ -151,7 +152,7 @@ class Plan:
     @classmethod
     def of(
         cls, law: Any, likelihood: Likelihood, y: Array, method: str, draws: int, steps: int, warp: float,
-        twist: str | None, spread: float,
+        twist: str | None, spread: float | None,
     ) -> Plan:  # fmt: skip
         """The plan of one call, checked before anything is computed."""
         core, to_data = unwrap(law)
@@ -159,7 +160,7 @@ class Plan:
         observed = Observed(likelihood, y, zero)
         if twist is not None and (method != "tds" or twist not in KINDS):
             raise ValueError(f"twist is one of {', '.join(KINDS)}, for method 'tds'; got {twist!r} for {method!r}")
-        if not spread > 0:
+        if spread is not None and not spread > 0:
             raise ValueError(f"spread is the variance of a coordinate of the prior, expected > 0, got {spread!r}")
         if observed.size and method != "tds":
             raise ValueError(
@@ -169,7 +170,9 @@ class Plan:
         if method in ("pigdm", "tmpd", "mcgdiff") and gaussian_parts(observed.law(zero, jnp.zeros(0))) is None:
             raise ValueError(f"{method!r} needs a normal likelihood; use 'tds', 'nuts' or 'dps'")
         chosen = twist or GUIDES.get(method) or default_kind(observed, zero)
-        plan = cls(likelihood, method, draws, chosen, spread, observed.size)
+        if spread is None and chosen in ("gaussian", "smoothed") and method != "mcgdiff":
+            spread = float(_drawn(core, jax.random.key(0)).var(0).mean())
+        plan = cls(likelihood, method, draws, chosen, spread or 1.0, observed.size)
         plan.times = time_grid(core.schedule, steps, warp=warp)
         if method == "mcgdiff":
             plan.given = _linear(observed, core, to_data)
@@ -192,7 +195,14 @@ def _linear(observed: Observed, core: Any, to_data: Callable[[Array], Array]) ->
     scale = float(jnp.abs(loc_2 - loc).max()) + 1e-6
     if float(jnp.abs(loc + jacobian @ away - loc_2).max()) > AFFINE * scale or not np.allclose(noise, noise_2, 1e-4):
         raise ValueError("'mcgdiff' needs a mean that is affine in x and noise that does not depend on it; use 'tds'")
-    return linear(*(np.asarray(v, float) for v in (loc, noise, jacobian)), core.schedule)
+    draws = _drawn(core, jax.random.key(0)).reshape(-1, len(zero))
+    return linear(*(np.asarray(v, float) for v in (loc, noise, jacobian, draws)), core.schedule)
+
+
+@jax.jit
+def _drawn(core: Any, key: Array) -> Array:
+    """Draws of the prior for its moments, which only steer."""
+    return core.sample(key, (256,))
 
 
 def one_run(law: Any, y: Array, key: Array, given: Any, times: Array, plan: Plan) -> Run:
@@ -245,9 +255,7 @@ def unwrap(law: Any) -> tuple[Any, Callable[[Array], Array]]:
     return core, to_data
 
 
-def _tree(
-    observed: Observed, x: Any, u: Any, method: str, stats: Mapping[str, Any], key: Any, path: Any = None
-) -> Any:
+def _tree(observed: Observed, x: Any, u: Any, method: str, stats: Mapping[str, Any], key: Any, path: Any = None) -> Any:
     """The DataTree of draws x (chain, draw, *shape) in the data's units, u (chain, draw, p)."""
     import xarray as xr
 

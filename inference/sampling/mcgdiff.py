@@ -6,9 +6,11 @@ ICLR 2024, arXiv 2308.07983.  With ``A = U S V'`` after whitening the noise, ``y
 ``sigma / alpha = 1 / s_i``.  So (x_0, alpha y') has the law of (x_0, z(tau)), and the posterior is that of a diffusion
 known to pass ``z_i(tau_i) = alpha(tau_i) y'_i``:
 
-    g_t(x) = prod_{i: tau_i < t} N(z_i(t); alpha_t y'_i, c_i),    c_i = sigma_t^2 - alpha_t^2 / s_i^2
+    g_t(x) = prod_{i: tau_i < t} N(z_i(t); alpha_t y'_i, c_i) / p_i(z_i(t)),    c_i = sigma_t^2 - alpha_t^2 / s_i^2
 
-is how likely the forward process is at t, given y'.  Particles target p(x_t..x_T) g_t(x_t): the step t -> u draws from
+is the law of the forward process at t given y', over a normal law p_i with the moments of z_i(t) under the prior: for a
+normal prior of one coordinate, p(y' | x_t) itself.  (The paper has the numerator alone, which is valid, too, and shrinks
+all particles towards y' while t is large: sixty times as many of them were needed.)  Particles target p(x_t..x_T) g_t(x_t): the step t -> u draws from
 ``p(x_u | x_t) g_u(x_u)``, a normal law, and weighs by its mass over ``g_t(x_t)``.  At tau_i the coordinate is set, and
 from there on it moves freely.  Exact as n grows, for the law of the discretised reverse process, without a gradient.
 """
@@ -33,7 +35,8 @@ AFFINE = 1e-3
 
 class Linear(NamedTuple):
     """``U' L^-1 (y - loc) = s z + e``, e ~ N(0, I): ``whiten = U' L^-1`` (m, m), ``loc`` (m,), singular values ``s``
-    (r,), their right vectors ``rows`` (r, d), times ``tau`` (r,), and the log of all Jacobians from z(tau) to y.
+    (r,), their right vectors ``rows`` (r, d), times ``tau`` (r,), the log of all Jacobians from z(tau) to y, and mean
+    and variance of z under the prior (r,).
     """
 
     whiten: Array
@@ -42,12 +45,18 @@ class Linear(NamedTuple):
     rows: Array
     tau: Array
     log_jacobian: Array
+    centre: Array
+    spread: Array
 
 
 def linear(
-    loc: Float[np.ndarray, " m"], noise: Float[np.ndarray, "m m"], jacobian: Float[np.ndarray, "m d"], schedule: Any
+    loc: Float[np.ndarray, " m"],
+    noise: Float[np.ndarray, "m m"],
+    jacobian: Float[np.ndarray, "m d"],
+    draws: Float[np.ndarray, "k d"],
+    schedule: Any,
 ) -> Linear:
-    """The observation ``y ~ N(loc + J x_0, noise)``, noise = L L', in coordinates of its own.
+    """The observation ``y ~ N(loc + J x_0, noise)``, noise = L L', in coordinates of its own; ``draws`` of the prior.
 
     Raises ``ValueError`` where the noise is less than what the diffusion starts with, or more than where it ends.
     """
@@ -69,8 +78,12 @@ def linear(
         alpha = np.asarray(schedule.alpha(tau), float)
     # From the density of z(tau) to that of U'L^-1 y = s z(tau) / alpha, then to that of y.
     log_jacobian = np.log(alpha).sum() - np.log(s[:r]).sum() - np.log(np.diag(factor)).sum()
-    found = left.T @ np.linalg.inv(factor), loc, s[:r], right[:r], tau, log_jacobian
+    found = left.T @ np.linalg.inv(factor), loc, s[:r], right[:r], tau, log_jacobian, *_moments(draws @ right[:r].T)
     return Linear(*(jnp.asarray(v, float) for v in found))
+
+
+def _moments(z: Float[np.ndarray, "k r"]) -> tuple[np.ndarray, np.ndarray]:
+    return z.mean(0), z.var(0)
 
 
 def grid_of(schedule: Schedule, steps: int, warp: float, tau: np.ndarray) -> Array:
@@ -107,6 +120,13 @@ def mcgdiff(
         carried = schedule.alpha(t) / schedule.alpha(tau) * schedule.sigma(tau)
         return jnp.maximum(schedule.sigma(t) ** 2 - carried**2, 0.0)
 
+    def goals(t: Array) -> tuple[Array, Array]:
+        """Mean and variance of g_t as a normal law of z."""
+        a, c = schedule.alpha(t), jnp.where(t <= tau + close, 0.0, left(t))
+        whole = a**2 * given.spread + schedule.sigma(t) ** 2
+        share = jnp.maximum(1 - c / whole, 1e-6)
+        return (a * values - c / whole * a * given.centre) / share, c / share
+
     def log_normal(z: Array, mean: Array, var: Array, on: Array) -> Array:
         var = jnp.where(on, var, 1.0)
         each = -0.5 * (z - mean) ** 2 / var - 0.5 * jnp.log(2 * math.pi * var)
@@ -121,9 +141,9 @@ def mcgdiff(
         sd = jnp.where(last, 0.0, sd)
         # Those not set yet are guided; at the node of tau_i itself c_i is nil and the coordinate is set.
         on = (lower >= tau - close)[None]
-        v, c = sd**2, jnp.where(lower <= tau + close, 0.0, left(lower))
-        z = flat(mean) @ rows.T
-        goal = (schedule.alpha(lower) * values)[None]
+        z, v = flat(mean) @ rows.T, sd**2
+        goal, c = goals(lower)
+        goal = goal[None]
         gain = log_normal(goal, z, (v + c)[None], on) - log_g
         log_weight = usable(log_weight + gain)
         ess, found = effective(log_weight), log_mean(log_weight)

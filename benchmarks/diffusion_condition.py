@@ -1,0 +1,215 @@
+"""Is the posterior of `inference.sampling.condition` right, and does the verdict tell a method that is not?
+
+The prior is a mixture of three Gaussians with its exact score, so under linear sensors the posterior and log p(y) are
+known; for |x| and quantised sensors two long runs of NUTS are the reference.  The verdict is asked of 20 seeds of each
+method; coverage is over simulated problems with an unknown noise level and blur.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+
+from benchmarks.diffusion_logprob import TRIG, mixture
+from benchmarks.diffusion_posterior import summary
+from benchmarks.harness import Claim
+from inference import sampler_verdict
+from inference.checking.sampling_checks import flagged, rank_p_value
+from inference.sampling import calibration_ranks, condition
+from ppl_models.distributions import RK4, Denoiser, DiffusionPrior
+from ppl_models.distributions.analytic import MixtureDenoiser, linear_posterior
+
+NOISE = 0.3
+RUNS = 8
+SIZES = {"tds": {2: 2000, 16: 1000, 64: 1000}, "mcgdiff": {2: 4000, 16: 16000, 64: 4000}}
+STEPS = 200
+WITHIN = {2: 0.02, 16: 0.02, 64: 0.1}
+SEEDS = 20
+
+
+def prior(d: int) -> DiffusionPrior:
+    """The mixture as a diffusion: trigonometric schedule, exact denoiser."""
+    return DiffusionPrior(Denoiser(MixtureDenoiser(TRIG)), TRIG, (d,), params=mixture(d), solver=RK4(24))
+
+
+def problem(d: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sensors A and what they read, y: the known problem in the plane; else two random sensors, y simulated."""
+    if d == 2:
+        return np.asarray([[1.0, 0.5]], "float32"), np.asarray([0.5], "float32")
+    rng = np.random.default_rng(1)
+    A = rng.normal(size=(2, d)) / np.sqrt(d)
+    x = np.asarray(mixture(d).sample(jax.random.key(5), 1)[0])
+    return A.astype("float32"), (A @ x + NOISE * rng.normal(size=2)).astype("float32")
+
+
+def linear(A: np.ndarray) -> Callable[[jax.Array], Any]:
+    """Sensors with normal noise."""
+    return lambda x: dist.Normal(jnp.asarray(A) @ x, NOISE).to_event(1)
+
+
+def errors(tree: Any, d: int, A: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+    """Largest errors of means and sds, in Monte Carlo errors and in posterior sds; R-hat; log p(y)."""
+    exact = linear_posterior(mixture(d), jnp.asarray(A), jnp.asarray(y), NOISE)
+    mean, sd = (np.asarray(v, float) for v in (exact.moments().mean, jnp.sqrt(jnp.diagonal(exact.moments().cov))))
+    draws = tree["posterior"]["x"].values
+    rows = [summary(draws[..., i]) for i in range(d)]
+    off = [(r["mean"] - m) / r["mcse_mean"] for r, m in zip(rows, mean, strict=True)]
+    off_sd = [(r["sd"] - s) / r["mcse_sd"] for r, s in zip(rows, sd, strict=True)]
+    return {
+        "largest": float(np.abs(off + off_sd).max()),
+        "root_mean_square": float(np.sqrt(np.mean(np.square(off + off_sd)))),
+        "numbers": 2 * d,
+        "mean_error_in_sds": float(np.abs([(r["mean"] - m) / s for r, m, s in zip(rows, mean, sd, strict=True)]).max()),
+        "sd_ratios": [float(min(r["sd"] / s for r, s in zip(rows, sd, strict=True))),
+                      float(max(r["sd"] / s for r, s in zip(rows, sd, strict=True)))],
+        "r_hat": float(max(r["r_hat"] for r in rows)),
+        "component_weights": np.exp(np.asarray(exact.log_weights, float)),
+        "exact_log_evidence": float(exact.log_evidence),
+        **{name: value for name, value in tree.attrs.items()},
+    }  # fmt: skip
+
+
+def exact_posteriors(quick: bool, methods: tuple[str, ...], dimensions: tuple[int, ...]) -> Iterator[Claim]:
+    """Methods against the exact posterior."""
+    for d in dimensions:
+        A, y = problem(d)
+        for method in methods:
+            began = time.perf_counter()
+            options: dict[str, Any] = {"draws": 500 if quick else SIZES[method][d], "steps": 50 if quick else STEPS}
+            if method == "nuts":
+                options = {"warmup": 200, "draws": 500 if d == 2 else 300}
+            runs = 4 if quick or method == "nuts" else RUNS
+            tree = condition(prior(d), linear(A), y, method=method, key=jax.random.key(0), runs=runs, **options)
+            found = errors(tree, d, A, y) | {"seconds": time.perf_counter() - began, "runs": runs, **options}
+            name = {"tds": "TDS", "mcgdiff": "MCGdiff", "nuts": "NUTS"}[method]
+            yield Claim(
+                f"{method}_error_d{d}",
+                f"{name}, linear sensors, d = {d}, exact posterior: largest error of {2 * d} means and sds",
+                found["largest"], "Monte Carlo errors", "<= 3", (0,),
+                reference=f"if all is right, the largest of {2 * d} is at most 3 with probability {0.9973 ** (2 * d):.2f}",
+                detail=found,
+            )  # fmt: skip
+            if "log_evidence" in tree.attrs:
+                yield Claim(
+                    f"{method}_evidence_d{d}", f"the same: error of log p(y), {runs} runs of {options['draws']:,}",
+                    abs(tree.attrs["log_evidence"] - found["exact_log_evidence"]), "nats", f"<= {WITHIN[d]:g}", (0,),
+                    detail=found,
+                )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ nonlinear
+def absolute(x: jax.Array) -> Any:
+    """|x_i| with noise: the signs are lost."""
+    return dist.Normal(jnp.abs(x), NOISE).to_event(1)
+
+
+def quantised(x: jax.Array) -> Any:
+    """x_i + noise, known up to one of eight cells of width 1/2."""
+    edges = jnp.linspace(-1.5, 1.5, 7)
+    below = jax.scipy.stats.norm.logcdf((edges - x[:, None]) / NOISE)
+    upper = jnp.concatenate([jnp.exp(below), jnp.ones((2, 1))], 1)
+    return dist.Categorical(probs=jnp.diff(upper, axis=1, prepend=0.0) + 1e-7).to_event(1)
+
+
+def sliced_wasserstein(a: np.ndarray, b: np.ndarray, directions: int = 64) -> float:
+    """Mean over directions of the 1-Wasserstein distance of projections, quantile against quantile."""
+    w = np.random.default_rng(0).normal(size=(a.shape[1], directions))
+    w /= np.linalg.norm(w, axis=0)
+    levels = (np.arange(1000) + 0.5) / 1000
+    return float(np.abs(np.quantile(a @ w, levels, axis=0) - np.quantile(b @ w, levels, axis=0)).mean())
+
+
+def nonlinear(quick: bool) -> Iterator[Claim]:
+    """TDS with the smoothed or gaussian twist against two runs of NUTS, four chains each."""
+    size = {"draws": 200, "warmup": 100} if quick else {"draws": 2000, "warmup": 500}
+    for name, likelihood, y in (
+        ("absolute", absolute, np.asarray([0.6, 0.4], "float32")),
+        ("quantised", quantised, np.asarray([4, 3])),
+    ):
+        flat = [
+            condition(prior(2), likelihood, y, method=method, key=jax.random.key(seed), runs=4, **options)["posterior"]
+            .x.values.reshape(-1, 2)
+            for method, seed, options in (
+                ("noise_hmc", 1, size), ("noise_hmc", 2, size), ("tds", 3, {"draws": size["draws"], "steps": 100 if quick else STEPS}),
+            )
+        ]  # fmt: skip
+        between = sliced_wasserstein(flat[0], flat[1])
+        apart = [sliced_wasserstein(chain, flat[2]) for chain in flat[:2]]
+        yield Claim(
+            f"{name}_wasserstein",
+            f"TDS, {name} observation, d = 2: sliced Wasserstein to NUTS over that between two runs of NUTS",
+            float(np.mean(apart)) / between, "ratio", "<= 1.5", (1, 2, 3),
+            detail={"nuts_to_nuts": between, "tds_to_nuts": apart, **size},
+        )  # fmt: skip
+
+
+# -------------------------------------------------------------------------------------------------- verdict
+def verdicts(quick: bool) -> Iterator[Claim]:
+    """How many of 20 seeds are flagged: DPS should be, the exact methods should not."""
+    law, likelihood = prior(2), linear(problem(2)[0])
+    seeds = 2 if quick else SEEDS
+    for method in ("dps",) if quick else ("dps", "tds", "mcgdiff"):
+        khat, p, bad = [], [], 0
+        for seed in range(seeds):
+            first, second = jax.random.split(jax.random.key(100 + seed))
+            tree = condition(law, likelihood, problem(2)[1], method=method, key=first, draws=500, steps=100)
+            ranks = calibration_ranks(law, likelihood, method=method, key=second, simulations=40 if quick else 200)
+            table = sampler_verdict(tree, ranks=ranks).set_index("check")
+            bad += flagged(table.reset_index())
+            khat.append(float(table.loc["k-hat of the weights (largest)", "value"]))
+            p.append(rank_p_value(ranks)[0])
+        yield Claim(
+            f"{method}_flagged",
+            f"{method.upper() if method != 'mcgdiff' else 'MCGdiff'}: seeds of {seeds} flagged (k-hat > .7 or p of the ranks < .01)",
+            bad, "seeds", f"== {seeds}" if method == "dps" else "<= 1", tuple(range(seeds)),
+            detail={"khat": khat, "p_value": p, "by_khat": int((np.asarray(khat) > 0.7).sum()),
+                    "by_ranks": int((np.asarray(p) < 0.01).sum()), "simulations_a_seed": 40 if quick else 200},
+        )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ nuisances
+def blurred(x: jax.Array) -> Any:
+    """Ten readings of blurred coordinates; noise level and blur unknown."""
+    noise = numpyro.sample("noise", dist.LogNormal(float(np.log(NOISE)), 0.5))
+    blur = numpyro.sample("blur", dist.Uniform(0.0, 1.0))
+    mixed = jnp.stack([x[0], x[1], x[0] + blur * x[1], x[1] + blur * x[0], x[0] - x[1]])
+    return dist.Normal(jnp.tile(mixed, 2), noise).to_event(1)
+
+
+def nuisances(quick: bool) -> Iterator[Claim]:
+    """Coverage of 90 % intervals of the noise level and the blur, inferred jointly with x by TDS."""
+    count = 20 if quick else 200
+    ranks = calibration_ranks(
+        prior(2),
+        blurred,
+        key=jax.random.key(7),
+        simulations=count,
+        draws=100 if quick else 300,
+        steps=50 if quick else 100,
+    )
+    for name in ("noise", "blur"):
+        yield Claim(
+            f"{name}_interval",
+            f"TDS, noise level and blur unknown: 90 % interval of the {name} covers the truth in {count} simulations",
+            float((np.abs(ranks[name] - 0.5) <= 0.45).mean()), "share", "0.85 to 0.95", (7,),
+            detail={"p_value_of_all_ranks": rank_p_value(ranks)[0], "particles": 300,
+                    "x": (np.abs(ranks["x"] - 0.5) <= 0.45).mean(0)},
+        )  # fmt: skip
+
+
+def run(quick: bool) -> Iterator[Claim]:
+    """Make the claims; quick: coverage in twenty simulations, with few particles."""
+    yield from nuisances(quick)
+    if quick:
+        return
+    yield from exact_posteriors(quick, ("tds", "mcgdiff"), (2, 16, 64))
+    yield from verdicts(quick)
+    yield from nonlinear(quick)
+    yield from exact_posteriors(quick, ("nuts",), (2, 16))
