@@ -32,6 +32,7 @@ SIZES = {"tds": {2: 2000, 16: 1000, 64: 1000}, "mcgdiff": {2: 4000, 16: 16000, 6
 STEPS = 200
 WITHIN = {2: 0.02, 16: 0.02, 64: 0.1}
 SEEDS = 20
+NAMES = {"tds": "TDS", "mcgdiff": "MCGdiff", "nuts": "NUTS", "dps": "DPS"}
 
 
 def prior(d: int) -> DiffusionPrior:
@@ -88,12 +89,12 @@ def exact_posteriors(quick: bool, methods: tuple[str, ...], dimensions: tuple[in
             runs = 4 if quick or method == "nuts" else RUNS
             tree = condition(prior(d), linear(A), y, method=method, key=jax.random.key(0), runs=runs, **options)
             found = errors(tree, d, A, y) | {"seconds": time.perf_counter() - began, "runs": runs, **options}
-            name = {"tds": "TDS", "mcgdiff": "MCGdiff", "nuts": "NUTS"}[method]
+            name = NAMES[method]
             yield Claim(
                 f"{method}_error_d{d}",
                 f"{name}, linear sensors, d = {d}, exact posterior: largest error of {2 * d} means and sds",
                 found["largest"], "Monte Carlo errors", "<= 3", (0,),
-                reference=f"if all is right, the largest of {2 * d} is at most 3 with probability {0.9973 ** (2 * d):.2f}",
+                reference=f"of {2 * d} right ones the largest is at most 3 with probability {0.9973 ** (2 * d):.2f}",
                 detail=found,
             )  # fmt: skip
             if "log_evidence" in tree.attrs:
@@ -128,7 +129,7 @@ def sliced_wasserstein(a: np.ndarray, b: np.ndarray, directions: int = 64) -> fl
 
 def nonlinear(quick: bool) -> Iterator[Claim]:
     """TDS with the smoothed or gaussian twist against two runs of NUTS, four chains each."""
-    size = {"draws": 200, "warmup": 100} if quick else {"draws": 2000, "warmup": 500}
+    size: dict[str, Any] = {"draws": 200, "warmup": 100} if quick else {"draws": 2000, "warmup": 500}
     for name, likelihood, y in (
         ("absolute", absolute, np.asarray([0.6, 0.4], "float32")),
         ("quantised", quantised, np.asarray([4, 3])),
@@ -137,7 +138,8 @@ def nonlinear(quick: bool) -> Iterator[Claim]:
             condition(prior(2), likelihood, y, method=method, key=jax.random.key(seed), runs=4, **options)["posterior"]
             .x.values.reshape(-1, 2)
             for method, seed, options in (
-                ("noise_hmc", 1, size), ("noise_hmc", 2, size), ("tds", 3, {"draws": size["draws"], "steps": 100 if quick else STEPS}),
+                ("noise_hmc", 1, size), ("noise_hmc", 2, size),
+                ("tds", 3, {"draws": size["draws"], "steps": 100 if quick else STEPS}),
             )
         ]  # fmt: skip
         between = sliced_wasserstein(flat[0], flat[1])
@@ -167,7 +169,7 @@ def verdicts(quick: bool) -> Iterator[Claim]:
             p.append(rank_p_value(ranks)[0])
         yield Claim(
             f"{method}_flagged",
-            f"{method.upper() if method != 'mcgdiff' else 'MCGdiff'}: seeds of {seeds} flagged (k-hat > .7 or p of the ranks < .01)",
+            f"{NAMES[method]}: seeds of {seeds} flagged (k-hat > .7 or p of the ranks < .01)",
             bad, "seeds", f"== {seeds}" if method == "dps" else "<= 1", tuple(range(seeds)),
             detail={"khat": khat, "p_value": p, "by_khat": int((np.asarray(khat) > 0.7).sum()),
                     "by_ranks": int((np.asarray(p) < 0.01).sum()), "simulations_a_seed": 40 if quick else 200},

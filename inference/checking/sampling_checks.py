@@ -149,7 +149,7 @@ def _weights(log_weight: np.ndarray, method: str) -> Check:
         (f"The draws of {method} follow another law than the posterior: too narrow or in the wrong place, where their "
          "importance weights are heavy." if bad else
          "The importance weights of the particles have light tails: the law that moved them is near the posterior."),
-        "tds, noise_hmc or nuts in the place of guidance; for tds a better twist=, more steps= and draws=." if bad else "",
+        "tds, noise_hmc or nuts in the place of guidance; for tds a better twist=, more steps=, draws=." if bad else "",
     )  # fmt: skip
 
 

@@ -62,10 +62,10 @@ def condition(
     ``likelihood``  ``x -> NumPyro distribution of y``; parameters that it samples on the way (noise level, blur) are
                     nuisances, inferred with x.  A NumPyro model ``(x, y)`` with one observed site serves, too.
     ``method``      :data:`METHODS`.  ``nuts``, ``noise_hmc``, ``tds`` and ``mcgdiff`` are exact in the limit; ``dps``,
-                    ``pigdm`` and ``tmpd`` are guidance, whose draws follow another law: see ``inference.sampler_verdict``.
+                    ``pigdm`` and ``tmpd`` are guidance, whose draws follow another law (``inference.sampler_verdict``).
     ``draws``       of every run: particles of a particle method, draws after ``warmup`` of a chain.
-    ``steps``       of the particle methods down the noise levels, with :func:`time_grid`'s ``warp``.  They are exact for
-                    the discretised diffusion: where results matter, compare twice the steps.
+    ``steps``       of the particle methods down the noise levels, with :func:`time_grid`'s ``warp``.  They are exact
+                    for the discretised diffusion: where results matter, compare twice the steps.
     ``twist``       of ``tds`` (:mod:`inference.sampling.twists`): ``"tweedie"``, ``"gaussian"``, ``"smoothed"`` or
                     ``"point"``; by default the first that the likelihood allows.
     ``spread``      variance of a coordinate of the prior, in the law's own units, for the gaussian and smoothed twists;
@@ -73,11 +73,12 @@ def condition(
     ``options``     of NUTS (``target_accept_prob``, ``max_tree_depth``), for the two chain methods.
 
     The tree has the groups ``posterior`` (x and every nuisance), ``log_likelihood`` (each entry of y, where these are
-    independent), ``posterior_predictive``, ``observed_data`` and ``sample_stats``: ``diverging``, ``n_steps`` of chains;
-    of particle methods ``log_weight`` (chain, particle) before the last resampling, ``ess`` (chain, step),
-    ``resampled``, and ``log_evidence_increment``, whose sum over steps is ``log_evidence`` (chain), nats.  Its attrs
-    hold ``method``, and ``log_evidence`` with ``log_evidence_se`` over all runs, where the method gives one.  The tds
-    and mcgdiff weights are unbiased for the evidence of the discretised diffusion.
+    independent), ``posterior_predictive``, ``observed_data``, ``denoising_path`` (D of eight particles of a particle
+    method) and ``sample_stats``: ``diverging``, ``n_steps`` of chains; of particle methods ``log_weight`` (chain,
+    particle) before the last resampling, ``ess`` (chain, step), ``resampled``, and ``log_evidence_increment``, whose
+    sum over steps is ``log_evidence`` (chain), nats.  Its attrs hold ``method``, and ``log_evidence`` with
+    ``log_evidence_se`` over all runs, where the method gives one: the exponential of a run's is unbiased for the
+    evidence of the discretised diffusion.
 
     Particles that share an ancestor are neighbours along ``draw``: the effective sample size of the tree counts them
     once.  Raises ``ValueError`` for an unknown method, a y of another shape than the likelihood's, a method that the
@@ -196,7 +197,8 @@ def _linear(observed: Observed, core: Any, to_data: Callable[[Array], Array]) ->
     if float(jnp.abs(loc + jacobian @ away - loc_2).max()) > AFFINE * scale or not np.allclose(noise, noise_2, 1e-4):
         raise ValueError("'mcgdiff' needs a mean that is affine in x and noise that does not depend on it; use 'tds'")
     draws = _drawn(core, jax.random.key(0)).reshape(-1, len(zero))
-    return linear(*(np.asarray(v, float) for v in (loc, noise, jacobian, draws)), core.schedule)
+    loc, noise, jacobian, draws = (np.asarray(v, float) for v in (loc, noise, jacobian, draws))
+    return linear(loc, noise, jacobian, draws, core.schedule)
 
 
 @jax.jit

@@ -9,8 +9,9 @@ known to pass ``z_i(tau_i) = alpha(tau_i) y'_i``:
     g_t(x) = prod_{i: tau_i < t} N(z_i(t); alpha_t y'_i, c_i) / p_i(z_i(t)),    c_i = sigma_t^2 - alpha_t^2 / s_i^2
 
 is the law of the forward process at t given y', over a normal law p_i with the moments of z_i(t) under the prior: for a
-normal prior of one coordinate, p(y' | x_t) itself.  (The paper has the numerator alone, which is valid, too, and shrinks
-all particles towards y' while t is large: sixty times as many of them were needed.)  Particles target p(x_t..x_T) g_t(x_t): the step t -> u draws from
+normal prior of one coordinate, p(y' | x_t) itself.  (The paper has the numerator alone, which is valid, too, but pulls
+all particles towards y' while t is large, and log p(y) then needs many more of them.)  Particles target
+p(x_t..x_T) g_t(x_t): the step t -> u draws from
 ``p(x_u | x_t) g_u(x_u)``, a normal law, and weighs by its mass over ``g_t(x_t)``.  At tau_i the coordinate is set, and
 from there on it moves freely.  Exact as n grows, for the law of the discretised reverse process, without a gradient.
 """
@@ -70,8 +71,8 @@ def linear(
         ratio = np.asarray(schedule.sigma(grid), float) / np.maximum(np.asarray(schedule.alpha(grid), float), 1e-12)
         if not ((level > ratio[1]) & (level < ratio[-2])).all():
             raise ValueError(
-                f"mcgdiff ties noise of standard deviation {level.min():.3g} to {level.max():.3g} (in units of the law, "
-                f"along the singular vectors) to the diffusion's own, which has {ratio[1]:.3g} to {ratio[-2]:.3g}; use "
+                f"mcgdiff ties noise of standard deviation {level.min():.3g} to {level.max():.3g} (of the law, along "
+                f"the singular vectors) to the diffusion's own, which has {ratio[1]:.3g} to {ratio[-2]:.3g}; use "
                 "method='tds'"
             )
         tau = np.interp(np.log(level), np.log(ratio[1:-1]), grid[1:-1])

@@ -43,7 +43,7 @@ def effective(log_weight: Float[Array, " n"]) -> Float[Array, ""]:
 
 
 def systematic(key: Array, log_weight: Float[Array, " n"], size: int | None = None) -> Int[Array, " size"]:
-    """Indices of ``size`` (default n) particles: particle i on average ``size w_i / sum w`` times, and never off by one.
+    """Indices of ``size`` (default n) particles: i comes ``size w_i / sum w`` times on average, never off by one.
 
     One uniform number for all (Carpenter, Clifford & Fearnhead 1999): unbiased, with less variance than independent
     draws.  Copies of a particle are neighbours in the result, so that they show as autocorrelation.

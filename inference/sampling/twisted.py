@@ -11,8 +11,8 @@ and a twist ``tw_t(x)`` that guesses p(y | x_t):
     x_0 = D(x) at the last level above the data, with the likelihood itself as the last twist
 
 As n grows this is exact for the law of the discretised reverse process, for every twist.  Nuisances are part of a
-particle; at every step they make Metropolis moves that leave p(nuisances) tw_t(x_t, nuisances) as it is, which need no
-call of the denoiser.
+particle; after every resampling they make Metropolis moves that leave p(nuisances) tw_t(x_t, nuisances) as it is, which
+need no call of the denoiser.
 
 Without resampling it is guidance (DPS, PiGDM, TMPD): their draws are the particles, unweighted, and the weights say
 what is wrong with them.
@@ -27,13 +27,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from inference.sampling.ancestral import ancestral_kernel
-from inference.sampling.observed import Observed
 from inference.sampling.particles import Run, effective, log_mean, systematic, usable
 from inference.sampling.protocols import Denoise, Schedule
 from inference.sampling.twists import Twist, Twister
 
 MOVES = 2
-"""Metropolis moves of the nuisances a step; ten times as many at the end."""
+"""Metropolis moves of the nuisances after a resampling; ten times as many at the end."""
 SHOWN = 8
 """Particles whose denoising path is kept."""
 
@@ -84,9 +83,10 @@ def twisted(
         log_weight = usable(log_weight + after.log - at.log + ratio)
         (x, u, at), log_weight, before, record = settle((x, u, after), resample_key, log_weight, before)
         if observed.size:
-            u, log = _move(move_key, u, lambda u: jax.vmap(lambda d, u: twister.at(d, lower, u))(at.denoised, u),
-                           twister, at.denoised, log_weight, MOVES)  # fmt: skip
-            at = at._replace(log=log)
+            guess = lambda u: jax.vmap(lambda d, u: twister.at(d, lower, u))(at.denoised, u)  # noqa: E731
+            moved, log = _move(move_key, u, guess, twister, at.denoised, log_weight, MOVES)
+            # Only where particles were resampled: at.grad, which steers the next step, is that of the old nuisances.
+            u, at = jnp.where(record[2], moved, u), at._replace(log=jnp.where(record[2], log, at.log))
         return ((x, u, at), log_weight, before), (*record, at.denoised[:SHOWN])
 
     first = twist(x, times[0], u)

@@ -90,7 +90,8 @@ class Twister:
         if self.kind == "point":
             return self.observed.log_prob(self.to_data(denoised), u)
         if self.kind == "smoothed":
-            moved = denoised + jnp.sqrt(self.variance(t)) * self.probes
+            assert self.probes is not None
+            moved = denoised[None] + jnp.sqrt(self.variance(t)) * self.probes
             each = jax.vmap(lambda x: self.observed.log_prob(self.to_data(x), u))(moved)
             return logsumexp(each) - math.log(len(each))
         _, noise, J = jax.lax.stop_gradient(self.normal(denoised, u))
