@@ -162,7 +162,7 @@ def verdicts(quick: bool) -> Iterator[Claim]:
         for seed in range(seeds):
             first, second = jax.random.split(jax.random.key(100 + seed))
             tree = condition(law, likelihood, problem(2)[1], method=method, key=first, draws=500, steps=100)
-            ranks = calibration_ranks(law, likelihood, method=method, key=second, simulations=40 if quick else 200)
+            ranks = calibration_ranks(law, likelihood, method=method, key=second, simulations=40 if quick else 100)
             table = sampler_verdict(tree, ranks=ranks).set_index("check")
             bad += flagged(table.reset_index())
             khat.append(float(table.loc["k-hat of the weights (largest)", "value"]))
@@ -172,7 +172,7 @@ def verdicts(quick: bool) -> Iterator[Claim]:
             f"{NAMES[method]}: seeds of {seeds} flagged (k-hat > .7 or p of the ranks < .01)",
             bad, "seeds", f"== {seeds}" if method == "dps" else "<= 1", tuple(range(seeds)),
             detail={"khat": khat, "p_value": p, "by_khat": int((np.asarray(khat) > 0.7).sum()),
-                    "by_ranks": int((np.asarray(p) < 0.01).sum()), "simulations_a_seed": 40 if quick else 200},
+                    "by_ranks": int((np.asarray(p) < 0.01).sum()), "simulations_a_seed": 40 if quick else 100},
         )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from inference.sampling.observed import Likelihood, Observed, gaussian_parts
 from inference.sampling.particles import Run
 from inference.sampling.protocols import time_grid
 from inference.sampling.twisted import twisted
-from inference.sampling.twists import KINDS, Twister, default_kind
+from inference.sampling.twists import KINDS, Spectrum, Twister, default_kind
 from ppl_models.program import did_you_mean
 
 METHODS: Mapping[str, str] = MappingProxyType(
@@ -68,8 +68,8 @@ def condition(
                     for the discretised diffusion: where results matter, compare twice the steps.
     ``twist``       of ``tds`` (:mod:`inference.sampling.twists`): ``"tweedie"``, ``"gaussian"``, ``"smoothed"`` or
                     ``"point"``; by default the first that the likelihood allows.
-    ``spread``      variance of a coordinate of the prior, in the law's own units, for the gaussian and smoothed twists;
-                    by default that of 256 draws of the prior.
+    ``spread``      variance of every coordinate of the prior, in the law's own units, for the twists; by default the
+                    covariance of 512 draws of the prior.
     ``options``     of NUTS (``target_accept_prob``, ``max_tree_depth``), for the two chain methods.
 
     The tree has the groups ``posterior`` (x and every nuisance), ``log_likelihood`` (each entry of y, where these are
@@ -135,14 +135,13 @@ def condition(
 class Plan:
     """What a particle method is compiled for: hashable, equal where everything but y, params and keys is."""
 
-    def __init__(self, likelihood: Likelihood, method: str, draws: int, twist: str, spread: float, size: int) -> None:
-        self.likelihood, self.method, self.draws, self.twist, self.spread = likelihood, method, draws, twist, spread
-        self.size = size
-        self.given: Linear | None = None
+    def __init__(self, likelihood: Likelihood, method: str, draws: int, twist: str, size: int) -> None:
+        self.likelihood, self.method, self.draws, self.twist, self.size = likelihood, method, draws, twist, size
+        self.given: Linear | Spectrum | None = None
         self.times: Array = jnp.zeros(0)
 
     def _key(self) -> tuple[Any, ...]:
-        return self.likelihood, self.method, self.draws, self.twist, self.spread, self.size
+        return self.likelihood, self.method, self.draws, self.twist, self.size
 
     def __hash__(self) -> int:
         return hash(self._key())
@@ -171,14 +170,15 @@ class Plan:
         if method in ("pigdm", "tmpd", "mcgdiff") and gaussian_parts(observed.law(zero, jnp.zeros(0))) is None:
             raise ValueError(f"{method!r} needs a normal likelihood; use 'tds', 'nuts' or 'dps'")
         chosen = twist or GUIDES.get(method) or default_kind(observed, zero)
-        if spread is None and chosen in ("gaussian", "smoothed") and method != "mcgdiff":
-            spread = float(_drawn(core, jax.random.key(0)).var(0).mean())
-        plan = cls(likelihood, method, draws, chosen, spread or 1.0, observed.size)
+        plan = cls(likelihood, method, draws, chosen, observed.size)
         plan.times = time_grid(core.schedule, steps, warp=warp)
         if method == "mcgdiff":
-            plan.given = _linear(observed, core, to_data)
-            plan.times = grid_of(core.schedule, steps, warp, np.asarray(plan.given.tau, float))
+            known = plan.given = _linear(observed, core, to_data)
+            plan.times = grid_of(core.schedule, steps, warp, np.asarray(known.tau, float))
         else:
+            plan.given = (
+                Spectrum.of(_drawn(core, jax.random.key(0))) if spread is None else Spectrum(jnp.full(1, spread))
+            )
             Twister(chosen, observed, to_data, core.schedule)  # type: ignore[arg-type]  # its checks
         return plan
 
@@ -204,7 +204,7 @@ def _linear(observed: Observed, core: Any, to_data: Callable[[Array], Array]) ->
 @jax.jit
 def _drawn(core: Any, key: Array) -> Array:
     """Draws of the prior for its moments, which only steer."""
-    return core.sample(key, (256,))
+    return core.sample(key, (512,))
 
 
 def one_run(law: Any, y: Array, key: Array, given: Any, times: Array, plan: Plan) -> Run:
@@ -218,10 +218,11 @@ def one_run(law: Any, y: Array, key: Array, given: Any, times: Array, plan: Plan
 
     if plan.method == "mcgdiff":
         return mcgdiff(denoise, core.schedule, given, y.reshape(-1), x, times, key=own)
-    probes = jax.random.normal(probe_key, (PROBES // 2, *core.event_shape)) if plan.twist == "smoothed" else None
+    d = int(np.prod(core.event_shape))
+    probes = jax.random.normal(probe_key, (PROBES // 2, d)) if plan.twist == "smoothed" else None
     probes = None if probes is None else jnp.concatenate([probes, -probes])
     observed = Observed(plan.likelihood, y, to_data(jnp.zeros(core.event_shape)))
-    twister = Twister(plan.twist, observed, to_data, core.schedule, spread=plan.spread, probes=probes)  # type: ignore[arg-type]
+    twister = Twister(plan.twist, observed, to_data, core.schedule, cov=given, probes=probes)  # type: ignore[arg-type]
     return twisted(denoise, core.schedule, twister, x, times, key=own, resample=plan.method == "tds")
 
 
@@ -257,15 +258,23 @@ def unwrap(law: Any) -> tuple[Any, Callable[[Array], Array]]:
     return core, to_data
 
 
+@partial(jax.jit, static_argnums=(0,))
+def _read(likelihood: Likelihood, y: Array, x: Array, u: Array, keys: Array) -> tuple[Array, Array, dict[str, Array]]:
+    """log p of each entry of y, replicated y and nuisances of every draw."""
+    observed = Observed(likelihood, y, x[0, 0])
+
+    def one(x: Array, u: Array, key: Array) -> tuple[Array, Array, dict[str, Array]]:
+        return observed.each(x, u), observed.law(x, u).sample(key), observed.constrain(u)
+
+    return jax.vmap(jax.vmap(one))(x, u, keys)
+
+
 def _tree(observed: Observed, x: Any, u: Any, method: str, stats: Mapping[str, Any], key: Any, path: Any = None) -> Any:
     """The DataTree of draws x (chain, draw, *shape) in the data's units, u (chain, draw, p)."""
     import xarray as xr
 
     x, u = jnp.asarray(x), jnp.asarray(u)
-    keys = jax.random.split(key, x.shape[:2])
-    each, predicted, nuisances = jax.jit(
-        jax.vmap(jax.vmap(lambda x, u, k: (observed.each(x, u), observed.law(x, u).sample(k), observed.constrain(u))))
-    )(x, u, keys)
+    each, predicted, nuisances = _read(observed.likelihood, observed.y, x, u, jax.random.split(key, x.shape[:2]))
 
     def data(name: str, values: Any) -> tuple[tuple[str, ...], np.ndarray]:
         values = np.asarray(values)

@@ -69,9 +69,9 @@ def twisted(
         kept = jnp.where(due, 0.0, log_weight)
         return state, kept, jnp.where(due, 0.0, found), (found - before, ess, due)
 
-    def step(carry: Any, given: Any) -> tuple[Any, Any]:
+    def step(carry: Any, at_step: Any) -> tuple[Any, Any]:
         (x, u, at), log_weight, before = carry
-        t, lower, own = given
+        t, lower, own = at_step
         noise_key, resample_key, move_key = jax.random.split(own, 3)
         mean, sd = ancestral_kernel(lambda x, t: at.denoised, schedule, x, t, lower)
         noise = jax.random.normal(noise_key, x.shape, x.dtype)
@@ -83,8 +83,8 @@ def twisted(
         log_weight = usable(log_weight + after.log - at.log + ratio)
         (x, u, at), log_weight, before, record = settle((x, u, after), resample_key, log_weight, before)
         if observed.size:
-            guess = lambda u: jax.vmap(lambda d, u: twister.at(d, lower, u))(at.denoised, u)  # noqa: E731
-            moved, log = _move(move_key, u, guess, twister, at.denoised, log_weight, MOVES)
+            given = lambda u: jax.vmap(lambda d, u: twister.at(d, lower, u))(at.guess, u)  # noqa: E731
+            moved, log = _move(move_key, u, given, twister, at.guess, log_weight, MOVES)
             # Only where particles were resampled: at.grad, which steers the next step, is that of the old nuisances.
             u, at = jnp.where(record[2], moved, u), at._replace(log=jnp.where(record[2], log, at.log))
         return ((x, u, at), log_weight, before), (*record, at.denoised[:SHOWN])

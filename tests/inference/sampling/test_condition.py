@@ -11,7 +11,7 @@ from inference.checking.sampling_checks import flagged
 from inference.sampling import calibration_ranks, condition
 from inference.sampling.observed import Observed, gaussian_parts
 from inference.sampling.particles import systematic
-from inference.sampling.twists import Twister
+from inference.sampling.twists import Spectrum, Twister
 from ppl_models.distributions import RK4, Denoiser, DiffusionPrior, Trigonometric, Velocity
 from ppl_models.distributions.analytic import MixtureDenoiser, linear_posterior
 from tests.ppl_models.distributions.mixtures import mixture
@@ -76,12 +76,22 @@ def test_the_observed_law_and_its_nuisances():
     assert gaussian_parts(dist.Poisson(jnp.ones(2))) is None
 
 
+def test_what_is_left_of_a_covariance():
+    """R = (Cov^-1 + alpha^2/sigma^2 I)^-1 in a basis of its own."""
+    x = jax.random.normal(key(0), (5000, 3)) @ jnp.asarray([[1.0, 0.8, 0.0], [0.0, 0.6, 0.0], [0.0, 0.0, 2.0]])
+    cov, t = np.cov(np.asarray(x).T), 0.9
+    twist = Twister("gaussian", Observed(lambda x: dist.Normal(x, 1.0).to_event(1), x[0], x[0]), lambda x: x, TRIG,
+                    cov=Spectrum.of(x))  # fmt: skip
+    found = twist.rule(jnp.asarray(t), jnp.eye(3), jnp.zeros((3, 3)))
+    np.testing.assert_allclose(found, np.linalg.inv(np.linalg.inv(cov) + np.eye(3) / np.tan(t) ** 2), atol=2e-3)
+
+
 @pytest.mark.parametrize("kind", ["tweedie", "gaussian"])
 def test_twists_are_exact_for_a_normal_prior(kind):
     B = jnp.asarray([[1.0, 0.5, 0.0], [0.0, 2.0, -1.0]])
     y, x, t = jnp.asarray([0.4, -0.7]), jnp.asarray([0.2, -1.0, 0.5]), jnp.asarray(0.9)
     seen = Observed(lambda x: dist.Normal(B @ x, 0.3).to_event(1), y, x)
-    twist = Twister(kind, seen, lambda x: x, TRIG, spread=1.0)
+    twist = Twister(kind, seen, lambda x: x, TRIG)
     a, s = jnp.cos(t), jnp.sin(t)
     cov = s**2 * B @ B.T + 0.09 * jnp.eye(2)
 
@@ -93,7 +103,7 @@ def test_twists_are_exact_for_a_normal_prior(kind):
     np.testing.assert_allclose(found.grad, jax.grad(exact)(x), rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["tds", "mcgdiff"])
+@pytest.mark.parametrize("method", [pytest.param("tds", marks=pytest.mark.slow), "mcgdiff"])
 def test_evidence_and_posterior_of_a_normal_prior(method):
     """Three sensors of two numbers, of unequal noise: one direction of y is noise alone."""
     B, scales = np.asarray([[1.0, 0.5], [0.0, 2.0], [1.0, 1.0]]), np.asarray([0.3, 0.5, 0.4])
@@ -154,6 +164,7 @@ def test_the_verdict_reads_ranks_and_chains(trees):
         inference.sampler_verdict(trees["tds"]["sample_stats"])
 
 
+@pytest.mark.slow
 def test_an_unknown_noise_level_is_inferred_with_x():
     """x ~ N(0, I), y = x + noise e: p(noise | y) is that of N(0, (1 + noise^2) I), on a grid."""
     y = jnp.asarray([1.5, -2.0, 1.0, 1.8])
@@ -170,6 +181,7 @@ def test_an_unknown_noise_level_is_inferred_with_x():
     assert abs(tree.attrs["log_evidence"] - exact) < max(3.5 * tree.attrs["log_evidence_se"], 0.03) < 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["nuts", "noise_hmc"])
 def test_chains_find_the_posterior_of_a_normal_prior(method):
     y = jnp.asarray([1.0])
