@@ -46,7 +46,7 @@ def key(i):
 
 
 def tree_of(method, **options):
-    return condition(mixed(), sensor, Y, key=key(1), method=method, **{"draws": 1000, "steps": 100, **options})
+    return condition(mixed(), sensor, Y, key=key(1), method=method, draws=1000, steps=100, spread=2.0, **options)
 
 
 def test_systematic_resampling_is_unbiased():
