@@ -118,7 +118,7 @@ def agreement(law: Any, test: np.ndarray) -> Iterator[Claim]:
         float(np.mean(worst)), "", "< 1.01", tuple(range(digits)), detail={"by_digit": worst},
     )  # fmt: skip
     began = time.perf_counter()
-    size = {"warmup": 150, "draws": 200, "max_tree_depth": 6}
+    size: dict[str, Any] = {"warmup": 150, "draws": 200, "max_tree_depth": 6}
     tree = condition(law, upper, _read(test[0], 0), key=jax.random.key(600), method="noise_hmc", runs=4, **size)
     chains = tree["posterior"]["x"].values
     flat = [a.reshape(-1, 64) for a in (chains[:2], chains[2:], first)]

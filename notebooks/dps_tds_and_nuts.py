@@ -20,7 +20,7 @@
 # | method | what it is | exact? |
 # |---|---|---|
 # | `dps` | guidance by the likelihood of the denoised datum | no |
-# | `tds` | the same idea as a proposal, with weights and resampling (twisted sequential Monte Carlo) | as particles grow |
+# | `tds` | the same idea as a proposal, with weights and resampling (twisted SMC) | as particles grow |
 # | `nuts` | Markov chains on the density of the diffusion's ODE | as draws grow |
 
 # %%
@@ -42,7 +42,7 @@ from inference.sampling import calibration_ranks, condition
 from ppl_models.distributions import RK4, Denoiser, DiffusionPrior, Trigonometric
 
 SMALL = os.environ.get("PPL_MODELS_SMALL") == "1"  # a quick look: few draws and simulations
-DRAWS, SIMULATIONS, WARMUP = (400, 60, 100) if SMALL else (2000, 300, 500)
+DRAWS, SIMULATIONS, WARMUP = (500, 100, 100) if SMALL else (1000, 300, 300)
 METHODS = ("dps", "tds") if SMALL else ("dps", "tds", "nuts")
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#5b6675"
 COLORS = {"dps": ORANGE, "tds": BLUE, "nuts": GREEN}
@@ -66,7 +66,7 @@ def denoise(params, x, t):
 
 
 law = DiffusionPrior(Denoiser(denoise), schedule, (2,), solver=RK4(24))
-NOISE, Y = 0.3, jnp.asarray([1.4])
+NOISE, Y = 0.1, jnp.asarray([1.4])
 
 
 def instrument(x):
@@ -78,8 +78,7 @@ def instrument(x):
 
 # %%
 trees = {
-    method: condition(law, instrument, Y, method=method, key=jax.random.key(i), draws=DRAWS // (2 if method == "nuts" else 1),
-                      steps=100, warmup=WARMUP)
+    method: condition(law, instrument, Y, method=method, key=jax.random.key(i), draws=DRAWS, steps=100, warmup=WARMUP)
     for i, method in enumerate(METHODS)
 }  # fmt: skip
 
@@ -89,7 +88,7 @@ trees = {
 # The exact posterior is the mixture times the likelihood, on a grid.
 
 # %%
-side = np.linspace(-3.4, 3.4, 137)
+side = np.linspace(-3.4, 3.4, 273)
 mesh = np.stack(np.meshgrid(side, side), -1)
 exact_prior = dist.MixtureSameFamily(dist.Categorical(logits=jnp.zeros(9)), dist.Normal(centres, spread).to_event(1))
 log_joint = np.asarray(exact_prior.log_prob(mesh)) + np.asarray(dist.Normal(mesh[..., 1], NOISE).log_prob(Y[0]))
@@ -100,7 +99,7 @@ posterior = np.exp(log_joint - log_evidence)
 figure, axes = plt.subplots(
     1, len(trees), figsize=(3.4 * len(trees), 2.9), sharex=True, sharey=True, layout="constrained"
 )
-for axis, (method, tree) in zip(axes, trees.items(), strict=True):
+for axis, (method, tree) in zip(np.atleast_1d(axes), trees.items(), strict=True):
     x = tree["posterior"]["x"].values.reshape(-1, 2)
     axis.scatter(*x[:: max(1, len(x) // 1500)].T, s=4, alpha=0.4, color=COLORS[method], lw=0)
     axis.contour(side, side, posterior, levels=5, colors="black", linewidths=0.7)
@@ -168,16 +167,16 @@ plt.show()
 #
 # ## One more unknown
 #
-# The likelihood is NumPyro code: what it samples on the way is inferred with x. Six readings, error unknown:
+# The likelihood is NumPyro code: what it samples on the way is inferred with x. Twenty readings, error unknown:
 
 
 # %%
 def readings(x):
     noise = numpyro.sample("noise", dist.LogNormal(jnp.log(0.3), 0.7))
-    return dist.Normal(x[1], noise).expand([6]).to_event(1)
+    return dist.Normal(x[1], noise).expand([20]).to_event(1)
 
 
-seen = jnp.asarray(1.4 + 0.3 * np.random.default_rng(0).normal(size=6), "float32")
+seen = jnp.asarray(1.4 + 0.3 * np.random.default_rng(0).normal(size=20), "float32")
 tree = condition(law, readings, seen, key=jax.random.key(4), draws=DRAWS, steps=100)
 noise = tree["posterior"]["noise"].values.ravel()
 print(

@@ -245,7 +245,7 @@ def unwrap(law: Any) -> tuple[Any, Callable[[Array], Array]]:
     if not all(hasattr(core, name) for name in ("prediction", "schedule", "from_noise", "sample_base")):
         raise ValueError(
             f"law must be a DiffusionPrior, or one under transforms, got {type(core).__name__}; see "
-            "ppl_models.diffusion.prior"
+            "ppl_models.distributions"
         )
     if core.batch_shape:
         raise ValueError(f"law must be of one datum, got batch shape {core.batch_shape}")

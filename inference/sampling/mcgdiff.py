@@ -72,7 +72,7 @@ def linear(
         if not ((level > ratio[1]) & (level < ratio[-2])).all():
             raise ValueError(
                 f"mcgdiff ties noise of standard deviation {level.min():.3g} to {level.max():.3g} (of the law, along "
-                f"the singular vectors) to the diffusion's own, which has {ratio[1]:.3g} to {ratio[-2]:.3g}; use "
+                f"the singular vectors) to that of the noising process, {ratio[1]:.3g} to {ratio[-2]:.3g}; use "
                 "method='tds'"
             )
         tau = np.interp(np.log(level), np.log(ratio[1:-1]), grid[1:-1])

@@ -62,7 +62,8 @@ class Spectrum(NamedTuple):
         share = d / (d + k)
         centred = flat - flat.mean(0, keepdims=True)
         cov = (1 - share) * centred.T @ centred / k + share * mean * jnp.eye(d)
-        return cls(*jnp.linalg.eigh(cov), flat.mean(0))
+        values, vectors = jnp.linalg.eigh(cov)
+        return cls(values, vectors, flat.mean(0))
 
 
 class Twister:
