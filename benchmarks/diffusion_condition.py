@@ -1,8 +1,7 @@
-"""Is the posterior of `inference.sampling.condition` right, and does the verdict tell a method that is not?
+"""Is the posterior of `inference.sampling.condition` right where it is known, and noise and blur with it?
 
 The prior is a mixture of three Gaussians with its exact score, so under linear sensors the posterior and log p(y) are
-known; for |x| and quantised sensors two long runs of NUTS are the reference.  The verdict is asked of 20 seeds of each
-method; coverage is over simulated problems with an unknown noise level and blur.
+known.  Coverage is over simulated problems with an unknown noise level and blur.
 """
 
 from __future__ import annotations
@@ -20,8 +19,7 @@ import numpyro.distributions as dist
 from benchmarks.diffusion_logprob import TRIG, mixture
 from benchmarks.diffusion_posterior import summary
 from benchmarks.harness import Claim
-from inference import sampler_verdict
-from inference.checking.sampling_checks import flagged, rank_p_value
+from inference.checking.sampling_checks import rank_p_value
 from inference.sampling import calibration_ranks, condition
 from ppl_models.distributions import RK4, Denoiser, DiffusionPrior
 from ppl_models.distributions.analytic import MixtureDenoiser, linear_posterior
@@ -31,7 +29,10 @@ RUNS = 8
 SIZES = {"tds": {2: 2000, 16: 1000, 64: 1000}, "mcgdiff": {2: 4000, 16: 16000, 64: 4000}}
 STEPS = 200
 WITHIN = {2: 0.02, 16: 0.02, 64: 0.1}
-SEEDS = 20
+TAILS = (
+    "the potentials take the prior along a sensor for normal; here y lies where a component of the mixture is far "
+    "likelier than that normal law, and a few particles carry the weights of a run"
+)
 NAMES = {"tds": "TDS", "mcgdiff": "MCGdiff", "nuts": "NUTS", "dps": "DPS"}
 
 
@@ -101,79 +102,9 @@ def exact_posteriors(quick: bool, methods: tuple[str, ...], dimensions: tuple[in
                 yield Claim(
                     f"{method}_evidence_d{d}", f"the same: error of log p(y), {runs} runs of {options['draws']:,}",
                     abs(tree.attrs["log_evidence"] - found["exact_log_evidence"]), "nats", f"<= {WITHIN[d]:g}", (0,),
+                    if_missed=TAILS if method == "mcgdiff" else "",
                     detail=found,
                 )  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------------------ nonlinear
-def absolute(x: jax.Array) -> Any:
-    """|x_i| with noise: the signs are lost."""
-    return dist.Normal(jnp.abs(x), NOISE).to_event(1)
-
-
-def quantised(x: jax.Array) -> Any:
-    """x_i + noise, known up to one of eight cells of width 1/2."""
-    edges = jnp.linspace(-1.5, 1.5, 7)
-    below = jax.scipy.stats.norm.logcdf((edges - x[:, None]) / NOISE)
-    upper = jnp.concatenate([jnp.exp(below), jnp.ones((2, 1))], 1)
-    return dist.Categorical(probs=jnp.diff(upper, axis=1, prepend=0.0) + 1e-7).to_event(1)
-
-
-def sliced_wasserstein(a: np.ndarray, b: np.ndarray, directions: int = 64) -> float:
-    """Mean over directions of the 1-Wasserstein distance of projections, quantile against quantile."""
-    w = np.random.default_rng(0).normal(size=(a.shape[1], directions))
-    w /= np.linalg.norm(w, axis=0)
-    levels = (np.arange(1000) + 0.5) / 1000
-    return float(np.abs(np.quantile(a @ w, levels, axis=0) - np.quantile(b @ w, levels, axis=0)).mean())
-
-
-def nonlinear(quick: bool) -> Iterator[Claim]:
-    """TDS with the smoothed or gaussian twist against two runs of NUTS, four chains each."""
-    size: dict[str, Any] = {"draws": 200, "warmup": 100} if quick else {"draws": 2000, "warmup": 500}
-    for name, likelihood, y in (
-        ("absolute", absolute, np.asarray([0.6, 0.4], "float32")),
-        ("quantised", quantised, np.asarray([4, 3])),
-    ):
-        flat = [
-            condition(prior(2), likelihood, y, method=method, key=jax.random.key(seed), runs=4, **options)["posterior"]
-            .x.values.reshape(-1, 2)
-            for method, seed, options in (
-                ("noise_hmc", 1, size), ("noise_hmc", 2, size),
-                ("tds", 3, {"draws": size["draws"], "steps": 100 if quick else STEPS}),
-            )
-        ]  # fmt: skip
-        between = sliced_wasserstein(flat[0], flat[1])
-        apart = [sliced_wasserstein(chain, flat[2]) for chain in flat[:2]]
-        yield Claim(
-            f"{name}_wasserstein",
-            f"TDS, {name} observation, d = 2: sliced Wasserstein to NUTS over that between two runs of NUTS",
-            float(np.mean(apart)) / between, "ratio", "<= 1.5", (1, 2, 3),
-            detail={"nuts_to_nuts": between, "tds_to_nuts": apart, **size},
-        )  # fmt: skip
-
-
-# -------------------------------------------------------------------------------------------------- verdict
-def verdicts(quick: bool) -> Iterator[Claim]:
-    """How many of 20 seeds are flagged: DPS should be, the exact methods should not."""
-    law, likelihood = prior(2), linear(problem(2)[0])
-    seeds = 2 if quick else SEEDS
-    for method in ("dps",) if quick else ("dps", "tds", "mcgdiff"):
-        khat, p, bad = [], [], 0
-        for seed in range(seeds):
-            first, second = jax.random.split(jax.random.key(100 + seed))
-            tree = condition(law, likelihood, problem(2)[1], method=method, key=first, draws=500, steps=100)
-            ranks = calibration_ranks(law, likelihood, method=method, key=second, simulations=40 if quick else 100)
-            table = sampler_verdict(tree, ranks=ranks).set_index("check")
-            bad += flagged(table.reset_index())
-            khat.append(float(table.loc["k-hat of the weights (largest)", "value"]))
-            p.append(rank_p_value(ranks)[0])
-        yield Claim(
-            f"{method}_flagged",
-            f"{NAMES[method]}: seeds of {seeds} flagged (k-hat > .7 or p of the ranks < .01)",
-            bad, "seeds", f"== {seeds}" if method == "dps" else "<= 1", tuple(range(seeds)),
-            detail={"khat": khat, "p_value": p, "by_khat": int((np.asarray(khat) > 0.7).sum()),
-                    "by_ranks": int((np.asarray(p) < 0.01).sum()), "simulations_a_seed": 40 if quick else 100},
-        )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ nuisances
@@ -212,6 +143,3 @@ def run(quick: bool) -> Iterator[Claim]:
     if quick:
         return
     yield from exact_posteriors(quick, ("tds", "mcgdiff"), (2, 16, 64))
-    yield from verdicts(quick)
-    yield from nonlinear(quick)
-    yield from exact_posteriors(quick, ("nuts",), (2, 16))

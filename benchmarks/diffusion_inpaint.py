@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import numpyro.distributions as dist
 
-from benchmarks.diffusion_condition import sliced_wasserstein
+from benchmarks.diffusion_verdict import sliced_wasserstein
 from benchmarks.harness import Claim
 from inference import fit, sampler_verdict
 from inference.sampling import condition, draw
