@@ -94,7 +94,6 @@ def _finite(draws: Mapping[str, np.ndarray]) -> Check:
 
 
 def _chains(draws: Mapping[str, np.ndarray]) -> list[Check]:
-    import arviz_stats  # noqa: F401  (registers nothing; the array functions are what is used)
     from arviz_stats.base import array_stats
 
     rhats, sizes, where = [], [], []
