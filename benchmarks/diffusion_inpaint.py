@@ -67,16 +67,20 @@ def samplers(fitted: Any, test: np.ndarray, quick: bool) -> Iterator[Claim]:
     few = [mmd(made("heun", 18, seed), test) for seed in (1, 2)]
     many = [mmd(made("ancestral", long, seed), test) for seed in (3, 4)]
     spread = float(np.mean([abs(few[0] - few[1]), abs(many[0] - many[1])]))
+    apart = float(np.mean(few) - np.mean(many))
     yield Claim(
         "heun_mmd",
         f"digits: squared MMD of 18-step Heun (35 calls) less that of {long:,} ancestral steps ({long:,} calls)",
-        float(np.mean(few) - np.mean(many)), "", f"<= {max(spread, 1e-4):.4f}", (1, 2, 3, 4),
+        apart, "", f"<= {max(spread, 1e-4):.4f}", (1, 2, 3, 4),
+        if_missed="the score of a small network is not exact: fresh noise mends its errors on the way, the ODE keeps them",
         reference="the target is the mean difference of two samples of one sampler",
         detail={"heun": few, "ancestral": many, "samples": n},
     )  # fmt: skip
+    equal = apart <= max(spread, 1e-4)
     yield Claim(
-        "call_ratio", "the same: calls of the network, ancestral over Heun", long / 35, "times", ">= 25", (),
-        detail={"equal_mmd": bool(np.mean(few) - np.mean(many) <= spread)},
+        "calls_at_equal_mmd", "the same: calls of the network, ancestral over Heun, if the MMDs are equal, else 0",
+        long / 35 if equal else 0.0, "times", ">= 25", (1, 2, 3, 4), if_missed="the MMDs are not equal",
+        detail={"calls": {"ancestral": long, "heun": 35}},
     )  # fmt: skip
 
 
