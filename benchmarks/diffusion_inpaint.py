@@ -72,7 +72,7 @@ def samplers(fitted: Any, test: np.ndarray, quick: bool) -> Iterator[Claim]:
         "heun_mmd",
         f"digits: squared MMD of 18-step Heun (35 calls) less that of {long:,} ancestral steps ({long:,} calls)",
         apart, "", f"<= {max(spread, 1e-4):.4f}", (1, 2, 3, 4),
-        if_missed="the score of a small network is not exact: fresh noise mends its errors on the way, the ODE keeps them",
+        if_missed="most likely the inexact score of a small network: fresh noise mends errors on the way, an ODE keeps them",
         reference="the target is the mean difference of two samples of one sampler",
         detail={"heun": few, "ancestral": many, "samples": n},
     )  # fmt: skip
@@ -120,6 +120,7 @@ def agreement(law: Any, test: np.ndarray) -> Iterator[Claim]:
     yield Claim(
         "rhat", f"four runs of TDS on {digits} digits, {particles:,} particles: largest R-hat of 64 pixels, mean",
         float(np.mean(worst)), "", "< 1.01", tuple(range(digits)), detail={"by_digit": worst},
+        if_missed="particles share ancestors after some twenty resamplings; the largest of 64 needs more of them",
     )  # fmt: skip
     began = time.perf_counter()
     size: dict[str, Any] = {"warmup": 150, "draws": 200, "max_tree_depth": 6}
