@@ -72,7 +72,7 @@ def samplers(fitted: Any, test: np.ndarray, quick: bool) -> Iterator[Claim]:
         "heun_mmd",
         f"digits: squared MMD of 18-step Heun (35 calls) less that of {long:,} ancestral steps ({long:,} calls)",
         apart, "", f"<= {max(spread, 1e-4):.4f}", (1, 2, 3, 4),
-        if_missed="most likely the inexact score of a small network: fresh noise mends errors on the way, an ODE keeps them",
+        if_missed="most likely the inexact score of a small network: fresh noise mends errors, an ODE keeps them",
         reference="the target is the mean difference of two samples of one sampler",
         detail={"heun": few, "ancestral": many, "samples": n},
     )  # fmt: skip
