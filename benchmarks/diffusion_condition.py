@@ -84,7 +84,9 @@ def exact_posteriors(quick: bool, methods: tuple[str, ...], dimensions: tuple[in
         A, y = problem(d)
         for method in methods:
             began = time.perf_counter()
-            options: dict[str, Any] = {"warmup": 200, "draws": 500 if d == 2 else 300}
+            options: dict[str, Any] = (
+                {"warmup": 100, "draws": 100} if quick else {"warmup": 200, "draws": 500 if d == 2 else 300}
+            )
             if method != "nuts":
                 options = {"draws": 500 if quick else SIZES[method][d], "steps": 50 if quick else STEPS}
             runs = 4 if quick or method == "nuts" else RUNS

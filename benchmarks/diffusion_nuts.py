@@ -1,4 +1,4 @@
-"""NUTS through the ODE of a diffusion prior, by `inference.sampling.condition`, against the exact posterior, d = 2, 16."""
+"""Does NUTS through the ODE of a diffusion prior, by `inference.sampling.condition`, find the exact posterior?"""
 
 from __future__ import annotations
 
