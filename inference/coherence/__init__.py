@@ -1,9 +1,16 @@
 """Is a predictive rule Bayesian?  Martingale and exchangeability checks of any ``ppl_models.program.Predictor``."""
 
+from inference.coherence.betting import Bets as Bets, bet as bet, bets_on as bets_on
 from inference.coherence.calibrated import calibrated_tests as calibrated_tests, drift_curve as drift_curve
+from inference.coherence.confidence import confidence_sequence as confidence_sequence
 from inference.coherence.gap import one_step_gap as one_step_gap
 from inference.coherence.martingale import martingale_posterior as martingale_posterior
 from inference.coherence.paths import Paths as Paths, paths_tree as paths_tree, predictive_paths as predictive_paths
+from inference.coherence.prequential import (
+    prequential as prequential,
+    prequential_rows as prequential_rows,
+    watch as watch,
+)
 from inference.coherence.published import (
     BernoulliReference as BernoulliReference,
     GaussianReference as GaussianReference,
