@@ -3,6 +3,14 @@
 from inference.coherence.betting import Bets as Bets, bet as bet, bets_on as bets_on
 from inference.coherence.calibrated import calibrated_tests as calibrated_tests, drift_curve as drift_curve
 from inference.coherence.confidence import confidence_sequence as confidence_sequence
+from inference.coherence.descriptions import (
+    DESCRIPTIONS as DESCRIPTIONS,
+    Descriptions as Descriptions,
+    Told as Told,
+    compare_rules as compare_rules,
+    description as description,
+    tell as tell,
+)
 from inference.coherence.gap import one_step_gap as one_step_gap
 from inference.coherence.martingale import martingale_posterior as martingale_posterior
 from inference.coherence.paths import Paths as Paths, paths_tree as paths_tree, predictive_paths as predictive_paths
@@ -16,5 +24,6 @@ from inference.coherence.published import (
     GaussianReference as GaussianReference,
     falck2024 as falck2024,
 )
+from inference.coherence.real_tree import RealTree as RealTree, quadrature_tree as quadrature_tree
 from inference.coherence.report import Coherence as Coherence, coherence as coherence, published as published
 from inference.coherence.tree import Tree as Tree, exact_tree as exact_tree, tree_table as tree_table

@@ -51,19 +51,23 @@ def log_wealth(
     payoffs: Float[np.ndarray, "*stream step bet"],
     *,
     pending: Float[np.ndarray, "*stream step bet"] | None = None,
-    together: bool = False,
-) -> Float[np.ndarray, "*_ step"]:
+) -> Float[np.ndarray, "*stream step"]:
     """Log of ``E_t = mean_{b, f} prod_{i <= t} (1 + f v_ib)`` over bets b and fractions f of :data:`FRACTIONS`.
 
     ``payoffs``   v >= -1 of each bet at each step, with conditional mean <= 0 under the null; 0 where nothing is paid.
     ``pending``   the worst that a bet still open after a step can pay; counted at that step only.
-    ``together``  the streams (the first axis), independent of each other, are bet on side by side: E_t multiplies over
-                  them before it averages over bets, and the axis is gone.
 
     Raises ``ValueError`` for a payoff below -1 or one that is not finite.
 
     >>> log_wealth(np.ones((10, 1)))[-1]  # ten wins
     5.1...
+    """
+    return _wealth(payoffs, pending)[0]
+
+
+def _wealth(payoffs: Any, pending: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`log_wealth` of each stream; and of all (the first axis) bet on side by side: the streams are independent,
+    so E_t multiplies over them before it averages over bets.
     """
     payoffs = np.asarray(payoffs, np.float64)
     for values in (payoffs,) if pending is None else (payoffs, np.asarray(pending, np.float64)):
@@ -72,15 +76,17 @@ def log_wealth(
                 f"payoffs must be finite and at least -1, got values from {np.nanmin(values):g} to "
                 f"{np.nanmax(values):g}; divide each by the largest loss that was possible before it was known"
             )
-    total: Any = -np.inf
+    each: Any = -np.inf
+    together: Any = -np.inf
     bets = payoffs.shape[-1]
     for b in range(bets):
         for f in FRACTIONS:
             gain = np.log1p(f * payoffs[..., b]).cumsum(-1)
             if pending is not None:
                 gain = gain + np.log1p(f * pending[..., b])
-            total = np.logaddexp(total, gain.sum(0) if together else gain)
-    return np.asarray(total - np.log(bets * len(FRACTIONS)))
+            each, together = np.logaddexp(each, gain), np.logaddexp(together, gain.sum(0))
+    count = np.log(bets * len(FRACTIONS))
+    return np.asarray(each - count), np.asarray(together - count)
 
 
 def _both_ways(
@@ -231,10 +237,9 @@ def bets_on(
     if p is not None:
         p = np.clip(np.asarray(p, np.float64), 0.0, 1.0)
         payoffs = np.concatenate([martingale_payoffs(g[..., f], p[..., f]) for f in each], -1)
-        log_e["martingale"], together["martingale"] = log_wealth(payoffs), log_wealth(payoffs, together=True)
+        log_e["martingale"], together["martingale"] = _wealth(payoffs)
     paid, worst = (np.concatenate(part, -1) for part in zip(*(draw_payoffs(g[..., f]) for f in each), strict=True))
-    log_e["draws"] = log_wealth(paid, pending=worst)
-    together["draws"] = log_wealth(paid, pending=worst, together=True)
+    log_e["draws"], together["draws"] = _wealth(paid, worst)
     if labels is not None:
         K = symbols or max(2, F)
         if np.shape(labels) != (S, T) or np.min(labels) < 0 or np.max(labels) >= K:

@@ -56,7 +56,7 @@ def prequential(predictor: Predictor, z: Any, *, key: Key[Array, ""], context: A
     >>> float(np.exp(frame["log_p"].sum()))  # B(3, 2) / B(1, 1) = 1/12
     0.0833...
     """
-    context, fn = fitting_context(predictor, np.asarray(context), ahead=len(np.atleast_1d(z)))
+    context, fn = fitting_context(predictor, np.asarray(context), ahead=len(np.atleast_1d(z)), rows=True)
     z = np.asarray(z)
     if z.ndim != 1 or not len(z) or not np.isfinite(np.asarray(z, float)).all():
         raise ValueError(f"z must hold one or more finite symbols, one axis, got shape {z.shape}; drop missing ones")
@@ -69,7 +69,7 @@ def prequential(predictor: Predictor, z: Any, *, key: Key[Array, ""], context: A
 def prequential_rows(
     log_p: Any,
     rows: Num[np.ndarray, "n column"] | pd.DataFrame,
-    draws: Num[np.ndarray, "draw *row_shape"],
+    draws: Num[np.ndarray, "*draw_and_row"],
     *,
     key: Key[Array, ""],
     names: Sequence[str] | None = None,

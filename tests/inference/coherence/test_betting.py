@@ -26,8 +26,13 @@ def _beta(a, b):
 def test_a_fair_game_keeps_its_mean():
     signs = 2.0 * ALL[..., None] - 1
     np.testing.assert_allclose(np.exp(log_wealth(signs)).mean(0), 1.0, rtol=1e-12)
-    together = log_wealth(signs[:2], together=True)[-1]  # seven losses and a loss, seven losses and a win
-    assert together == pytest.approx(np.log(np.mean([(1 - f) ** 15 * (1 + f) for f in FRACTIONS])))
+    p = np.full((2, 3, 1), 0.5)
+    p[:, 1:] = np.array([[1.0, 1.0], [1.0, 0.5]])[..., None]  # side by side: wealth multiplies bet by bet
+    bets = bets_on(np.zeros((2, 2, 1)), p)
+    payoffs = martingale_payoffs(np.zeros((2, 2)), p[..., 0])
+    f = np.array(FRACTIONS)[:, None, None, None]
+    wealth = (1 + f * payoffs).prod((1, 2)).mean()
+    assert bets.together["martingale"][-1] == pytest.approx(np.log(wealth))
     assert log_wealth(np.zeros((3, 2)))[-1] == pytest.approx(0, abs=1e-12)
 
 
