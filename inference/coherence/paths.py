@@ -153,8 +153,8 @@ def fitting_context(
     """
     if not rows and getattr(predictor, "period", 1) > 1:
         raise ValueError(
-            "this predictor's symbols are the numbers of rows in turn, expected symbols that are alike: paths and tests "
-            "of coherence are of exchangeable symbols; prequential scores it"
+            "this predictor's symbols are the numbers of rows in turn, expected symbols that are alike: paths and "
+            "tests of coherence are of exchangeable symbols; prequential scores it"
         )
     context = check_context(context, "context" if ndim == 1 else "contexts", ndim)
     capacity, n = getattr(predictor, "capacity", None), context.shape[-1]

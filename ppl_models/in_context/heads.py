@@ -6,8 +6,10 @@
     mixture   sum_c softmax(raw)_c N(z; loc_c, scale_c^2)
 
 The bars are the Riemann distribution of Mueller et al. (ICLR 2022, arXiv 2112.10510, section 4): the network answers a
-question of classes, so any shape of a predictive can be learnt.  Its outputs are added to the log-masses of the prior
-predictive, so that a network that says nothing predicts as the prior does.
+question of classes, so any shape of a predictive can be learnt.  Two things make it learn faster than with one free
+output a bar: its outputs are the coefficients of 12 Legendre polynomials of the bar's place, so that neighbours are
+alike, and they are added to the log-masses of the prior predictive, so that a network that says nothing predicts as the
+prior does.  (With free outputs, 1,200 steps on Normal sequences left 4e-3 nats.)
 """
 
 from __future__ import annotations
@@ -25,23 +27,29 @@ from scipy.special import ndtr
 
 REACH = 4.0
 """Standard deviations of the prior predictive that the bars span, on either side of its mean."""
+TAIL = 0.3
+"""Scale of the half-Normals beyond, in the same units: a Normal falls about so fast there."""
+DEGREE, UNIT = 12, 8.0
+"""Largest degree of the polynomials of a bar head, and the size of one unit of output in log-odds."""
 _LEAST, _MOST = -6.0, 6.0
 
 
 class Bars(dist.Distribution):
-    """``p_k / width`` in bar k of K; beyond them half-Normals whose densities at the edge are those of the outer bars.
+    """``p_k / width`` in bar k of K; beyond the first and the last half-Normals of scale ``tail``.
 
-    ``logits`` (*batch, K); ``low`` and ``high`` the ends of all bars.  Half of the mass of the first bar lies below it
-    in a half-Normal of scale ``sqrt(2 / pi) width``, so that the density is continuous at the edge; likewise the last.
+    ``logits`` (*batch, K); ``low`` and ``high`` the ends of all bars.  An outer bar shares its p_k with the tail next
+    to it so that the density has no step between them: ``tail / (tail + sqrt(2 / pi) width)`` of it is the tail's.
     """
 
     arg_constraints = {"logits": constraints.real_vector}
     support = constraints.real
     reparametrized_params: list[str] = []
-    pytree_data_fields = ("logits", "low", "high")
+    pytree_data_fields = ("logits", "low", "high", "tail")
 
-    def __init__(self, logits: Float[Array, "*batch K"], low: Any, high: Any, *, validate_args: Any = None) -> None:
-        self.logits, self.low, self.high = jnp.asarray(logits), low, high
+    def __init__(
+        self, logits: Float[Array, "*batch K"], low: Any, high: Any, tail: Any, *, validate_args: Any = None
+    ) -> None:
+        self.logits, self.low, self.high, self.tail = jnp.asarray(logits), low, high, tail
         super().__init__(batch_shape=self.logits.shape[:-1], event_shape=(), validate_args=validate_args)
 
     @property
@@ -55,16 +63,13 @@ class Bars(dist.Distribution):
         return (self.high - self.low) / self.bars
 
     @property
-    def _tail(self) -> Any:
-        return float(np.sqrt(2 / np.pi)) * self.width
-
-    @property
     def log_masses(self) -> Float[Array, "*batch K_2"]:
         """Log-mass of the lower tail, each bar, the upper tail."""
         p = jax.nn.log_softmax(self.logits, -1)
-        half = jnp.zeros(self.bars).at[0].set(-np.log(2)).at[-1].set(-np.log(2))
-        whole = p + half.astype(p.dtype)
-        return jnp.concatenate([whole[..., :1], whole, whole[..., -1:]], -1)
+        outside = self.tail / (self.tail + float(np.sqrt(2 / np.pi)) * self.width)
+        beyond, left = jnp.log(jnp.asarray(outside, p.dtype)), jnp.log1p(-jnp.asarray(outside, p.dtype))
+        inside = p.at[..., 0].add(left).at[..., -1].add(left)
+        return jnp.concatenate([p[..., :1] + beyond, inside, p[..., -1:] + beyond], -1)
 
     def log_prob(self, value: Any, intermediates: Any = None) -> Float[Array, "..."]:
         """Nats."""
@@ -78,7 +83,7 @@ class Bars(dist.Distribution):
         mass = jnp.take_along_axis(masses, jnp.broadcast_to(k, shape)[..., None], -1)[..., 0]
         beyond = jnp.maximum(jnp.maximum(self.low - value, value - self.high), 0.0)
         inside = -jnp.log(self.width)
-        outside = np.log(2) + dist.Normal(0.0, self._tail).log_prob(beyond)
+        outside = np.log(2) + dist.Normal(0.0, self.tail).log_prob(beyond)
         return mass + jnp.where((k == 0) | (k == self.bars + 1), outside, inside)
 
     def sample(self, key: Key[Array, ""], sample_shape: tuple[int, ...] = ()) -> Array:
@@ -86,7 +91,7 @@ class Bars(dist.Distribution):
         shape = (*sample_shape, *self.batch_shape)
         k = jax.random.categorical(which, self.log_masses, shape=shape)
         u = jax.random.uniform(where, shape, self.logits.dtype)
-        far = jnp.abs(jax.random.normal(tail, shape, self.logits.dtype)) * self._tail
+        far = jnp.abs(jax.random.normal(tail, shape, self.logits.dtype)) * self.tail
         inside = self.low + (k - 1 + u) * self.width
         return jnp.where(k == 0, self.low - far, jnp.where(k == self.bars + 1, self.high + far, inside))
 
@@ -96,8 +101,8 @@ class Bars(dist.Distribution):
         masses = jnp.exp(self.log_masses)
         share = jnp.clip((value[..., None] - self.low) / self.width - jnp.arange(self.bars), 0.0, 1.0)
         phi = jax.scipy.special.ndtr
-        below = 2 * phi(jnp.minimum(value - self.low, 0.0) / self._tail)
-        above = 2 * phi(jnp.maximum(value - self.high, 0.0) / self._tail) - 1
+        below = 2 * phi(jnp.minimum(value - self.low, 0.0) / self.tail)
+        above = 2 * phi(jnp.maximum(value - self.high, 0.0) / self.tail) - 1
         return masses[..., 0] * below + (masses[..., 1:-1] * share).sum(-1) + masses[..., -1] * above
 
     @property
@@ -115,7 +120,7 @@ class Bars(dist.Distribution):
         masses = jnp.exp(self.log_masses)
         centre = self.low + (jnp.arange(self.bars) + 0.5) * self.width
         # A half-Normal of scale t has mean t sqrt(2 / pi) and second moment t^2.
-        step, square = float(np.sqrt(2 / np.pi)) * self._tail, self._tail**2
+        step, square = float(np.sqrt(2 / np.pi)) * self.tail, self.tail**2
         ends = jnp.stack([self.low - step, self.high + step])
         ends2 = jnp.stack([self.low**2 - 2 * self.low * step + square, self.high**2 + 2 * self.high * step + square])
         first = jnp.concatenate([ends[:1], centre, ends[1:]])
@@ -146,7 +151,7 @@ class Spoken:
         """Outputs of the network."""
         if self.head == "task":
             return self.task.predictive_width
-        return self.parts if self.head == "bar" else 3 * self.parts
+        return DEGREE if self.head == "bar" else 3 * self.parts
 
     def predictive(self, raw: Float[Array, "*batch out"]) -> dist.Distribution:
         """``p(z_{t+1} | z_{1:t})``."""
@@ -155,9 +160,11 @@ class Spoken:
         centre, spread = self.task.spread
         if self.head == "bar":
             edges = np.linspace(-REACH, REACH, self.parts + 1)
-            mass = np.log(np.diff(ndtr(edges)))
+            mass = np.log(np.diff(ndtr([-np.inf, *edges[1:-1], np.inf])))
             low, high = centre - REACH * spread, centre + REACH * spread
-            return Bars(raw + jnp.asarray(mass, raw.dtype), low, high)
+            place = (edges[1:] + edges[:-1]) / (2 * REACH)
+            shape = UNIT * np.polynomial.legendre.legvander(place, DEGREE)[:, 1:]
+            return Bars(raw @ jnp.asarray(shape.T, raw.dtype) + jnp.asarray(mass, raw.dtype), low, high, TAIL * spread)
         logits, loc, log_scale = jnp.split(raw, 3, -1)
         start = np.linspace(-1.0, 1.0, self.parts) if self.parts > 1 else np.zeros(1)
         parts = dist.Normal(

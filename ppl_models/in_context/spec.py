@@ -227,7 +227,7 @@ PRESETS = MappingProxyType(
         "dice": InContext(Dice(), PriorFitted(), shape=(64,)),
         "gaussian": InContext(Gaussian(), PriorFitted(), shape=(64,)),
         "coin_invariant": InContext(Coin(), PriorFitted(invariant=True, width=64), shape=(64,)),
-        "gaussian_bars": InContext(Gaussian(), PriorFitted(head="bar"), shape=(64,)),
+        "gaussian_bars": InContext(Gaussian(), PriorFitted(head="bar", invariant=True, width=64), shape=(64,)),
         "regression": InContext(Regression(), PriorFitted(invariant=True, width=64, layers=3), shape=(64,)),
     }
 )

@@ -18,7 +18,7 @@ KEY = jax.random.key(0)
 
 def test_bars_are_a_density_with_these_moments():
     logits = jnp.array([0.3, -1.0, 0.5, 1.2, -0.4])
-    fn = Bars(logits, -1.0, 1.5)
+    fn = Bars(logits, -1.0, 1.5, 0.7)
     z = np.linspace(-6.0, 6.5, 100_001)
     p = np.exp(np.asarray(fn.log_prob(z), float))
     total, mean, square = (integrate.trapezoid(z**k * p, z) for k in range(3))
@@ -31,14 +31,14 @@ def test_bars_are_a_density_with_these_moments():
     np.testing.assert_allclose(fn.cdf(z[::5000]), below[::5000], atol=1e-4)
     draws = np.asarray(fn.sample(KEY, (4000,)))
     assert stats.kstest(draws, lambda z: np.asarray(fn.cdf(jnp.asarray(z)))).pvalue > 0.01
-    batch = Bars(jnp.stack([logits, -logits]), -1.0, 1.5)
+    batch = Bars(jnp.stack([logits, -logits]), -1.0, 1.5, 0.7)
     np.testing.assert_allclose(batch.log_prob(jnp.array([0.1, 2.0]))[0], fn.log_prob(0.1), rtol=1e-6)
 
 
 def test_a_silent_bar_head_says_the_prior_predictive():
     spoken = PriorFitted(head="bar").spoken(Gaussian(1.0, 2.0, 0.5))
-    fn = spoken.predictive(jnp.zeros(128))
-    z = np.linspace(-7, 9, 8001)
+    fn = spoken.predictive(jnp.zeros(spoken.predictive_width))
+    z = np.linspace(-12, 14, 8001)
     law = stats.norm(1.0, np.sqrt(4.25))
     kl = integrate.trapezoid(law.pdf(z) * (law.logpdf(z) - np.asarray(fn.log_prob(jnp.asarray(z)), float)), z)
     assert abs(kl) < 1e-3
