@@ -24,11 +24,11 @@ from inference.coherence import exact_tree
 from ppl_models.program import resolve
 
 PRESETS = {"coin": "without positions", "coin_positions": "with learned positions"}
-LONG = 2400
+LONG = 2000
 """Steps of the longer fit of the coin."""
 REAL = (
-    ("gaussian_bars", "network of sets with 128 bars on Normal sequences of 64", 2000, "<= 1e-3"),
-    ("regression", "network of sets on linear regression, 32 rows of one input: outputs", 2000, "<= 5e-3"),
+    ("gaussian_bars", "network of sets with 128 bars on Normal sequences of 64", 1400, "<= 1e-3"),
+    ("regression", "network of sets on linear regression, 32 rows of one input: outputs", 1600, "<= 5e-3"),
 )
 """Preset, words, steps, target."""
 CONTEXTS = {"A": "10001000011111110010", "B": "00001100000100110100"}
