@@ -43,6 +43,8 @@ FRACTIONS = (0.03, 0.1, 0.3, 0.6, 0.95)
 """Shares of the wealth that a bettor stakes."""
 LEAST = 0.05
 """A payoff is divided by its largest possible loss, or by this where that is less: rounding must not be magnified."""
+BLOCK = 150
+"""Steps whose stakes are multiplied before a logarithm is taken: no double overflows so soon."""
 MEMORIES = (10.0, 50.0)
 """Symbols after which the forgetful predictors of the order test have lost a share 1 - 1/e."""
 
@@ -76,17 +78,25 @@ def _wealth(payoffs: Any, pending: Any = None) -> tuple[np.ndarray, np.ndarray]:
                 f"payoffs must be finite and at least -1, got values from {np.nanmin(values):g} to "
                 f"{np.nanmax(values):g}; divide each by the largest loss that was possible before it was known"
             )
-    each: Any = -np.inf
-    together: Any = -np.inf
-    bets = payoffs.shape[-1]
-    for b in range(bets):
-        for f in FRACTIONS:
-            gain = np.log1p(f * payoffs[..., b]).cumsum(-1)
+    T = payoffs.shape[-2]
+    stakes = [(b, f) for b in range(payoffs.shape[-1]) for f in FRACTIONS]
+    held = np.zeros((*payoffs.shape[:-2], len(stakes)))  # log wealth of each bettor at the start of a block
+    each, together = np.empty(payoffs.shape[:-1]), np.full(T, -np.inf)
+    for start in range(0, T, BLOCK):
+        block = slice(start, start + BLOCK)
+        most = held.max(-1, keepdims=True)
+        total: Any = 0.0
+        for i, (b, f) in enumerate(stakes):
+            before = held[..., i : i + 1].copy()
+            wealth = (1 + f * payoffs[..., block, b]).cumprod(-1)
+            held[..., i] += np.log(wealth[..., -1])
             if pending is not None:
-                gain = gain + np.log1p(f * pending[..., b])
-            each, together = np.logaddexp(each, gain), np.logaddexp(together, gain.sum(0))
-    count = np.log(bets * len(FRACTIONS))
-    return np.asarray(each - count), np.asarray(together - count)
+                wealth = wealth * (1 + f * pending[..., block, b])
+            total = total + np.exp(before - most) * wealth
+            gain = (np.log(wealth) + before).sum(0) if wealth.ndim > 1 else np.log(wealth) + before
+            together[block] = np.logaddexp(together[block], gain)
+        each[..., block] = np.log(total) + most
+    return each - np.log(len(stakes)), together - np.log(len(stakes))
 
 
 def _both_ways(

@@ -105,7 +105,8 @@ def _grow(
 ) -> tuple[list[Array], list[Array], list[Array], Array, Array]:
     start = predictor.init(context)
     states = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], start)
-    mean, variance, branch, errors, drawn = [], [], [], [], []
+    mean, variance, branch, errors = [], [], [], []
+    drawn: list[Array] = []
 
     def look(state: Any) -> tuple[Array, ...]:
         fn = predictor.predict(state)

@@ -55,7 +55,8 @@ def program(spec: InContext, key: Key[Array, ""]) -> Program:
     parts = ", ".join(f"z{i}" for i in (1, 2)) + f", …, z{length}"
     fields = {name: value for name, value in vars(task).items() if name != "kind"}
     prior, likelihood = (text.format(**fields) for text in task.text)
-    if spec.network.kind == "set_encoder":
+    network = spec.network
+    if network.kind == "set_encoder" and not isinstance(task, Regression):
         return Program(
             spec,
             model=generative(task, length),
@@ -72,16 +73,17 @@ def program(spec: InContext, key: Key[Array, ""]) -> Program:
                 panels=pictures,
             ),
         )  # fmt: skip
-    spoken = spec.network.spoken(task)
+    assert network.kind == "prior_fitted"  # the spec refuses a set encoder for a Regression
+    spoken = network.spoken(task)
 
     def predictor(params: Any, capacity: int | None = None) -> Predictor:
-        if spec.network.invariant:
+        if network.invariant:
             return FittedPrefix.of(net, spoken, params)
         return FittedTransformer.of(net, spoken, params, length, capacity)
 
     return Program(
         spec,
-        model=autoregressive(spoken, net, length, invariant=spec.network.invariant),
+        model=autoregressive(spoken, net, length, invariant=network.invariant),
         posterior=None,
         latents=(),
         shape=spec.shape,
