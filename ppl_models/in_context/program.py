@@ -67,7 +67,7 @@ def program(spec: InContext, key: Key[Array, ""]) -> Program:
             exact=Exact(predictor=lambda params: FittedSet.of(net, task, params)),
             views=Views(
                 (f"p(θ, {parts}) = p(θ) ∏ₜ p(zₜ | θ)", f"p(θ) = {prior}", f"p(zₜ | θ) = {likelihood}",
-                 q_text(spec.network.posterior, prior)),
+                 q_text(network.posterior, prior)),
                 {"network": net},
                 checks=lambda tree: checks.guide(tree, spec),
                 panels=pictures,
