@@ -216,7 +216,7 @@ class Particles:
             raise ValueError(
                 f"a context of {context.shape[0]} symbols exceeds the capacity of {self.capacity}; give a larger one"
             )
-        keys = jax.random.split(jax.random.key(self.seed), STRATA * self.size)
+        keys = jax.random.split(jax.random.split(jax.random.key(self.seed))[0], STRATA * self.size)
         many = jax.vmap(self.law.draw)(keys)
         theta = many[jnp.argsort(many[:, 0])][STRATA // 2 :: STRATA]  # one of each of S strata of the first number
         dtype = jnp.int32 if self.law.outcomes else theta.dtype
@@ -240,7 +240,7 @@ class Particles:
         log_w = log_w - gained
         seen, n = state.seen.at[state.n].set(z), state.n + 1
         poor = jax.nn.logsumexp(2 * log_w) > -math.log(self.size / 2)  # 1 / sum w^2 < S / 2
-        key = jax.random.fold_in(jax.random.key(self.seed + 1), n)  # the key of the seed itself drew the particles
+        key = jax.random.fold_in(jax.random.split(jax.random.key(self.seed))[1], n)
         theta, log_w = jax.lax.cond(
             poor, lambda: self._moved(key, state.theta, log_w, seen, n), lambda: (state.theta, log_w)
         )
