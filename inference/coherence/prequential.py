@@ -83,6 +83,11 @@ def prequential_rows(
 
     ``pit = (#{draws < x} + v (1 + #{draws = x})) / (draws + 1)``, which is uniform for any number of draws, ties
     included, if the row comes from where the draws do.
+
+    >>> drawn = numpyro.infer.Predictive(fit.model, num_samples=1)(key, size=1000)["x"][0]
+    >>> frame = prequential_rows(inference.evidence(fit, rows, key=key), rows, drawn, key=key)
+    >>> watch(frame).attrs["alarm"] is None
+    True
     """
     if names is None and isinstance(rows, pd.DataFrame):
         names = [str(name) for name in rows.columns]

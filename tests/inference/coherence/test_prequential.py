@@ -4,14 +4,17 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from numpyro.infer import Predictive
 from scipy import integrate, stats
 
+from inference import evidence
 from inference.coherence import confidence_sequence, prequential, prequential_rows, watch
 from inference.coherence.betting import log_wealth
 from inference.coherence.confidence import boundary, intrinsic_time, log_mixture
 from inference.coherence.prequential import pit_payoffs
 from ppl_models.in_context.exact import GammaPoisson
 from ppl_models.in_context.predictors import BetaBernoulli, DirichletCategorical, NormalNormal
+from tests.closed_forms import linear_gaussian_program
 
 KEY = jax.random.key(0)
 
@@ -96,6 +99,18 @@ def test_rows_of_a_table():
     assert seen.loc[300, "lower"] < 1.4189 + np.log(2) < seen.loc[300, "upper"]  # the entropy of a row, nats
     each = prequential_rows(log_p, rows, np.broadcast_to(draws[:, None], (500, 600, 2)), key=KEY)
     np.testing.assert_array_equal(each["pit height"], frame["pit height"])
+
+
+def test_rows_of_a_fitted_program():
+    made = linear_gaussian_program(dim=3, latent=2, spoil=0.0)
+    rows = np.asarray(made.sample(jax.random.key(1), 200))
+    table = evidence(made.fit, rows, particles=4, key=jax.random.key(2), progress=False)
+    drawn = np.asarray(Predictive(made.fit.model, num_samples=1)(jax.random.key(3), size=1000)["x"])[0]
+    frame = prequential_rows(table, rows, drawn, key=KEY)
+    np.testing.assert_allclose(frame["log_p"], made.log_px(rows), atol=1e-3)
+    assert watch(frame).attrs["alarm"] is None
+    shifted = prequential_rows(table, rows + 3 * rows.std(0), drawn, key=KEY)
+    assert watch(shifted).attrs["alarm"] < 30
 
 
 def test_errors():
