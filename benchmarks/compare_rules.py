@@ -1,6 +1,6 @@
 """Which description fits a model's probabilities: is the rule that made them found among six?
 
-Each of six rules continues 12 contexts of 10 symbols by 20; its log-odds get Normal noise of .1, as a model's own error.
+Each of six rules continues 12 contexts of 10 symbols by 20; its log-odds get Normal noise of .1, a model's own error.
 All six descriptions are fitted by NUTS and compared by leaving out whole sequences.  Every description but one holds
 ``beta`` as a limit, so that where Beta is true the others fit as well: it is found if none is ahead by two standard
 errors.
