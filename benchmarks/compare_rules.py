@@ -1,9 +1,7 @@
 """Which description fits a model's probabilities: is the rule that made them found among six?
 
-Each of six rules continues 12 contexts of 10 symbols by 20; its log-odds get Normal noise of .1, a model's own error.
-All six descriptions are fitted by NUTS and compared by leaving out whole sequences.  Every description but one holds
-``beta`` as a limit, so that where Beta is true the others fit as well: it is found if none is ahead by two standard
-errors.
+Each of three rules continues 12 contexts of 10 symbols by 20; its log-odds get Normal noise of .1, a model's own error.
+All six descriptions are fitted by NUTS and compared by leaving out whole sequences.
 """
 
 from __future__ import annotations
@@ -16,13 +14,14 @@ import numpy as np
 
 from benchmarks.harness import Claim
 from inference import tune_runtime
-from inference.coherence import Told, compare_rules, tell
+from inference.coherence import DESCRIPTIONS, Told, compare_rules, tell
 from ppl_models.in_context import parse_rule
 
 RULES = {
-    "sticky": ("sticky:0.1", 0.1), "beta": ("bayes:2,3", None), "discounted": ("discounted:0.9", 0.9),
-    "window": ("window:8", 8.0), "fractional": ("fractional:0.5", 0.5), "tempered": ("tempered:1.3", 1.3),
-}  # fmt: skip
+    "sticky": ("sticky:0.1", 0.1),
+    "discounted": ("discounted:0.9", 0.9),
+    "tempered": ("tempered:1.3", 1.3),
+}
 """Description -> a rule it is true of, and its parameter."""
 
 
@@ -32,8 +31,8 @@ def run(quick: bool) -> Iterator[Claim]:
     seed, size = 0, 100 if quick else 300
     rng = np.random.default_rng(seed)
     found, off = {}, {}
-    names = ("sticky", "beta") if quick else tuple(RULES)
-    for i, name in enumerate(names[:1] if quick else names):
+    names = ("sticky", "beta") if quick else tuple(DESCRIPTIONS)
+    for i, name in enumerate(list(RULES)[: 1 if quick else None]):
         rule, true = RULES[name]
         contexts = rng.integers(0, 2, (12, 10))
         told = tell(parse_rule(rule), contexts, key=jax.random.key(seed), steps=20)
@@ -43,16 +42,15 @@ def run(quick: bool) -> Iterator[Claim]:
         row = table.loc[name]
         found[name] = {
             "rank": int(table.index.get_loc(name)),
-            "behind": float(row["elpd_diff"]),
-            "se": float(row["dse"]),
             "order": list(table.index),
             "r_hat": float(table["r_hat"].max()),
-            "high_k_hat": bool(table["warning"].any()),
+            "khat": {other: float(k) for other, k in table["khat"].items()},
         }
-        if true is not None:
-            off[name] = {"true": true, "mean": float(row["mean"]), "sd": float(row["sd"])}
-        print(f"{name}: {found[name]} {off.get(name)}", file=sys.stderr, flush=True)
-    right = [r["rank"] == 0 or (name == "beta" and abs(r["behind"]) < 2 * r["se"]) for name, r in found.items()]
+        ahead = table.iloc[1] if table.index[0] == name else row
+        found[name] |= {"next": str(ahead.name), "ahead_of_next": -float(ahead["elpd_diff"]), "se": float(ahead["dse"])}
+        off[name] = {"true": true, "mean": float(row["mean"]), "sd": float(row["sd"])}
+        print(f"{name}: {found[name]} {off[name]}", file=sys.stderr, flush=True)
+    right = [r["rank"] == 0 for r in found.values()]
     yield Claim(
         "found", f"rules of {len(found)} whose own description fits their noisy probabilities best, by LOO",
         float(sum(right)), "rules", target=f"== {len(found)}", seeds=(seed,), detail=found,

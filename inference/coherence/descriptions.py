@@ -177,8 +177,8 @@ def description(name: str) -> Callable[..., None]:
 class Descriptions:
     """``trees``: name -> ArviZ DataTree (posterior, log_likelihood, observed_data), as ``arviz.compare`` takes them.
 
-    ``table``  its table, best first, with ``r_hat`` (the largest), ``divergences``, and the mean and standard deviation
-               of each description's own parameter.
+    ``table``  its table, best first, with ``khat`` (the largest Pareto k-hat of a unit left out), ``r_hat`` (the
+               largest), ``divergences``, and the mean and standard deviation of each description's own parameter.
     """
 
     trees: dict[str, Any]
@@ -199,8 +199,8 @@ def compare_rules(
     ``told``  of :func:`tell`, or of a model that cannot be traced.  ``unit``  what is left out: whole sequences, or
     single symbols, which is for few sequences and takes the symbols of one as independent.  Two chains of ``draws``.
 
-    A ``warning`` in the table is ArviZ's own: a Pareto k-hat too high for the estimate.  Differences below two ``dse``
-    are none.
+    Where ``khat`` exceeds .7 the estimate of that description is not to be trusted: give more sequences.  Differences
+    below two ``dse`` are none.
 
     >>> told = tell(parse_rule("sticky:0.1"), contexts, key=jax.random.key(0))
     >>> compare_rules(told, key=jax.random.key(1)).table.index[0]
@@ -242,6 +242,8 @@ def compare_rules(
             "sd": float(flat[own].std(ddof=1)) if own else np.nan,
         }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a high k-hat stands in the column "warning"
+        warnings.simplefilter("ignore", UserWarning)  # a high k-hat stands in the table
         table = az.compare(trees)
+        for name, tree in trees.items():
+            notes[name]["khat"] = float(az.loo(tree, pointwise=True).pareto_k.max())
     return Descriptions(trees, table.join(pd.DataFrame(notes).T))

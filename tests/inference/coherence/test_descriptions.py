@@ -41,7 +41,7 @@ def test_the_right_one_is_found_and_arviz_reads_it():
     found = compare_rules(noisy, key=jax.random.key(2), rules=("beta", "sticky"), draws=200, warmup=200)
     assert list(found.table.index) == ["sticky", "beta"]
     row = found.table.loc["sticky"]
-    assert abs(row["mean"] - 0.1) < 4 * row["sd"] and row["sd"] < 0.02 and row["r_hat"] < 1.05
+    assert abs(row["mean"] - 0.1) < 4 * row["sd"] and row["sd"] < 0.02 and row["r_hat"] < 1.05 and 0 < row["khat"] < 2
     again = az.compare(found.trees)
     assert list(again.index) == ["sticky", "beta"]
 
