@@ -1,6 +1,6 @@
 """Which description fits a model's probabilities: is the rule that made them found among six?
 
-Each of three rules continues 12 contexts of 10 symbols by 20; its log-odds get Normal noise of .1, a model's own error.
+Each of three rules continues 20 contexts of 10 symbols by 20; its log-odds get Normal noise of .1, a model's own error.
 All six descriptions are fitted by NUTS and compared by leaving out whole sequences.
 """
 
@@ -34,7 +34,7 @@ def run(quick: bool) -> Iterator[Claim]:
     names = ("sticky", "beta") if quick else tuple(DESCRIPTIONS)
     for i, name in enumerate(list(RULES)[: 1 if quick else None]):
         rule, true = RULES[name]
-        contexts = rng.integers(0, 2, (12, 10))
+        contexts = rng.integers(0, 2, (20, 10))
         told = tell(parse_rule(rule), contexts, key=jax.random.key(seed), steps=20)
         odds = np.log(told.p / (1 - told.p)) + rng.normal(0, 0.1, told.p.shape)
         noisy = Told(told.z, 1 / (1 + np.exp(-odds)))
@@ -43,7 +43,7 @@ def run(quick: bool) -> Iterator[Claim]:
         found[name] = {
             "rank": int(table.index.get_loc(name)),
             "order": list(table.index),
-            "r_hat": float(table["r_hat"].max()),
+            "r_hat": {other: float(r) for other, r in table["r_hat"].items()},
             "khat": {other: float(k) for other, k in table["khat"].items()},
         }
         ahead = table.iloc[1] if table.index[0] == name else row
