@@ -217,8 +217,8 @@ def compare_rules(
     models = {name: description(name) for name in rules}
     for (name, model), k in zip(models.items(), jax.random.split(key, len(rules)), strict=True):
         mcmc = MCMC(
-            NUTS(model, init_strategy=init_to_median), num_warmup=warmup, num_samples=draws, num_chains=2, chain_method="vectorized",
-            progress_bar=False,
+            NUTS(model, init_strategy=init_to_median), num_warmup=warmup, num_samples=draws, num_chains=2,
+            chain_method="vectorized", progress_bar=False,
         )  # fmt: skip
         mcmc.run(k, told.z, told.p, unit, extra_fields=("diverging",))
         found = {site: np.asarray(value) for site, value in mcmc.get_samples(group_by_chain=True).items()}
