@@ -26,7 +26,7 @@ NETWORKS = {
 COUNTS = {"residual": 2_175_107, "multi_resnet": 1_557_507}
 ORIGINAL = {"residual": 1333, "multi_resnet": 983}
 """Milliseconds of a training step of the original in PyTorch, one thread of another machine."""
-MEMORY_STEPS = 25
+MEMORY_STEPS = 200
 
 
 class Worker:
