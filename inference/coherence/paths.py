@@ -177,11 +177,19 @@ def predictive_paths(
     return Paths(context, z, p, log_p, fn.names, None if drawn.others is None else np.asarray(drawn.others))
 
 
-def fitting_context(predictor: Predictor, context: Any, ndim: int = 1, *, ahead: int = 0) -> tuple[np.ndarray, Kind]:
+def fitting_context(
+    predictor: Predictor, context: Any, ndim: int = 1, *, ahead: int = 0, rows: bool = False
+) -> tuple[np.ndarray, Kind]:
     """Check a context, or several of one length, and return it with the kind of the predictive distribution.
 
-    ``ahead`` symbols will follow: a rule of finite ``capacity`` must hold them too.
+    ``ahead`` symbols will follow: a rule of finite ``capacity`` must hold them too.  ``rows``: a rule whose symbols
+    are the numbers of rows in turn (its ``period`` is more than one) will do; the tests are of symbols that are alike.
     """
+    if not rows and getattr(predictor, "period", 1) > 1:
+        raise ValueError(
+            "this predictor's symbols are the numbers of rows in turn, expected symbols that are alike: paths and "
+            "tests of coherence are of exchangeable symbols; prequential scores it"
+        )
     context = check_context(context, "context" if ndim == 1 else "contexts", ndim)
     capacity, n = getattr(predictor, "capacity", None), context.shape[-1]
     if capacity is not None and n + ahead > capacity:

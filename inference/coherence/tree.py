@@ -158,7 +158,7 @@ def exact_tree(predictor: Predictor, context: Any, *, depth: int = 8) -> Tree:
     if K is None:
         raise ValueError(
             f"an exact tree needs a finite set of symbols (Bernoulli or Categorical), got {first.text}; "
-            "use predictive_paths with the drift and lag tests instead"
+            "use quadrature_tree for real symbols, or predictive_paths with the drift and lag tests"
         )
     check_depth(K, depth)
     with jax.enable_x64(True):
