@@ -29,6 +29,12 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "ais": ("annealed importance sampling", {"method": "ais", "particles": 512, "temperatures": 128}),
     "smc": ("sequential Monte Carlo", {"method": "smc", "particles": 512, "temperatures": 128}),
 }
+MISSED = {
+    "mixture": "refinement settles in the modes that its draws see; what a small mode adds, thousandths of a nat, no "
+    "draw of it can tell, and its standard error leaves it out: annealing finds it",
+    "banana": "no Gaussian bends: k-hat exceeds 0.7 in {:.0%} of the rows, and the user is sent to method='ais'",
+}
+"""Why importance sampling from refined posteriors may miss."""
 DRAWS = 20
 """Draws between two bounds, of each seed."""
 
@@ -88,7 +94,7 @@ def bounds(form: ClosedForm, seed: int) -> dict[str, float]:
 
 def run(quick: bool) -> Iterator[Claim]:
     """Error and coverage of three estimators on three models, and their bounds."""
-    data, seeds = (40, (0,)) if quick else (120, (1, 2, 3))
+    data, seeds = (40, (0,)) if quick else (120, (4, 5, 6))
     for name, (words, build) in HARDER.items():
         if quick and name != "banana":  # every model is compiled anew
             continue
@@ -103,19 +109,21 @@ def run(quick: bool) -> Iterator[Claim]:
                 **arguments, "data_per_seed": data, **mean, "per_seed": rows,
                 "coverage_se": float(np.sqrt(mean["coverage"] * (1 - mean["coverage"]) / (data * len(seeds)))),
             }  # fmt: skip
+            why = MISSED.get(name, "").format(mean["khat_above_0.7"]) if method == "refined" else ""
             yield Claim(
                 f"{name}_{method}_error", f"log p(x) of {words} by {how}: mean absolute error",
-                mean["mean_abs_error"], "nats", target="<= 0.02", seeds=seeds, detail=detail,
+                mean["mean_abs_error"], "nats", target="<= 0.02", seeds=seeds, detail=detail, if_missed=why,
             )  # fmt: skip
             yield Claim(
                 f"{name}_{method}_coverage", f"log p(x) of {words} by {how}: share of 95% intervals that hold the "
                 "exact value", mean["coverage"], "share", target="0.93 to 0.97", seeds=seeds, detail=detail,
+                if_missed=why,
             )  # fmt: skip
         if quick:
             continue
         found = [bounds(form, seed) for seed, form in forms.items()]
         yield Claim(
             f"{name}_sandwich", f"{words}: of {DRAWS} draws, those whose exact log p(x) lies within the two-sided "
-            "bounds, up to three standard errors; the worst seed", min(row["within"] for row in found), "draws",
-            target=f"== {DRAWS}", seeds=seeds, detail={"per_seed": found},
+            "bounds, up to errors that put one of them outside once in 100 times; the worst seed",
+            min(row["within"] for row in found), "draws", target=f"== {DRAWS}", seeds=seeds, detail={"per_seed": found},
         )  # fmt: skip

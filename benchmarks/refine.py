@@ -1,11 +1,12 @@
 """Do posteriors optimised datum by datum pass their own checks, and what do they cost?
 
-Held-out data under five fits, each with its amortised posterior and with ``inference.refine`` at its defaults: of
-scikit-learn's 297 digits the quickstart's two facets (black and white), ``mfcvae:digits`` with a categorical likelihood
-of its 17 grey levels, ``hvae:digits`` (three levels, 24 dimensions) and ``hvae:digits8`` (1,928 dimensions, of which
-60 digits); and 200 digits of MNIST under ``mfcvae:mnist``, trained for a third of its epochs (``PPL_MODELS_DATA`` names
-the folder of mnist.npz; left out where it is not set).  Every number comes from 512 fresh draws a datum.  Seconds are
-wall time of refinement and evidence, compilation included; they are only worth reading of an idle machine.
+Held-out data under five fits, each with its amortised posterior and with ``inference.refine``, at its defaults unless
+said: of scikit-learn's 297 digits the quickstart's two facets (black and white), ``mfcvae:digits`` with a categorical
+likelihood of its 17 grey levels, ``hvae:digits`` (three levels, 24 dimensions) and ``hvae:digits8`` (1,928 dimensions,
+of which 60 digits); and 200 digits of MNIST under ``mfcvae:mnist``, trained for a third of its epochs and refined by
+400 steps each (``PPL_MODELS_DATA`` names the folder of mnist.npz; left out where it is not set).  Every number comes
+from 512 fresh draws a datum.  Seconds are wall time of refinement and evidence, compilation included; they are only
+worth reading of an idle machine.
 
 The fits stay in ``benchmarks/work/refine`` and are taken from there when the benchmark is run again.
 """
@@ -78,8 +79,9 @@ CASES = {
     ),
     "mnist": Case(
         "mfcvae:mnist, a third of its epochs", mnist, 20 * EPOCH,
-        {"batch_size": 256, "learning_rate": optax.cosine_decay_schedule(1e-3, 20 * EPOCH, alpha=0.1)}, 200, {},
-        "mnist",
+        {"batch_size": 256, "learning_rate": optax.cosine_decay_schedule(1e-3, 20 * EPOCH, alpha=0.1)}, 200,
+        {"steps": 400, "tolerance": 0.0}, "mnist",  # the encoder starts 7 nats off; chosen on other digits
+
     ),
 }  # fmt: skip
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from inference.checking.nuts_evidence import nuts_evidence as nuts_evidence
     from inference.checking.posterior_tree import posterior as posterior, save_posterior as save_posterior
     from inference.checking.refinement import Refined as Refined, refine as refine
+    from inference.checking.sampling_checks import sampler_verdict as sampler_verdict
     from inference.checking.sandwich import Sandwich as Sandwich, sandwich as sandwich
     from inference.clustering import (
         choose as choose,
@@ -73,6 +74,7 @@ __getattr__, __dir__, __all__ = lazily(
         "refine": "checking.refinement",
         "report": "reporting.run_page",
         "resume": "fitting.run",
+        "sampler_verdict": "checking.sampling_checks",
         "sandwich": "checking.sandwich",
         "save_evidence": "checking.log_evidence",
         "save_posterior": "checking.posterior_tree",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Array, Shaped
+import numpy as np
+from jaxtyping import Array, Float, Num, Shaped
 from numpyro.distributions import Distribution
 
 
@@ -28,3 +30,32 @@ class Predictor(Protocol):
     def predict(self, state: Any) -> Distribution: ...
 
     def update(self, state: Any, z: Shaped[Array, ""]) -> Any: ...
+
+
+class HostPaths(NamedTuple):
+    """J continuations by N symbols, as :class:`HostPredictor` returns them; probabilities NaN where unknown.
+
+    ``p``      (path, step + 1, feature): E g(Z) before each draw and after the last.
+    ``log_p``  log-probability of each drawn symbol, nats.
+    """
+
+    z: Num[np.ndarray, "path step"]
+    p: Float[np.ndarray, "path step_1 feature"]
+    log_p: Float[np.ndarray, "path step"]
+
+
+@runtime_checkable
+class HostPredictor(Protocol):
+    """A predictive rule that cannot be traced, a language model behind an endpoint for example.
+
+    ``names``                               the features g: ``("z=1",)``; ``("z=0", ...)``; ``("z", "z^2")``.
+    ``paths(context, steps, paths, seed)``  draw paths from the rule after one context (n,).
+    ``score(sequences)``                    E g(Z) after each whole sequence, (sequence, feature).
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def paths(self, context: Num[np.ndarray, " n"], steps: int, paths: int, seed: int) -> HostPaths: ...
+
+    def score(self, sequences: Sequence[Num[np.ndarray, " _"]]) -> Float[np.ndarray, "sequence feature"]: ...

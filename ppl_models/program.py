@@ -24,7 +24,11 @@ from ppl_models._datum import (
     take as take,
     zeros as zeros,
 )
-from ppl_models._predictor import Predictor as Predictor
+from ppl_models._predictor import (
+    HostPaths as HostPaths,
+    HostPredictor as HostPredictor,
+    Predictor as Predictor,
+)
 from ppl_models._program import (
     Check as Check,
     Event as Event,

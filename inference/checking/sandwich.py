@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import stats
 
 from inference.checking.annealed_evidence import annealable, starts, warn_stuck
 from inference.checking.annealing import Annealer, Annealing
@@ -36,8 +37,8 @@ from ppl_models.program import Program, rows, take
 if TYPE_CHECKING:
     import pandas as pd
 
-ERRORS = 3.0
-"""Standard errors by which a value may lie outside the bounds and count as within."""
+LEVEL = 0.01
+"""Chance that the errors of Monte Carlo alone put any of the draws outside its bounds."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class Sandwich:
 
     ``table``    one row a draw, nats: ``lower`` and ``upper`` with their standard errors ``lower_se`` and ``upper_se``,
                  ``gap`` between them, ``reference`` and ``reference_se``, and whether it lies ``within`` the bounds, up
-                 to three standard errors.  ``attrs["reference"]`` says what the reference is: ``"exact"``, or the
-                 importance-weighted estimate.
+                 to ``attrs["errors"]`` standard errors: the quantile of Student's t at which all n draws together,
+                 on both sides, are outside by chance once in a hundred times (Bonferroni).  ``attrs["reference"]``
+                 says what the reference is: ``"exact"``, or the importance-weighted estimate.
     ``x``        the draws, as prepared data.
     ``latents``  what they were drawn from, by site.
 
@@ -112,19 +114,20 @@ def sandwich(
     up = annealer.backward(data, ladder, latents, key, particles)
     lower, upper = (summarise(sign * w.astype(np.float32)) for sign, w in ((1, down), (-1, up)))
     reference = _reference(drawn, x, data, exact, key, pairs, progress)
-    return Sandwich(_table(drawn.program, lower, upper, *reference), x, latents)
+    errors = float(stats.t.isf(LEVEL / (2 * n), particles - 1))
+    return Sandwich(_table(drawn.program, lower, upper, errors, *reference), x, latents)
 
 
 def _table(
-    program: Program, lower: Mapping[str, np.ndarray], upper: Mapping[str, np.ndarray], what: str,
+    program: Program, lower: Mapping[str, np.ndarray], upper: Mapping[str, np.ndarray], errors: float, what: str,
     reference: np.ndarray, reference_se: np.ndarray,
 ) -> pd.DataFrame:  # fmt: skip
     import pandas as pd
 
     low, high = lower["log_px"], -upper["log_px"]
     rounding = 1e-5 * np.maximum(1.0, np.abs(reference))
-    below = ERRORS * np.hypot(lower["se"], reference_se) + rounding
-    above = ERRORS * np.hypot(upper["se"], reference_se) + rounding
+    below = errors * np.hypot(lower["se"], reference_se) + rounding
+    above = errors * np.hypot(upper["se"], reference_se) + rounding
     table = pd.DataFrame(
         {
             "datum": np.arange(len(low)),
@@ -138,7 +141,7 @@ def _table(
             "within": (low - below <= reference) & (reference <= high + above),
         }
     )
-    table.attrs = {"observation": program.observation.line, "reference": what}
+    table.attrs = {"observation": program.observation.line, "reference": what, "errors": errors}
     bad = int((~np.isfinite(table["gap"])).sum())
     if bad:
         warnings.warn(

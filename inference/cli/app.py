@@ -26,6 +26,7 @@ from inference.cli.common import Interrupted, UsageError, plain_warnings, say
 from inference.cli.compare import Compare
 from inference.cli.data import DATA
 from inference.cli.diagnose import Diagnose
+from inference.cli.experiment import Experiment
 from inference.cli.families import Families
 from inference.cli.fit import Fit
 from inference.cli.impute import Impute
@@ -40,6 +41,7 @@ COMMANDS: Mapping[str, type[Command] | Mapping[str, type[Command]]] = {
     "quickstart": Quickstart, "fit": Fit, "resume": Resume, "diagnose": Diagnose, "compare": Compare,
     "clusters": Clusters, "coherence": Coherence, "sample": Sample, "report": Report, "data": DATA,
     "families": Families, "assign": Assign, "impute": Impute, "swap": Swap, "traverse": Traverse,
+    "experiment": Experiment,
 }  # fmt: skip  # fmt: skip
 """The commands in the order of ``--help``."""
 

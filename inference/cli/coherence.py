@@ -113,17 +113,20 @@ def check(command: Coherence) -> None:
     )  # fmt: skip
 
 
-def fitted_rule(fitted: Any, drawn: int, length: int) -> Any:
-    """Return the rule of a fit, able to hold ``length`` symbols; says so where ``drawn`` exceeds its training."""
+def fitted_rule(fitted: Any, drawn: int, length: int, options: str = "--n and --steps") -> Any:
+    """Return the rule of a fit, able to hold ``length`` symbols; says so where ``drawn`` exceeds its training.
+
+    ``options`` are those that set the lengths.
+    """
     make, trained = fitted.program.exact.predictor, fitted.program.shape[0]
     predictor = make(fitted.params)
     if getattr(predictor, "capacity", length) < length:
         try:
             predictor = make(fitted.params, capacity=length)
         except ValueError as error:
-            raise ValueError(f"{error}; or give smaller --n and --steps") from error
+            raise ValueError(f"{error}; or give smaller {options}") from error
     if drawn > trained:
-        say(f"note: sequences of {drawn} symbols are checked, {trained} were trained on: --n and --steps set that")
+        say(f"note: sequences of {drawn} symbols are checked, {trained} were trained on: {options} set that")
     return predictor
 
 

@@ -33,10 +33,34 @@ class Families:
         families(self)
 
 
+def facts_of(spec: Any) -> dict[str, Any]:
+    """What there is to say of a preset, from shapes alone where its weights can be traced, else with them."""
+    import jax
+
+    found: dict[str, Any] = {}
+
+    def build() -> int:
+        built = spec.build(jax.random.key(0))
+        found.update(
+            parameters=built.parameter_count,
+            latents=list(built.latents),
+            observed=list(built.observed),
+            shape=built.shape,
+            knobs=dict(built.training.knobs),
+            observation=built.observation.line,
+        )
+        return 0
+
+    try:
+        jax.eval_shape(build)
+    except (TypeError, jax.errors.JAXTypeError):  # weights from NumPy
+        build()
+    return found
+
+
 def families(command: Families) -> None:
     """Print every family with its presets: parameters, latent sites, shape of one datum."""
     start()
-    import jax
 
     from inference.fitting.progress import Progress
     from ppl_models import program as contract
@@ -49,15 +73,7 @@ def families(command: Families) -> None:
         for name, family in known.items():
             found[name] = {"paper": family.paper, "module": family.module, "spec": family.spec.__name__, "presets": {}}
             for preset, spec in family.presets.items():
-                built = spec.build(jax.random.key(0))
-                found[name]["presets"][preset] = {
-                    "parameters": built.parameter_count,
-                    "latents": list(built.latents),
-                    "observed": list(built.observed),
-                    "shape": built.shape,
-                    "knobs": dict(built.training.knobs),
-                    "observation": built.observation.line,
-                }
+                found[name]["presets"][preset] = facts_of(spec)
                 bar.update(sum(len(one["presets"]) for one in found.values()))
     if command.json:
         print(to_json(found))

@@ -49,6 +49,11 @@ def feature_names(fn: Any) -> tuple[str, ...]:
     return ("z=1",) if K == 2 else tuple(f"z={k}" for k in range(K))
 
 
+def symbols_of(names: tuple[str, ...]) -> int | None:
+    """Number K of symbols behind features of these names; ``None`` for real symbols."""
+    return None if names == ("z", "z^2") else max(2, len(names))
+
+
 def expected(fn: Any) -> Float[Array, " feature"]:
     """``E g(Z)`` under the predictive distribution, for each g of :func:`feature_names`."""
     if isinstance(fn, _BINARY):

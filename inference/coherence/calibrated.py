@@ -343,6 +343,23 @@ def calibrated_tests(paths: Paths, *, key: Key[Array, ""]) -> pd.DataFrame:
     return table
 
 
+def drift_test(paths: Paths) -> pd.Series:
+    """``drift_from_draws`` alone, for paths without probabilities: Student's t of the contrast of halves of g(Z).
+
+    Of the feature of smallest p-value, Bonferroni-adjusted over features.
+    """
+    check_length(paths.z.shape[1], paths.z.shape[0])
+    found = [t_test(column) for column in halves(jnp.asarray(paths.g)).T]
+    p = np.array([float(test.p_value) for test in found])
+    best = found[int(p.argmin())]
+    return pd.Series(
+        {
+            "effect": float(best.effect[0]), "se": float(best.se[0]), "of": paths.names[int(p.argmin())],
+            "statistic": float(best.statistic), "p_value": min(1.0, float(p.min()) * len(p)),
+        }, name="drift_from_draws",
+    )  # fmt: skip
+
+
 def drift_curve(paths: Paths, *, key: Key[Array, ""], level: float = 0.95) -> pd.DataFrame:
     """``E p_k - p_1`` against k = 1..N+1 with simultaneous bands: one line of zero should stay inside throughout.
 

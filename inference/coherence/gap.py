@@ -37,24 +37,24 @@ TOLERANCE = 1e-4
 """Largest error of total mass, mean (in s) or variance (in s^2) of an integral that is believed."""
 
 
-def _nodes(fn: Any, m: Array, s: Array) -> tuple[Float[Array, " node"], Float[Array, " node"]]:
+def nodes_of(fn: Any, m: Array, s: Array, nodes: int = NODES) -> tuple[Float[Array, " node"], Float[Array, " node"]]:
     """Symbols and their weights; negligible ones are put at the mean, so that a rule is asked nothing absurd."""
     if fn.is_discrete:
         z = jnp.maximum(jnp.floor(m) - COUNTS // 2, 0.0) + jnp.arange(COUNTS)
         weights = jnp.exp(fn.log_prob(z))
     else:
-        t = jnp.linspace(-REACH, REACH, NODES)
+        t = jnp.linspace(-REACH, REACH, nodes)
         inner = math.pi / 2 * jnp.sinh(t)
         z = m + s * jnp.sinh(inner)
-        slope = s * jnp.cosh(inner) * math.pi / 2 * jnp.cosh(t) * 2 * REACH / (NODES - 1)
+        slope = s * jnp.cosh(inner) * math.pi / 2 * jnp.cosh(t) * 2 * REACH / (nodes - 1)
         weights = jnp.exp(fn.log_prob(z)) * slope
     kept = weights > 1e-25
-    return jnp.where(kept, z, m), jnp.where(kept, weights, 0.0)
+    return jnp.where(kept, z, jnp.floor(m) if fn.is_discrete else m), jnp.where(kept, weights, 0.0)
 
 
 def _real_gap(predictor: Predictor, state: Any, fn: Any) -> Float[Array, ""]:
     m, s = fn.mean, jnp.sqrt(fn.variance)
-    z, weights = _nodes(fn, m, s)
+    z, weights = nodes_of(fn, m, s)
 
     def after(z: Array) -> tuple[Array, Array]:
         following = predictor.predict(predictor.update(state, z))

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float, Key, Num
 
 from inference.coherence._call import call, kind_of
-from inference.coherence._symbols import Kind, check_context, expected, features, match_context, outcomes
-from ppl_models.program import Predictor
+from inference.coherence._symbols import Kind, check_context, expected, features, match_context, outcomes, symbols_of
+from ppl_models.program import HostPredictor, Predictor
 
 OTHERS = 4
 """Further symbols a step of a real rule: the reference of its tests."""
@@ -36,7 +36,8 @@ class Paths:
     ``others``   real symbols only, (path, step, other, feature): E[g(Z_{n+k+1}) | path before draw k, another draw k],
                  what ``p`` would have become after other symbols from the same distribution; the tests' reference.
 
-    A predictor that cannot be traced fills the same arrays itself; every test reads only these.
+    A predictor that cannot be traced (:class:`ppl_models.program.HostPredictor`) fills the same arrays itself, with
+    NaN for probabilities that it does not tell; every test reads only these.
     """
 
     context: Num[np.ndarray, " n"]
@@ -53,6 +54,11 @@ class Paths:
                 f"paths of {J} x {N} symbols need p of shape {(J, N + 1, len(self.names))}: one entry before each "
                 f"draw, one after the last, got {self.p.shape}"
             )
+
+    @property
+    def samples_only(self) -> bool:
+        """Whether the draws alone are known: no probabilities (NaN)."""
+        return bool(np.isnan(self.p).all())
 
     @property
     def g(self) -> Float[np.ndarray, "path step feature"]:
@@ -120,8 +126,34 @@ def draw_paths(
     return jax.vmap(lambda key: draw_path(predictor, state, key, steps, others))(keys)
 
 
+def kind_names(predictor: Predictor) -> tuple[str, ...]:
+    """The features of a traced rule's predictive distribution."""
+    return kind_of(predictor, 1, "int32").names
+
+
+def seed_of(key: Key[Array, ""]) -> int:
+    """The seed, of 31 bits, by which a host predictor is asked for what ``key`` stands for."""
+    return int(jax.random.bits(key, dtype="uint32")) >> 1
+
+
+def host_paths(predictor: HostPredictor, context: Any, *, steps: int, paths: int, key: Key[Array, ""]) -> Paths:
+    """:func:`predictive_paths` of a host predictor."""
+    names = tuple(predictor.names)
+    context = match_context(check_context(context), symbols_of(names))
+    drawn = predictor.paths(context, steps, paths, seed_of(key))
+    if np.shape(drawn.z) != (paths, steps):
+        raise ValueError(f"asked for paths of shape {(paths, steps)}, the predictor returned {np.shape(drawn.z)}")
+    return Paths(context, np.asarray(drawn.z), np.asarray(drawn.p, float), np.asarray(drawn.log_p, float), names)
+
+
 def predictive_paths(
-    predictor: Predictor, context: Any, *, steps: int, paths: int = 100, key: Key[Array, ""], others: int = OTHERS
+    predictor: Predictor | HostPredictor,
+    context: Any,
+    *,
+    steps: int,
+    paths: int = 100,
+    key: Key[Array, ""],
+    others: int = OTHERS,
 ) -> Paths:
     """Continue a context (n,) by ``steps`` symbols, ``paths`` times, drawing from the rule itself.
 
@@ -137,17 +169,27 @@ def predictive_paths(
     for name, value in (("steps", steps), ("paths", paths)):
         if not isinstance(value, int | np.integer) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    if isinstance(predictor, HostPredictor):
+        return host_paths(predictor, context, steps=int(steps), paths=int(paths), key=key)
     context, fn = fitting_context(predictor, context, ahead=steps)
     drawn = call(draw_paths, predictor, context, key, steps=steps, paths=paths, others=others)
     z, p, log_p = (np.asarray(a) for a in drawn[:3])
     return Paths(context, z, p, log_p, fn.names, None if drawn.others is None else np.asarray(drawn.others))
 
 
-def fitting_context(predictor: Predictor, context: Any, ndim: int = 1, *, ahead: int = 0) -> tuple[np.ndarray, Kind]:
+def fitting_context(
+    predictor: Predictor, context: Any, ndim: int = 1, *, ahead: int = 0, rows: bool = False
+) -> tuple[np.ndarray, Kind]:
     """Check a context, or several of one length, and return it with the kind of the predictive distribution.
 
-    ``ahead`` symbols will follow: a rule of finite ``capacity`` must hold them too.
+    ``ahead`` symbols will follow: a rule of finite ``capacity`` must hold them too.  ``rows``: a rule whose symbols
+    are the numbers of rows in turn (its ``period`` is more than one) will do; the tests are of symbols that are alike.
     """
+    if not rows and getattr(predictor, "period", 1) > 1:
+        raise ValueError(
+            "this predictor's symbols are the numbers of rows in turn, expected symbols that are alike: paths and "
+            "tests of coherence are of exchangeable symbols; prequential scores it"
+        )
     context = check_context(context, "context" if ndim == 1 else "contexts", ndim)
     capacity, n = getattr(predictor, "capacity", None), context.shape[-1]
     if capacity is not None and n + ahead > capacity:

@@ -16,13 +16,14 @@ import pandas as pd
 from jaxtyping import Array, Float, Key
 
 from inference.coherence._call import call
-from inference.coherence._symbols import expected, feature_names, features
+from inference.coherence._symbols import check_context, expected, feature_names, features, symbols_of
 from inference.coherence.calibrated import check_length, check_moments, holm, is_finite, martingale_tests
 from inference.coherence.gap import one_step_gap, paths_within_budget
+from inference.coherence.host import host_contexts
 from inference.coherence.paths import OTHERS, Paths, draw_paths, fitting_context, predictive_paths
 from inference.coherence.published import falck2024
 from inference.coherence.tree import tree_table
-from ppl_models.program import Predictor
+from ppl_models.program import HostPredictor, Predictor
 
 EXACT = 1e-9
 """Below this a defect of a tree in double precision is rounding."""
@@ -49,14 +50,16 @@ class Coherence:
     def verdict(self) -> str:
         """The finding in one or two sentences, by effect sizes first."""
         tested = self.summary.loc[["drift", "lag"], "p_holm"]
-        told = [f"{name} p < 1e-12" if p < 1e-12 else f"{name} p = {p:.2g}" for name, p in tested.items()]
-        told_p = f" ({', '.join(told)}, Holm-adjusted over {len(self.contexts)} contexts)"
+        small = [f"{name} p < 1e-12" if p < 1e-12 else f"{name} p = {p:.2g}" for name, p in tested.items()]
+        told_p = f" ({', '.join(small)}, Holm-adjusted over {len(self.contexts)} contexts)"
         rejected = bool((tested < 0.05).any())
         if "node_rms" not in self.summary.index:
+            told = "The drift and lag tests " + ("reject" if rejected else "do not reject")
+            if "one_step_gap" not in self.summary.index:
+                return f"{told} the martingale property{told_p}; the exact tree was left out."
             gap = self.summary.loc["one_step_gap"]
             return (
-                "The drift and lag tests "
-                + ("reject" if rejected else "do not reject")
+                told
                 + f" the martingale property{told_p}; by one query of itself it changes its mind by "
                 + f"{gap['largest']:.2g} ({gap['unit']}, worst context); "
                 + ("real symbols have no exact tree." if gap["unit"] == SPREAD else "the exact tree was left out.")
@@ -109,8 +112,12 @@ def _every(
     )
 
 
+def _depth(K: int | None) -> int:
+    return 0 if K is None else int(min(8, np.log(4096) / np.log(K)))
+
+
 def coherence(
-    predictor: Predictor,
+    predictor: Predictor | HostPredictor,
     contexts: Any,
     *,
     key: Key[Array, ""],
@@ -128,6 +135,9 @@ def coherence(
     (null: a martingale after every one of the contexts; signed effects would cancel between contexts),
     Holm-adjusted over the two tests.  Take 20 contexts or more for a claim about the predictor.
 
+    A :class:`ppl_models.program.HostPredictor` has no one-step gap, and its tree is left out unless ``depth`` is given:
+    each node is a request.
+
     >>> found = coherence(BetaBernoulli(), np.array([[1, 0, 1, 1]] * 4), key=jax.random.key(0))
     >>> found.summary.loc["node_rms", "largest"] < 1e-12
     True
@@ -135,6 +145,10 @@ def coherence(
     check_length(steps, paths)
     if len(np.asarray(contexts)) == 0:
         raise ValueError("contexts is empty, expected at least one row")
+    if isinstance(predictor, HostPredictor):
+        depth = depth or 0
+        table = host_contexts(predictor, contexts, key=key, steps=steps, paths=paths, depth=depth)
+        return _found(table, symbols_of(tuple(predictor.names)), np.shape(contexts)[1], steps, paths, depth)
     contexts, fn = fitting_context(predictor, contexts, ndim=2, ahead=steps)
     keys = jax.random.split(key, len(contexts))
     followed = paths_within_budget(fn.K, paths)
@@ -145,17 +159,17 @@ def coherence(
     table = pd.DataFrame({name: np.asarray(value, float) for name, value in found.items()})
     table.index.name = "context"
     table.insert(0, "p_next", _next(predictor, contexts))
-    K = fn.K
-    if depth is None:
-        depth = 0 if K is None else int(min(8, np.log(4096) / np.log(K)))
+    depth = _depth(fn.K) if depth is None else depth
     if depth:
         tree = tree_table(predictor, contexts, depth=depth)
         table = pd.concat([tree.drop(columns="root_gap_symbol"), table], axis=1)
+    return _found(table, fn.K, contexts.shape[1], steps, paths, depth)
+
+
+def _found(table: pd.DataFrame, K: int | None, n: int, steps: int, paths: int, depth: int) -> Coherence:
     summary = _summary(table, finite=K is not None)
     for made in (table, summary):
-        made.attrs.update(
-            method="calibrated", contexts=len(contexts), n=contexts.shape[1], steps=steps, paths=paths, depth=depth
-        )
+        made.attrs.update(method="calibrated", contexts=len(table), n=n, steps=steps, paths=paths, depth=depth)
     return Coherence(summary, table)
 
 
@@ -209,10 +223,19 @@ def fisher(p: Float[np.ndarray, " contexts"]) -> float:
 
 
 def published(
-    predictor: Predictor, contexts: Any, *, key: Key[Array, ""], steps: int = 40, paths: int = 100, **options: Any
+    predictor: Predictor | HostPredictor,
+    contexts: Any,
+    *,
+    key: Key[Array, ""],
+    steps: int = 40,
+    paths: int = 100,
+    **options: Any,
 ) -> pd.DataFrame:
     """The published T1-T3 (:func:`falck2024`) after each context: one row a context and statistic."""
-    contexts, _ = fitting_context(predictor, contexts, ndim=2)
+    if isinstance(predictor, HostPredictor):
+        contexts = check_context(contexts, "contexts", ndim=2)
+    else:
+        contexts, _ = fitting_context(predictor, contexts, ndim=2)
     tables = []
     for context, k in zip(contexts, jax.random.split(key, len(contexts)), strict=True):
         path_key, reference_key = jax.random.split(k)

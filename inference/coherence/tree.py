@@ -72,7 +72,7 @@ class Tree:
     def groups(self) -> Int[np.ndarray, " sequence"]:
         """For each of the K^L sequences, the number of its vector of counts."""
         K = self.nodes[0].shape[-1]
-        sequences = _sequences(K, self.depth)
+        sequences = sequences_of(K, self.depth)
         counts = np.stack([(sequences == k).sum(1) for k in range(K)], 1)
         return np.unique(counts, axis=0, return_inverse=True)[1].ravel()
 
@@ -115,8 +115,10 @@ class Tree:
         return float(np.max(high / low)) if (low > 0).all() else float("inf")
 
 
-def _sequences(K: int, L: int) -> Int[np.ndarray, "sequence L"]:
+def sequences_of(K: int, L: int) -> Int[np.ndarray, "sequence L"]:
     """All K^L sequences in lexicographic order, the first symbol slowest."""
+    if L == 0:
+        return np.zeros((1, 0), np.int32)
     return np.stack(np.unravel_index(np.arange(K**L), (K,) * L), 1).astype(np.int32)
 
 
@@ -156,11 +158,11 @@ def exact_tree(predictor: Predictor, context: Any, *, depth: int = 8) -> Tree:
     if K is None:
         raise ValueError(
             f"an exact tree needs a finite set of symbols (Bernoulli or Categorical), got {first.text}; "
-            "use predictive_paths with the drift and lag tests instead"
+            "use quadrature_tree for real symbols, or predictive_paths with the drift and lag tests"
         )
     check_depth(K, depth)
     with jax.enable_x64(True):
-        sequences = _sequences(K, depth)
+        sequences = sequences_of(K, depth)
         p = np.asarray(call(_along, double(predictor), context, sequences), np.float64)
     return Tree(tuple(p[:: K ** (depth - d), d] for d in range(depth + 1)))
 

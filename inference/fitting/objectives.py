@@ -22,6 +22,7 @@ from ppl_models.program import Posterior, Program, amortise, knobs, part, rows
 
 Weights = Mapping[str, Any]
 KL = "kl"
+FREE_BITS = "free_bits"
 """Weight name that multiplies the KL of every latent site (beta)."""
 
 
@@ -127,8 +128,9 @@ def fused_elbo(
 ) -> tuple[Float[Array, ""], Terms]:
     """Weighted negative ELBO of a batch in nats per datum, and its unweighted terms.
 
-    loss = -(1/B) [ sum_obs w_obs log p(x_obs | z) - beta sum_l w_l KL_l ], every weight 1 unless ``weights``
-    names it: a site's name, ``"kl"`` for beta, or a knob of the program.  Traced weights do not recompile.
+    loss = -(1/B) [ sum_obs w_obs log p(x_obs | z) - beta sum_l w_l max(KL_l, B free) ], every weight 1 unless
+    ``weights`` names it: a site's name, ``"kl"`` for beta, ``"free_bits"`` for free (0 unless named), or a knob of the
+    program.  Traced weights do not recompile.
     """
     weights = weights or {}
     sites = trace_posterior(program, params, key, x, weights=weights, mutable=mutable)
@@ -137,7 +139,8 @@ def fused_elbo(
     kl = {name: jnp.sum(_kl(s)) / batch for name, s in sites.items() if _latent(name, s)}
     beta = weights.get(KL, 1.0)
     elbo = sum((weights.get(name, 1.0) * value for name, value in log_lik.items()), jnp.zeros(()))
-    elbo -= beta * sum((weights.get(name, 1.0) * value for name, value in kl.items()), jnp.zeros(()))
+    paid = kl if FREE_BITS not in weights else {n: jnp.maximum(v, weights[FREE_BITS]) for n, v in kl.items()}
+    elbo -= beta * sum((weights.get(name, 1.0) * value for name, value in paid.items()), jnp.zeros(()))
     return -elbo, Terms(log_lik, kl, {n: s["value"] for n, s in sites.items() if s["type"] == "mutable"})
 
 

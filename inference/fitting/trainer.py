@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array
 
 from inference.fitting.loss import Loss
-from inference.fitting.objectives import KL, init_params
+from inference.fitting.objectives import FREE_BITS, KL, init_params
 from inference.fitting.sources import Source
 from ppl_models.program import Event, Program, did_you_mean
 
@@ -38,9 +38,9 @@ def scheduled(program: Program, weights: Mapping[str, Any] | None) -> dict[str, 
     """Merge the caller's weights over the program's own and return one function of the step for each.
 
     A weight is a number or a schedule ``step -> value`` (any optax schedule).  Valid names are the program's
-    sites, its knobs, and ``"kl"``; any other raises ``ValueError``.
+    sites, its knobs, ``"kl"`` and ``"free_bits"``; any other raises ``ValueError``.
     """
-    known = (KL, *program.latents, *program.observed, *program.training.knobs)
+    known = (KL, FREE_BITS, *program.latents, *program.observed, *program.training.knobs)
     merged = {**program.training.weights, **(weights or {})}
     for name, weight in merged.items():
         if name not in known:

@@ -39,7 +39,7 @@ from ppl_models.distributions.pixels import Normal, check_grey
 from ppl_models.distributions.predictions import Denoiser
 from ppl_models.distributions.schedules import Schedule, Trigonometric
 from ppl_models.distributions.stated import SMALL, log_prob_within
-from ppl_models.networks.pure import Apply, pure
+from ppl_models.networks.pure import Apply, at_once, pure
 from ppl_models.program import Exact, Observation, Program, Views, bind
 
 if TYPE_CHECKING:
@@ -113,21 +113,13 @@ def program(spec: Diffusion, key: Key[Array, ""]) -> Program:
 
 def denoiser(spec: Diffusion, key: Key[Array, ""]) -> nnx.Module:
     """The network of ``spec`` with starting weights from ``key``."""
-    graph: Any = None
 
-    def start(key: Array) -> Any:
-        nonlocal graph
-        rngs = nnx.Rngs(key)
+    def make(rngs: nnx.Rngs) -> nnx.Module:
         if spec.levels is None:
-            module: nnx.Module = RealDenoiser(spec.network, spec.shape, prediction=spec.prediction, rngs=rngs)
-        else:
-            module = GreyDenoiser(spec.network, spec.shape, spec.levels, spec.centre, spec.scale, rngs=rngs)
-        graph, params = nnx.split(module)
-        return params
+            return RealDenoiser(spec.network, spec.shape, prediction=spec.prediction, rngs=rngs)
+        return GreyDenoiser(spec.network, spec.shape, spec.levels, spec.centre, spec.scale, rngs=rngs)
 
-    # One compilation instead of one a layer, and none of the optimisation that a single run cannot repay.
-    params = jax.jit(start, compiler_options={"xla_backend_optimization_level": 0})(key)
-    return nnx.merge(graph, params)
+    return at_once(make, key)
 
 
 def generative(spec: Diffusion, module: nnx.Module) -> Any:

@@ -155,8 +155,9 @@ FASHION = Diffusion(
 DIGITS_MULTI_RESNET = dataclasses.replace(DIGITS, network=GuidedUNet(24, (2, 2), preconditioned=True))
 FASHION_MULTI_RESNET = dataclasses.replace(FASHION, network=GuidedUNet(16, (1, 2, 4)))
 TRIANGLE_DIGITS = Diffusion(
-    (16, 16), levels=17, centre=0.17, scale=0.29, network=GuidedUNet(16, (1, 2, 2)), solver=RK4(40, 1.75), probes=1
-)
+    (16, 16), levels=17, centre=0.17, scale=0.29, network=GuidedUNet(16, (1, 2, 4), down="pool", heads=4),
+    solver=RK4(40, 1.75), probes=1,
+)  # fmt: skip
 PRESETS = {
     "tiny": TINY,
     "digits": DIGITS,

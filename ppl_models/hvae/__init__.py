@@ -2,10 +2,10 @@
 
 from ppl_models.distributions import Bernoulli, Categorical, Columns, LogisticMixture, Normal
 from ppl_models.hvae.program import program
-from ppl_models.hvae.spec import HVAE, PRESETS
+from ppl_models.hvae.spec import HVAE, PRESETS, finer_steps
 from ppl_models.program import register
 
-__all__ = ["HVAE", "PRESETS", "Bernoulli", "Categorical", "Columns", "LogisticMixture", "Normal"]
+__all__ = ["HVAE", "PRESETS", "Bernoulli", "Categorical", "Columns", "LogisticMixture", "Normal", "finer_steps"]
 
 register(
     "hvae",

@@ -53,6 +53,11 @@ def rms(x: Image) -> Float[Array, " batch"]:
     return jnp.sqrt(jnp.mean(x * x, axis=(1, 2, 3)))
 
 
+def normalised(x: Image) -> Image:
+    """``x / RMS(x)`` over pixels and channels; 0 stays 0, and its gradient finite."""
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=(1, 2, 3), keepdims=True) + 1e-6)
+
+
 class Dropout:
     """Zero units with probability ``rate`` and scale up the rest; another mask at each call, all from one key."""
 
@@ -144,6 +149,8 @@ class Encoder(nnx.Module):
     Of a richer posterior each level at resolution 1 has another block ``[Z, a] -> (mixing, context)``, the mixing at
     first zero, and of a flow couplings.
 
+    Without learned blocks (``encoder="pool"``, ``"haar"``) the pyramid averages, ``"haar"`` the datum itself.
+
     Of a table, each level has a linear map ``A`` of the features ``h`` of a row beside its block, whose last layer
     starts at zero: ``qm = block + A h + b``, ``qv = block + l``.
     """
@@ -151,8 +158,9 @@ class Encoder(nnx.Module):
     def __init__(self, spec: HVAE, *, rng: np.random.Generator) -> None:
         self.spec = spec
         w, mid, cells = spec.width, spec.mid, spec.encoder_cells
-        self.in_conv = Conv(spec.channels, w, 3 if spec.grid > 2 else 1, rng=rng)
-        learned = spec.encoder == "learned"
+        learned, bare = spec.encoder == "learned", spec.encoder == "haar"
+        self.in_conv = None if bare else Conv(spec.channels, w, 3 if spec.grid > 2 else 1, rng=rng)
+        a, outputs = spec.channels if bare else w, spec.zdim if spec.step == "euler" else 2 * spec.zdim
         self.blocks = nnx.List(
             [
                 Block(w, mid, w, cells[i].res, scale=1 / math.sqrt(len(cells)), rng=rng)
@@ -161,7 +169,7 @@ class Encoder(nnx.Module):
         )
         self.posteriors = nnx.List(
             [
-                Block(2 * w, mid, 2 * spec.zdim, spec.decoder_cells[i].res, scale=float(not is_table(spec)), rng=rng)
+                Block(w + a, mid, outputs, spec.decoder_cells[i].res, scale=float(not is_table(spec)), rng=rng)
                 for i in _first(spec.decoder_groups)
             ]
         )
@@ -173,7 +181,7 @@ class Encoder(nnx.Module):
             flow = spec.posterior == "flow"
             blocks = {}
             for group in sorted({spec.decoder_groups[level] for level in spec.dense}):
-                blocks[f"group_{group}"] = block = Block(2 * w, mid, self.entries + CONTEXT * flow, 1, rng=rng)
+                blocks[f"group_{group}"] = block = Block(w + a, mid, self.entries + CONTEXT * flow, 1, rng=rng)
                 block.c4.kernel[...] = block.c4.kernel[...].at[..., : self.entries].set(0.0)
             self.richer = nnx.Dict(blocks)
             if flow:
@@ -184,7 +192,8 @@ class Encoder(nnx.Module):
         """The last activation at every resolution, of data in [0, 1] or features of rows."""
         side = self.spec.grid
         x = x.reshape(x.shape[0], side, side, self.spec.channels)
-        h = self.in_conv(x if is_table(self.spec) else 2.0 * x - 1.0)
+        h = x if is_table(self.spec) else 2.0 * x - 1.0
+        h = h if self.in_conv is None else self.in_conv(h)
         found = {side: h}
         for cell, group in zip(self.spec.encoder_cells, self.spec.encoder_groups, strict=True):
             if self.blocks:
@@ -193,10 +202,19 @@ class Encoder(nnx.Module):
             found[cell.res // cell.down] = h
         return found
 
-    def posterior(self, level: int, Z: Image, a: Image, drop: Drop = no_drop) -> tuple[Mapped, Mapped]:
-        """``(qm, qv)``: mean and log standard deviation of q(z_level | Z, x)."""
-        both = self.posteriors[self.spec.decoder_groups[level]](Z, a, drop=drop)
-        return both[..., : self.spec.zdim], _bounded(both[..., self.spec.zdim :])
+    def posterior(
+        self, level: int, Z: Image, a: Image, drop: Drop = no_drop, prior: tuple[Array, Array] | None = None
+    ) -> tuple[Mapped, Mapped]:
+        """``(qm, qv)``: mean and log standard deviation of q(z_level | Z, x).
+
+        With explicit steps ``(pm + exp(pv) sqrt(h) u, pv)`` of the prior's, u the output of the block.
+        """
+        out = self.posteriors[self.spec.decoder_groups[level]](Z, a, drop=drop)
+        if self.spec.step == "euler":
+            assert prior is not None
+            pm, pv = prior
+            return pm + jnp.exp(pv) * math.sqrt(self.spec.steps[level]) * out, pv
+        return out[..., : self.spec.zdim], _bounded(out[..., self.spec.zdim :])
 
     def rich(
         self, level: int, Z: Image, a: Image, drop: Drop = no_drop
@@ -227,7 +245,8 @@ class Cell(nnx.Module):
 
     def __init__(self, spec: HVAE, res: int, *, rng: np.random.Generator) -> None:
         w, mid, z = spec.width, spec.mid, spec.zdim
-        scale = 1 / math.sqrt(len(spec.decoder_cells))
+        # An explicit step is a factor of its own; the original's is in the initial weights.
+        scale = 1.0 if spec.step == "euler" else 1 / math.sqrt(len(spec.decoder_cells))
         self.prior = Block(w, mid, 2 * z + w, res, scale=0.0, rng=rng)
         self.z_proj = Conv(z, w, 1, scale=scale, rng=rng)
         self.resnet = Block(w, mid, w, res, scale=scale, rng=rng)
@@ -246,6 +265,8 @@ class Decoder(nnx.Module):
             {f"at_{r}": _constant(0.0, r, r, w) for r in sorted({c.res for c in cells}) if r <= NO_BIAS_ABOVE}
         )
         self.cells = nnx.List([Cell(spec, cells[i].res, rng=rng) for i in _first(spec.decoder_groups)])
+        if spec.clock == "step":
+            self.clock = nnx.Dict({f"at_{r}": _constant(0.0, w) for r in sorted({c.res for c in cells})})
         self.gain = _constant(1.0, w)
         self.shift = _constant(0.0, w)
         outputs = math.prod(spec.decoded_shape) // spec.grid**2
@@ -259,7 +280,7 @@ class Decoder(nnx.Module):
 
     def enter(self, level: int, states: dict[int, Array], batch: int) -> Image:
         """``Z_level``: the state at its resolution - at first the learned constant - plus the mixed-in coarser one."""
-        res, mixin = self.spec.decoder_cells[level]
+        res, mixin, _ = self.spec.decoder_cells[level]
         Z = states.get(res)
         if Z is None:
             shape = (batch, res, res, self.spec.width)
@@ -270,17 +291,36 @@ class Decoder(nnx.Module):
             )
         return Z + upsample(states[mixin], res // mixin) if mixin else Z
 
-    def prior(self, level: int, Z: Image, drop: Drop = no_drop) -> tuple[Mapped, Mapped, Image]:
-        """``(pm, pv, drift)``: mean and log standard deviation of p(z_level | Z), and the state's own movement."""
+    def seen(self, level: int, Z: Image, part: float = 0.0) -> Image:
+        """What the blocks of a level read of the state, ``part`` of its step on: the clock is here."""
+        spec = self.spec
+        if spec.clock == "step":
+            time = spec.times[level] + part * spec.steps[level]
+            return Z + time * self.clock[f"at_{spec.decoder_cells[level].res}"][...][None, None, None]
+        return normalised(Z) if spec.clock == "normalise" else Z
+
+    def prior(self, level: int, seen: Image, drop: Drop = no_drop) -> tuple[Mapped, Mapped, Image]:
+        """``(pm, pv, drift)``: mean and log standard deviation of p(z_level | Z), and the state's own movement.
+
+        ``seen`` is what :meth:`seen` makes of Z.
+        """
         z = self.spec.zdim
-        out = self.cell(level).prior(Z, drop=drop)
-        return out[..., :z], _bounded(out[..., z : 2 * z]), out[..., 2 * z :]
+        out = self.cell(level).prior(seen, drop=drop)
+        pm = out[..., :z]
+        if self.spec.step == "euler":
+            pm = math.sqrt(self.spec.steps[level]) * pm
+        return pm, _bounded(out[..., z : 2 * z]), out[..., 2 * z :]
 
     def step(self, level: int, Z: Image, drift: Image, z: Mapped, drop: Drop = no_drop) -> Image:
         """The state after the level: both half steps."""
         cell = self.cell(level)
-        Z = Z + drift + cell.z_proj(z)
-        return Z + cell.resnet(Z, drop=drop)
+        if self.spec.step == "vdvae":
+            Z = Z + drift + cell.z_proj(z)
+            return Z + cell.resnet(self.seen(level, Z, 0.5), drop=drop)
+        h = self.spec.steps[level]
+        b = cell.z_proj.bias[...][None, None, None]
+        Z = Z + h * (drift + b) + math.sqrt(h) * (cell.z_proj(z) - b)
+        return Z + h * cell.resnet(self.seen(level, Z, 0.5), drop=drop)
 
     def read_out(self, Z: Image, zs: Sequence[Array] = ()) -> Float[Array, "batch ..."]:
         """The likelihood's input (batch, *decoded_shape) from the finest state; of a table, also from all levels."""

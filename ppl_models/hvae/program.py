@@ -47,10 +47,15 @@ NORM = "state_norm"
 
 
 class Above(NamedTuple):
-    """What the posterior of a level may read of the generative side: the state it starts from, and its prior."""
+    """What the posterior of a level may read of the generative side.
+
+    ``state``   what the level's own blocks read of the state that it starts from.
+    ``prior``   p(z | Z), and its mean and log standard deviation ``moments``.
+    """
 
     state: Float[Array, "batch height width channel"]
     prior: dist.Distribution
+    moments: tuple[Array, Array]
 
 
 def rate(site: str) -> str:
@@ -138,9 +143,10 @@ def generative(spec: HVAE, decoder: nnx.Module) -> Any:
         with numpyro.plate("data", batch):
             for level, (name, cell) in enumerate(zip(spec.latents, spec.decoder_cells, strict=True)):
                 Z = net.enter(level, states, batch)
-                pm, pv, drift = net.prior(level, Z, drop)
+                seen = net.seen(level, Z)
+                pm, pv, drift = net.prior(level, seen, drop)
                 prior = dist.Normal(pm, jnp.exp(pv) * temperature).to_event(3)
-                z = numpyro.sample(name, prior, infer={"ctx": Above(Z, prior)})
+                z = numpyro.sample(name, prior, infer={"ctx": Above(seen, prior, (pm, pv))})
                 states[cell.res] = net.step(level, Z, drift, z, drop)
                 zs.append(z)
                 norms.append(rms(states[cell.res]))
@@ -169,13 +175,13 @@ def amortised(spec: HVAE, encoder: nnx.Module) -> Any:
 
         def q(site: str, ctx: Above) -> dist.Distribution:
             level = level_of[site]
-            loc, log_sd = net.posterior(level, ctx.state, activations[spec.decoder_cells[level].res], drop)
+            a = activations[spec.decoder_cells[level].res]
+            loc, log_sd = net.posterior(level, ctx.state, a, drop, ctx.moments)
             if is_table(spec):
                 more_loc, more_log_sd = net.linear(level, given)
                 loc, log_sd = loc + more_loc, log_sd + more_log_sd
             found = _gaussian(loc, log_sd)
             if spec.posterior != "normal" and level in spec.dense:
-                a = activations[spec.decoder_cells[level].res]
                 found = _richer(loc[:, 0, 0], log_sd[:, 0, 0], *net.rich(level, ctx.state, a, drop))
             # Unused in training, where it costs nothing; in a posterior it is the KL at the sampled state.
             numpyro.deterministic(rate(site), _divergence(found, ctx.prior))

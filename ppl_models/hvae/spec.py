@@ -14,12 +14,17 @@ from jaxtyping import Array, Key
 from pydantic import Field
 
 from ppl_models.distributions import Bernoulli, Categorical, Columns, LogisticMixture, Normal
-from ppl_models.hvae.blocks import DecoderCell, EncoderCell, groups, parse_decoder, parse_encoder
+from ppl_models.hvae.blocks import DecoderCell, EncoderCell, groups, parse_decoder, parse_encoder, refine
 from ppl_models.program import Column, Program, build, did_you_mean
 
 Likelihood = Annotated[Bernoulli | Normal | Categorical | LogisticMixture | Columns, Field(discriminator="kind")]
 
 POSTERIORS = ("normal", "full", "flow")
+CHOICES = {
+    "encoder": ("learned", "pool", "haar"),
+    "step": ("vdvae", "euler"),
+    "clock": ("none", "step", "normalise"),
+}
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,16 @@ class HVAE:
     ``likelihood``  :class:`Bernoulli`, :class:`Normal`, :class:`Categorical`, :class:`LogisticMixture` or
                     :class:`Columns`.
     ``share``       ``"resolution"``: all plain cells of a resolution use the same weights, in encoder and decoder
-                    separately; ``None``: each cell has its own.
-    ``encoder``     ``"learned"``, or ``"pool"``: no blocks, activations are averages of the first layer's (the Haar
-                    truncation of it); the posteriors of the levels stay learned.
+                    separately; ``None``: each cell has its own, but for those that a token ties (``"8x6r3"``).
+    ``encoder``     ``"learned"``; ``"pool"``: no blocks, activations are averages of the first layer's; or ``"haar"``:
+                    no parameters, the activation at resolution r is the datum's projection on images that are
+                    constant on r x r cells, its Haar pyramid cut there.  The levels' posterior blocks stay learned.
+    ``step``        ``"vdvae"``: the original's cell.  ``"euler"``: an explicit step h = 1 / (cells at the resolution),
+                    ``Z+ = Z + h drift + sqrt(h) W z + h b``, ``Z' = Z+ + h resnet(Z+)``, z ~ N(sqrt(h) pm, exp(pv)^2),
+                    and q of the prior's scale, its mean moved by ``exp(pv) sqrt(h) u(Z, a)``: KL_i = h |u|^2 / 2, a sum
+                    with a limit as h -> 0.  :func:`finer_steps` doubles the cells of such a spec.
+    ``clock``       what tells a cell the time: ``"none"`` but the state itself, whose norm may grow; ``"step"``, a
+                    learned vector times i / N added to what its blocks read; ``"normalise"``: they read Z / RMS(Z).
     ``posterior``   of the levels at resolution 1, all start at ``"normal"``: ``"normal"`` q as above; ``"full"`` with
                     a Cholesky factor, ``N(qm_i, (diag exp(qv_i) T_i) (diag exp(qv_i) T_i)^T)``, T_i(Z_i, a) unit lower
                     triangular; ``"flow"``: the noise of that Gaussian bent by spline couplings that read (Z_i, a).
@@ -67,9 +79,11 @@ class HVAE:
     mid_ratio: float = 0.25
     likelihood: Likelihood = Bernoulli()
     share: Literal["resolution"] | None = None
-    encoder: Literal["learned", "pool"] = "learned"
+    encoder: Literal["learned", "pool", "haar"] = "learned"
     dropout: float = 0.0
     posterior: Literal["normal", "full", "flow"] = "normal"
+    step: Literal["vdvae", "euler"] = "vdvae"
+    clock: Literal["none", "step", "normalise"] = "none"
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
@@ -86,8 +100,12 @@ class HVAE:
             raise ValueError(f"dropout is a share of units, expected 0 <= dropout < 1, got {self.dropout}")
         if self.share not in (None, "resolution"):
             raise ValueError(f"share must be None or 'resolution', got {self.share!r}")
-        if self.encoder not in ("learned", "pool"):
-            raise ValueError(f"encoder must be 'learned' or 'pool', got {self.encoder!r}")
+        for field, known in CHOICES.items():
+            value = getattr(self, field)
+            if value not in known:
+                raise ValueError(
+                    f"{field} must be one of {', '.join(known)}, got {value!r}{did_you_mean(str(value), known)}"
+                )
         if not isinstance(self.levels, int) or self.levels < 2:
             raise ValueError(f"levels counts the grey levels of the stored data, expected >= 2, got {self.levels}")
         self._check_table()
@@ -139,6 +157,10 @@ class HVAE:
                 f"posterior must be one of {', '.join(POSTERIORS)}, got {self.posterior!r}"
                 f"{did_you_mean(str(self.posterior), POSTERIORS)}"
             )
+        if self.posterior != "normal" and self.step == "euler":
+            raise ValueError(
+                f"step 'euler' gives q the scale of the prior, so posterior must be 'normal', got {self.posterior!r}"
+            )
         if self.posterior != "normal" and not self.dense:
             raise ValueError(
                 f"a {self.posterior} posterior is for levels at resolution 1, dec {self.dec!r} has none; add '1x1' to "
@@ -169,6 +191,18 @@ class HVAE:
     def decoder_groups(self) -> tuple[int, ...]:
         """Which weights each decoder cell uses."""
         return groups(self.decoder_cells, self.share is not None)
+
+    @property
+    def steps(self) -> tuple[float, ...]:
+        """h of each level: one over the cells at its resolution."""
+        sides = [cell.res for cell in self.decoder_cells]
+        return tuple(1 / sides.count(side) for side in sides)
+
+    @property
+    def times(self) -> tuple[float, ...]:
+        """Time within the resolution at which each level begins, from 0 by its h."""
+        sides = [cell.res for cell in self.decoder_cells]
+        return tuple(sides[:level].count(side) / sides.count(side) for level, side in enumerate(sides))
 
     @property
     def grid(self) -> int:
@@ -207,6 +241,23 @@ class HVAE:
         return build(self, key)
 
 
+def finer_steps(spec: HVAE, times: int = 1) -> HVAE:
+    """``spec`` with 2^times as many cells at every resolution, each of a step as much shorter: the same parameters fit.
+
+    >>> program = finer_steps(fitted.program.spec).build()      # evidence(dataclasses.replace(fitted, program=program))
+
+    Raises ``ValueError`` unless ``step="euler"``, ``share="resolution"`` and every resolution has a plain cell.
+    """
+    if spec.step != "euler" or spec.share != "resolution":
+        raise ValueError(
+            f"finer steps with the same weights need step='euler' and share='resolution', got step={spec.step!r} and "
+            f"share={spec.share!r}: without them a new cell is another model"
+        )
+    if times < 0:
+        raise ValueError(f"times counts doublings, at least 0, got {times}")
+    return replace(spec, dec=refine(spec.dec, times))
+
+
 _DIGITS = Bernoulli(threshold=7.5 / 16, noise=1.0)
 TINY = HVAE(
     enc="1x1", dec="1x2", shape=(8, 8), levels=17, width=16, zdim=2, mid_ratio=0.5,
@@ -226,6 +277,10 @@ SMALL32 = HVAE(
     enc="32x2,32d2,16x2,16d2,8x2,8d8,1x1", dec="1x1,8m1,8x2,16m8,16x2,32m16,32x2", shape=(32, 32, 3), width=64, zdim=16,
     likelihood=LogisticMixture(),
 )  # fmt: skip
+DEEP28 = replace(SMALL28, enc="28x4,28d2,14x4,14d2,7x4,7d7,1x2", dec="1x2,7m1,7x6,14m7,14x8,28m14,28x8")
+CIFAR10 = replace(
+    SMALL32, width=384, enc="32x11,32d2,16x6,16d2,8x6,8d2,4x3,4d4,1x3", dec="1x1,4m1,4x2,8m4,8x5,16m8,16x10,32m16,32x21"
+)
 # Stands for a table of any columns: those of the data take their place.
 _EXAMPLE = (
     Column("length", "real", loc=170.0, scale=10.0),
@@ -243,8 +298,12 @@ PRESETS = {
     "digits": DIGITS,
     "digits_grey": DIGITS_GREY,
     "digits8": DIGITS8,
+    "digits8_haar": replace(DIGITS8, encoder="haar"),
     "small28": SMALL28,
     "small28_tied": replace(SMALL28, share="resolution"),
+    "deep28": DEEP28,
+    "deep28_tied": replace(DEEP28, share="resolution"),
     "small32": SMALL32,
+    "cifar10": CIFAR10,
     "table": TABLE,
 }

@@ -5,6 +5,8 @@ from ppl_models.in_context.exact import (
     Mixture as Mixture,
     NormalInverseGamma as NormalInverseGamma,
 )
+from ppl_models.in_context.heads import Bars as Bars
+from ppl_models.in_context.particles import Particles as Particles, particles as particles
 from ppl_models.in_context.predictors import (
     BetaBernoulli as BetaBernoulli,
     DirichletCategorical as DirichletCategorical,
@@ -12,6 +14,7 @@ from ppl_models.in_context.predictors import (
     conjugate as conjugate,
 )
 from ppl_models.in_context.program import program
+from ppl_models.in_context.regression import LinearRegression as LinearRegression, Regression as Regression
 from ppl_models.in_context.rules import RULES as RULES, parse_rule as parse_rule
 from ppl_models.in_context.spec import (
     PRESETS as PRESETS,

@@ -223,7 +223,9 @@ def conjugate(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Predictor
 
 
 def _conjugate(model: Callable[..., Any], args: Any, kwargs: Any) -> Predictor:
-    remedy = "; for other programs train a set encoder or a prior-fitted network on draws of the program"
+    remedy = (
+        "; for other programs take particles(program), or train a set encoder or a prior-fitted network on draws of it"
+    )
     first = _samples(model, args, kwargs, {}, 0)
     if len(first) == 3:
         return _unknown_variance(model, args, kwargs, first, remedy)

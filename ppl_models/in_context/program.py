@@ -29,9 +29,9 @@ from numpyro.distributions import constraints
 
 from ppl_models.in_context import checks, panels
 from ppl_models.in_context.guides import guide
-from ppl_models.in_context.neural import FittedSet, FittedTransformer
+from ppl_models.in_context.neural import FittedPrefix, FittedSet, FittedTransformer
 from ppl_models.in_context.sequences import batch_size, generative, sampler, seen_part
-from ppl_models.in_context.tasks import Coin, Dice, Gaussian, check_symbols
+from ppl_models.in_context.tasks import Coin, Dice, Gaussian, Regression, check_symbols
 from ppl_models.program import Exact, Observation, Panel, Posterior, Predictor, Program, Views, bind
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def program(spec: InContext, key: Key[Array, ""]) -> Program:
     parts = ", ".join(f"z{i}" for i in (1, 2)) + f", …, z{length}"
     fields = {name: value for name, value in vars(task).items() if name != "kind"}
     prior, likelihood = (text.format(**fields) for text in task.text)
-    if spec.network.kind == "set_encoder":
+    network = spec.network
+    if network.kind == "set_encoder" and not isinstance(task, Regression):
         return Program(
             spec,
             model=generative(task, length),
@@ -66,20 +67,28 @@ def program(spec: InContext, key: Key[Array, ""]) -> Program:
             exact=Exact(predictor=lambda params: FittedSet.of(net, task, params)),
             views=Views(
                 (f"p(θ, {parts}) = p(θ) ∏ₜ p(zₜ | θ)", f"p(θ) = {prior}", f"p(zₜ | θ) = {likelihood}",
-                 q_text(spec.network.posterior, prior)),
+                 q_text(network.posterior, prior)),
                 {"network": net},
                 checks=lambda tree: checks.guide(tree, spec),
                 panels=pictures,
             ),
         )  # fmt: skip
+    assert network.kind == "prior_fitted"  # the spec refuses a set encoder for a Regression
+    spoken = network.spoken(task)
+
+    def predictor(params: Any, capacity: int | None = None) -> Predictor:
+        if network.invariant:
+            return FittedPrefix.of(net, spoken, params)
+        return FittedTransformer.of(net, spoken, params, length, capacity)
+
     return Program(
         spec,
-        model=autoregressive(task, net, length),
+        model=autoregressive(spoken, net, length, invariant=network.invariant),
         posterior=None,
         latents=(),
         shape=spec.shape,
         observation=scored,
-        exact=Exact(predictor=lambda params, capacity=None: FittedTransformer.of(net, task, params, length, capacity)),
+        exact=Exact(predictor=predictor),
         views=Views(
             (f"p({parts}) = ∏ₜ p(zₜ | z₁…zₜ₋₁)", f"trained on θ ~ {prior}, zₜ | θ ~ {likelihood}"),
             {"network": net},
@@ -97,8 +106,10 @@ def q_text(posterior: str, prior: str) -> str:
     return f"q(θ | z₁…zₙ): θ = h(m + s {noise}), ε ~ N(0, I), of network({{z₁…zₙ}}); h to the range of θ"
 
 
-def observation(task: Coin | Dice | Gaussian, length: int) -> str:
+def observation(task: Coin | Dice | Gaussian | Regression, length: int) -> str:
     """The line that says what is scored."""
+    if isinstance(task, Regression):
+        return f"sequences of {length // task.period} rows of {task.inputs} inputs and an output, in order"
     of = "real numbers" if task.symbols is None else f"symbols out of {task.symbols}"
     return f"sequences of {length} {of}, in order"
 
@@ -134,7 +145,7 @@ class Autoregressive(dist.Distribution):
     pytree_data_fields = ()
     pytree_aux_fields = ("rule", "net", "length")
 
-    def __init__(self, net: Any, rule: Predictor, task: Coin | Dice | Gaussian, batch: int, length: int) -> None:
+    def __init__(self, net: Any, rule: Predictor, task: Any, batch: int, length: int) -> None:
         self.net, self.rule, self.task, self.length = net, rule, task, length
         super().__init__(batch_shape=(batch,), event_shape=(length,), validate_args=False)
 
@@ -160,13 +171,13 @@ class Autoregressive(dist.Distribution):
         return self.task.predictive(self.net(value)).log_prob(z).sum(-1)
 
 
-def autoregressive(task: Coin | Dice | Gaussian, net: nnx.Module, length: int) -> Callable[..., Any]:
+def autoregressive(task: Any, net: nnx.Module, length: int, *, invariant: bool = False) -> Callable[..., Any]:
     """The prior-fitted network as a program: one observed site and no latent."""
 
     def model(x: ArrayLike | None = None, *, size: int | None = None) -> Array:
         batch = batch_size(x, size)
         live = bind("network", net)
-        rule = FittedTransformer.live(live, task, length)
+        rule = FittedPrefix.of(live, task, None) if invariant else FittedTransformer.live(live, task, length)
         with numpyro.plate("data", batch):
             return numpyro.sample("x", Autoregressive(live, rule, task, batch, length), obs=x)
 

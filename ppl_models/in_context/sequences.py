@@ -11,7 +11,7 @@ import numpyro
 from jax.typing import ArrayLike
 from jaxtyping import Array, Key
 
-from ppl_models.in_context.tasks import Coin, Dice, Gaussian
+from ppl_models.in_context.tasks import Coin, Dice, Gaussian, Regression
 
 
 def generative(task: Coin | Dice | Gaussian, length: int) -> Callable[..., Any]:
@@ -31,14 +31,17 @@ def generative(task: Coin | Dice | Gaussian, length: int) -> Callable[..., Any]:
     return model
 
 
-def sampler(task: Coin | Dice | Gaussian, length: int) -> Callable[[Key[Array, ""], int], Array]:
+def sampler(task: Coin | Dice | Gaussian | Regression, length: int) -> Callable[[Key[Array, ""], int], Array]:
     """``(key, n) -> (n, length)``: sequences drawn from the task, as stored."""
+    if isinstance(task, Regression):
+        return lambda key, n: task.draw(key, n, length)
+    of: Coin | Dice | Gaussian = task
 
     def draw(key: Key[Array, ""], n: int) -> Array:
         theta_key, z_key = jax.random.split(key)
-        theta = task.prior().sample(theta_key, (n,))
-        z = task.likelihood(theta, length).sample(z_key)
-        return z.astype("float32" if task.symbols is None else "uint8")
+        theta = of.prior().sample(theta_key, (n,))
+        z = of.likelihood(theta, length).sample(z_key)
+        return z.astype("float32" if of.symbols is None else "uint8")
 
     return draw
 

@@ -18,9 +18,16 @@ from pydantic import Field
 
 from ppl_models.in_context import sequences
 from ppl_models.in_context.guides import CONTEXT, POSTERIORS, at_identity, width as guide_width
-from ppl_models.in_context.networks import SequenceNet, SetNet
+from ppl_models.in_context.heads import Spoken
+from ppl_models.in_context.networks import PrefixNet, SequenceNet, SetNet
 from ppl_models.in_context.predictors import conjugate
-from ppl_models.in_context.tasks import Coin as Coin, Dice as Dice, Gaussian as Gaussian, Task
+from ppl_models.in_context.tasks import (
+    Coin as Coin,
+    Dice as Dice,
+    Gaussian as Gaussian,
+    Regression as Regression,
+    Task,
+)
 from ppl_models.program import Program, build, did_you_mean
 
 
@@ -53,7 +60,7 @@ class SetEncoder:
                 f"{did_you_mean(str(self.posterior), POSTERIORS)}"
             )
 
-    def make(self, task: Coin | Dice | Gaussian, length: int, rngs: nnx.Rngs) -> nnx.Module:
+    def make(self, task: Any, length: int, rngs: nnx.Rngs) -> nnx.Module:
         """The encoder for a task."""
         del length
         net = SetNet(
@@ -72,6 +79,9 @@ class PriorFitted:
     """Learn the predictive: a causal transformer trained on draws of the task, no latent variable.
 
     ``positions``  learned position embeddings, or none; without them any length can be read, trained for or not.
+    ``head``       of real symbols: the task's own law, ``"bar"`` (``parts`` bars) or ``"mixture"`` (``parts`` Normals).
+    ``invariant``  instead of a transformer a network of running sums over the set read so far: the order of symbols
+                   (of whole rows, in a regression) cannot matter; ``layers`` - 1 of its hidden layers follow the sums.
     """
 
     width: int = 32
@@ -79,19 +89,46 @@ class PriorFitted:
     heads: int = 4
     hidden: int = 64
     positions: bool = False
+    head: Literal["task", "bar", "mixture"] = "task"
+    parts: int = 128
+    invariant: bool = False
     kind: Literal["prior_fitted"] = "prior_fitted"
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        _whole(self, "width", "layers", "heads", "hidden")
+        _whole(self, "width", "layers", "heads", "hidden", "parts")
+        if self.head not in HEADS:
+            raise ValueError(
+                f"PriorFitted: head must be one of {', '.join(HEADS)}, got {self.head!r}"
+                f"{did_you_mean(str(self.head), HEADS)}"
+            )
+        if self.head == "bar" and self.parts < 4:
+            raise ValueError(f"PriorFitted: a bar head needs 4 bars or more, got parts={self.parts}; 128 is usual")
+        if self.invariant and self.positions:
+            raise ValueError("PriorFitted: positions tell orders apart, which invariant=True rules out; leave one out")
         if self.width % self.heads:
             raise ValueError(f"PriorFitted: width must be a multiple of heads, got {self.width} and {self.heads}")
 
-    def make(self, task: Coin | Dice | Gaussian, length: int, rngs: nnx.Rngs) -> nnx.Module:
-        """The transformer for a task; it has length + 1 positions, one for the start symbol."""
+    def spoken(self, task: Any) -> Spoken:
+        """The task as the network speaks of it."""
+        return Spoken(task, self.head, self.parts if self.head != "task" else 0)
+
+    def make(self, task: Any, length: int, rngs: nnx.Rngs) -> nnx.Module:
+        """The network for a task; a transformer has length + 1 positions, one for the start symbol."""
+        spoken = self.spoken(task)
+        if self.invariant:
+            return PrefixNet(
+                symbols=task.symbols,
+                out=spoken.predictive_width,
+                width=self.width,
+                hidden=self.layers - 1,
+                period=spoken.period,
+                rngs=rngs,
+            )
         return SequenceNet(
             symbols=task.symbols,
-            out=task.predictive_width,
+            out=spoken.predictive_width,
+            period=spoken.period,
             width=self.width,
             layers=self.layers,
             heads=self.heads,
@@ -101,6 +138,7 @@ class PriorFitted:
         )
 
 
+HEADS = ("task", "bar", "mixture")
 Network = Annotated[SetEncoder | PriorFitted, Field(discriminator="kind")]
 
 
@@ -108,7 +146,7 @@ Network = Annotated[SetEncoder | PriorFitted, Field(discriminator="kind")]
 class InContext:
     """A predictor of sequences ``z_1..z_T`` that are i.i.d. given an unknown theta.
 
-    ``task``     prior and likelihood: :class:`Coin`, :class:`Dice` or :class:`Gaussian`.
+    ``task``     prior and likelihood: :class:`Coin`, :class:`Dice`, :class:`Gaussian` or :class:`Regression`.
     ``network``  :class:`SetEncoder` (a posterior of theta) or :class:`PriorFitted` (a predictive without theta).
     ``shape``    ``(T,)``, the length of a stored sequence.
 
@@ -137,6 +175,24 @@ class InContext:
                 "posterior='normal' or 'flow'"
             )
 
+        self._check_fit()
+
+    def _check_fit(self) -> None:
+        """Raise ``ValueError`` for a network that this task cannot have."""
+        if isinstance(self.task, Regression):
+            if isinstance(self.network, SetEncoder):
+                raise ValueError("a Regression is learnt by a PriorFitted network, got a SetEncoder")
+            if self.shape[0] % self.task.period:
+                raise ValueError(
+                    f"a sequence of this Regression holds rows of {self.task.period} numbers, got a length of "
+                    f"{self.shape[0]}; give a multiple"
+                )
+        if isinstance(self.network, PriorFitted) and self.network.head != "task" and self.task.symbols is not None:
+            raise ValueError(
+                f"a {self.network.head} head is of real symbols, {type(self.task).__name__} has {self.task.symbols} "
+                "symbols; leave head out"
+            )
+
     @property
     def levels(self) -> int | None:
         """Number of symbols, or ``None`` for real sequences."""
@@ -145,6 +201,8 @@ class InContext:
     @cached_property
     def exact(self) -> Any:
         """The exact Bayes predictor of the task, found by tracing its program; it also has ``posterior(state)``."""
+        if isinstance(self.task, Regression):
+            return self.task.exact()
         return conjugate(sequences.generative(self.task, self.shape[0]), size=1)
 
     @property
@@ -168,5 +226,8 @@ PRESETS = MappingProxyType(
         "coin_positions": InContext(Coin(), PriorFitted(positions=True), shape=(64,)),
         "dice": InContext(Dice(), PriorFitted(), shape=(64,)),
         "gaussian": InContext(Gaussian(), PriorFitted(), shape=(64,)),
+        "coin_invariant": InContext(Coin(), PriorFitted(invariant=True, width=64), shape=(64,)),
+        "gaussian_bars": InContext(Gaussian(), PriorFitted(head="bar", invariant=True, width=64), shape=(64,)),
+        "regression": InContext(Regression(), PriorFitted(invariant=True, width=64, layers=3), shape=(64,)),
     }
 )

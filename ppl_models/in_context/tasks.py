@@ -5,6 +5,7 @@
     Dice      Dirichlet(alpha)               Categorical(theta)     Dirichlet
     Gaussian  Normal(loc, scale)             Normal(theta, noise)   Normal
 
+(:class:`Regression`, for prior-fitted networks only, is in ``regression.py``.)
 The encoder's families contain the exact posteriors, so what a check finds is the amortisation, not the family; others
 are in :mod:`ppl_models.in_context.guides`.
 """
@@ -23,6 +24,7 @@ from pydantic import Field
 
 from ppl_models.distributions import ConditionalFlow
 from ppl_models.in_context.guides import average
+from ppl_models.in_context.regression import Regression as Regression
 
 _LOG_RANGE = 12.0
 
@@ -203,15 +205,20 @@ class Gaussian:
             return dist.MixtureSameFamily(mixing, parts)
         return dist.Normal(q.loc, jnp.sqrt(q.scale**2 + self.noise**2))
 
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Mean and standard deviation of the prior predictive."""
+        return self.loc, (self.scale**2 + self.noise**2) ** 0.5
+
     def predictive(self, raw: Float[Array, "*batch 2"]) -> dist.Distribution:
         """``p(z_{t+1} | z_{1:t})``: ``N(raw_0, exp(raw_1)^2)``."""
         return dist.Normal(raw[..., 0], _positive(raw[..., 1]))
 
 
-Task = Annotated[Coin | Dice | Gaussian, Field(discriminator="kind")]
+Task = Annotated[Coin | Dice | Gaussian | Regression, Field(discriminator="kind")]
 
 
-def check_symbols(task: Coin | Dice | Gaussian, x: Shaped[np.ndarray, "n T"]) -> None:
+def check_symbols(task: Coin | Dice | Gaussian | Regression, x: Shaped[np.ndarray, "n T"]) -> None:
     """Raise ``ValueError`` for stored sequences that the task cannot have made."""
     if task.symbols is None:
         return

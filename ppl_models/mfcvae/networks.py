@@ -19,6 +19,7 @@ from pydantic import Field
 from ppl_models.networks import conv_ladder, mlp
 from ppl_models.networks.additive import AdditiveDecoder, AdditiveEncoder
 from ppl_models.networks.layers import LayersDecoder, start_colours
+from ppl_models.networks.pure import at_once
 
 ActivationName = Literal["relu", "elu", "silu"]
 _ACTIVATIONS: dict[str, mlp.Activation] = {"relu": jax.nn.relu, "elu": jax.nn.elu, "silu": jax.nn.silu}
@@ -269,25 +270,12 @@ class ConvLadder:
     ) -> nnx.Module:
         """``q(z_j | x)``: facet j reads the rung on block j."""
         make = partial(conv_ladder.ConvLadderEncoder, shape, self.widths, dims, _ACTIVATIONS[self.activation], extras)
-        return _at_once(lambda rngs: make(norm=self.norm, weight_norm=self.weight_norm, rngs=rngs), rngs)
+        return at_once(lambda rngs: make(norm=self.norm, weight_norm=self.weight_norm, rngs=rngs), rngs())
 
     def decoder(self, shape: tuple[int, ...], dims: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Module:
         """``f(z)``: deepest facet first, each shallower one joined to the channels at its size."""
         make = partial(conv_ladder.ConvLadderDecoder, shape, self.widths, dims, _ACTIVATIONS[self.activation])
-        return _at_once(lambda rngs: make(norm=self.norm, rngs=rngs), rngs)
-
-
-def _at_once(make: Callable[[nnx.Rngs], nnx.Module], rngs: nnx.Rngs) -> nnx.Module:
-    """Build under one compilation, without the optimisation that a single run cannot repay."""
-    graph: Any = None
-
-    def start(key: Array) -> Any:
-        nonlocal graph
-        graph, state = nnx.split(make(nnx.Rngs(key)))
-        return state
-
-    state = jax.jit(start, compiler_options={"xla_backend_optimization_level": 0})(rngs())
-    return nnx.merge(graph, state)
+        return at_once(lambda rngs: make(norm=self.norm, rngs=rngs), rngs())
 
 
 LayoutSpec = Annotated[MLPLadder | MLP | Layers | ConvLadder | Additive, Field(discriminator="kind")]

@@ -1,11 +1,14 @@
-"""A Flax NNX module as a pure function: ``apply(params, *args)``."""
+"""A Flax NNX module as a pure function, ``apply(params, *args)``, and its start as one compilation."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 from flax import nnx
+from jaxtyping import Array, Key
 
 
 @dataclass(frozen=True)
@@ -34,3 +37,21 @@ def pure(module: nnx.Module) -> tuple[Apply, Any]:
             "use layers without running statistics or dropout"
         )
     return Apply(graph), params
+
+
+def at_once(make: Callable[[nnx.Rngs], nnx.Module], key: Key[Array, ""]) -> nnx.Module:
+    """``make(nnx.Rngs(key))``: one compilation instead of one a layer, without optimisation that one run cannot repay.
+
+    Under a trace, where only shapes are asked for, nothing is compiled.
+    """
+    graph: Any = None
+
+    def start(key: Array) -> Any:
+        nonlocal graph
+        graph, state = nnx.split(make(nnx.Rngs(key)))
+        return state
+
+    if not isinstance(key, jax.core.Tracer):  # a compilation with options cannot stand inside another
+        start = jax.jit(start, compiler_options={"xla_backend_optimization_level": 0})
+    state = start(key)
+    return nnx.merge(graph, state)

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -23,6 +22,7 @@ import numpyro.distributions as dist
 from flax import nnx
 from jaxtyping import Array, Key
 
+from ppl_models.networks.pure import at_once
 from ppl_models.program import Event, Observation, Program, Training, Views, bind
 from ppl_models.surrogate import checks, panels
 from ppl_models.surrogate.networks import SD_RATE, Scaled
@@ -65,16 +65,7 @@ def program(spec: Surrogate, key: Key[Array, ""]) -> Program:
 
 def network(spec: Surrogate, key: Key[Array, ""]) -> nnx.Module:
     """The network of ``spec`` with starting weights from ``key``."""
-    graph: Any = None
-
-    def start(key: Array) -> Any:
-        nonlocal graph
-        graph, params = nnx.split(Scaled(spec, nnx.Rngs(key)))
-        return params
-
-    # One compilation instead of one a layer, and none of the optimisation that a single run cannot repay.
-    params = jax.jit(start, compiler_options={"xla_backend_optimization_level": 0})(key)
-    return nnx.merge(graph, params)
+    return at_once(lambda rngs: Scaled(spec, rngs), key)
 
 
 def law(live: Any, x: Array) -> dist.Distribution:

@@ -32,6 +32,9 @@ SPECS = {
 }
 
 
+SLOW = ("mfcvae, ladder", "mfcvae, separate")
+
+
 def with_posterior(spec, posterior):
     if isinstance(spec, InContext):
         return dataclasses.replace(spec, network=dataclasses.replace(spec.network, posterior=posterior))
@@ -54,7 +57,13 @@ def moved(program, x, by=0.05):
 
 
 @pytest.mark.parametrize(
-    "name, posterior", [*((name, "flow") for name in SPECS), ("mfcvae, ladder", "full"), ("hvae", "full")]
+    "name, posterior",
+    [
+        # The flows of the larger networks compile for 20 s each.
+        *(pytest.param(name, "flow", marks=pytest.mark.slow if name in SLOW else ()) for name in SPECS),
+        ("mfcvae, ladder", "full"),
+        ("hvae", "full"),
+    ],
 )
 def test_draws_densities_noise_and_refinement(name, posterior):
     spec = with_posterior(SPECS[name], posterior)
@@ -85,6 +94,7 @@ def test_draws_densities_noise_and_refinement(name, posterior):
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_refinement_starts_from_a_flow():
     program = dataclasses.replace(TINY, posterior="flow").build(KEY)
     data = stored(program, 2)

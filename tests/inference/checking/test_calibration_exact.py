@@ -154,6 +154,7 @@ def test_many_latent_numbers_near_observed_data_are_reported(recwarn):
 
 
 # ----------------------------------------------------------------------------------- refined, and others
+@pytest.mark.slow
 def test_refined_posteriors_of_simulated_data_are_calibrated_where_the_guide_is_not():
     form = linear_gaussian_program(latent=2, spoil=0.4)
     settings = {"simulations": 300, "draws": 50, "chunk": 150, **QUIET}

@@ -24,12 +24,29 @@ REAL, REAL_Z = np.array([[0.3, -1.0, 2.0, 0.1, 0.4]]), np.random.default_rng(1).
         (DirichletCategorical((1.0, 0.5, 2.0)), CONTEXT[None], Z),
         (Mixture((BetaBernoulli(9.0, 2.0), BetaBernoulli(2.0, 9.0)), (0.3, 0.7)), CONTEXT[None], Z),
         (rules.EWMA(0.1), CONTEXT[None], Z),
+        (rules.Discounted(0.9), CONTEXT[None], Z),
+        (rules.PlugIn(), CONTEXT[None], Z),
+        (rules.Urn(), CONTEXT[None], Z),
+        (rules.Fractional(0.5), CONTEXT[None], Z),
         (NormalNormal(1.0, 2.0, 0.5), REAL, REAL_Z),
         (NormalInverseGamma(0.0, 0.5, 1.5, 1.0), REAL, REAL_Z),
         (GammaPoisson(2.0, 0.5), np.array([[3.0, 0.0, 5.0]]), np.array([[[2.0, 7.0, 1.0]]])),
         (Mixture((NormalNormal(-1.0, 0.5), NormalNormal(1.0, 0.5)), (0.5, 0.5)), REAL, REAL_Z),
     ],
-    ids=["beta", "dirichlet", "mixture", "ewma", "normal", "unknown_variance", "counts", "normal_mixture"],
+    ids=[
+        "beta",
+        "dirichlet",
+        "mixture",
+        "ewma",
+        "discounted",
+        "plugin",
+        "urn",
+        "fractional",
+        "normal",
+        "unknown_variance",
+        "counts",
+        "normal_mixture",
+    ],
 )
 def test_exact_rules_have_none(rule, context, z):
     gap = one_step_gap(rule, context, z)
@@ -102,6 +119,21 @@ def test_wrong_rules_have_their_closed_form(rule, closed_form):
     for j, k, seq in _states():
         assert gap[j, k] == pytest.approx(abs(closed_form(seq, k)), abs=1e-7)
     assert gap.max() > 1e-4
+
+
+@pytest.mark.parametrize("power", [0.8, 1.2])
+def test_tempering_of_a_die_has_its_closed_form(power):
+    z = np.random.default_rng(2).integers(0, 3, (1, 2, 5))
+    gap = one_step_gap(rules.Tempered(power, DirichletCategorical((1.0, 0.5, 2.0))), np.array([[0, 2, 1, 2]]), z)[0]
+
+    def heated(counts):
+        raised = (counts / counts.sum(-1, keepdims=True)) ** power
+        return raised / raised.sum(-1, keepdims=True)
+
+    for j, k in np.ndindex(2, 5):
+        counts = np.array([1.0, 0.5, 2.0]) + np.bincount(np.append([0, 2, 1, 2], z[0, j, :k]), minlength=3)
+        p = heated(counts)
+        assert gap[j, k] == pytest.approx(np.abs(p @ heated(counts + np.eye(3)) - p).sum() / 2, abs=1e-9)
 
 
 class Shrinking:

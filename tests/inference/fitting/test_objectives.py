@@ -41,6 +41,19 @@ def test_with_the_exact_posterior_every_draw_gives_log_px(program: Program, x: j
     np.testing.assert_allclose(joint_draw(program, PARAMS, KEY, x).log_weight, log_px(x), atol=1e-4)
 
 
+def test_free_bits_are_a_floor_under_each_kl(program: Program, x: jax.Array) -> None:
+    _, terms = fused_elbo(program, PARAMS, KEY, x)
+    likelihood, kl = sum(terms.log_lik.values()), float(terms.kl["z"])
+    for free in (0.5 * kl, 2.0 * kl):
+        loss, same = fused_elbo(program, PARAMS, KEY, x, weights={"free_bits": free, "kl": 0.5})
+        assert float(loss) == pytest.approx(-float(likelihood) + 0.5 * max(kl, free), rel=1e-5)
+        assert float(same.elbo) == pytest.approx(float(terms.elbo))  # what is reported stays the ELBO
+    bounded = lambda p: fused_elbo(program, p, KEY, x, weights={"free_bits": 2.0 * kl})[0]  # noqa: E731
+    bare = lambda p: -sum(fused_elbo(program, p, KEY, x)[1].log_lik.values())  # noqa: E731
+    for a, b in zip(jax.tree.leaves(jax.grad(bounded)(PARAMS)), jax.tree.leaves(jax.grad(bare)(PARAMS)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
 def test_joint_draw_holds_the_densities_of_its_own_sample(program: Program, x: jax.Array) -> None:
     draw = joint_draw(program, PARAMS, KEY, x)
     z = draw.latents["z"]

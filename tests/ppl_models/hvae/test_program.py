@@ -55,11 +55,6 @@ def tied(spec):
     return dataclasses.replace(spec, share="resolution")
 
 
-DEEP28 = HVAE(
-    enc="28x4,28d2,14x4,14d2,7x4,7d7,1x2", dec="1x2,7m1,7x6,14m7,14x8,28m14,28x8", shape=(28, 28), width=64, zdim=16
-)  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("spec", "expected", "latents"),
     [
@@ -67,12 +62,14 @@ DEEP28 = HVAE(
         (tied(PRESETS["digits8"]), 130_273, 1_928),
         (PRESETS["small28"], 342_209, 49_408),
         (PRESETS["small28_tied"], 254_657, 49_408),
-        (DEEP28, 754_273, 146_640),
-        (tied(DEEP28), 254_657, 146_640),
+        (PRESETS["deep28"], 754_273, 146_640),
+        (PRESETS["deep28_tied"], 254_657, 146_640),
         (PRESETS["digits"], 174_448, 24),
         (PRESETS["digits_grey"], 261_360, 24),
         (PRESETS["small32"], 369_956, 64_528),
         (tied(PRESETS["small32"]), 282_404, 64_528),
+        (PRESETS["cifar10"], 39_145_700, 412_432),
+        (tied(PRESETS["cifar10"]), 8_744_356, 412_432),
     ],
     ids=[
         "digits8",
@@ -85,6 +82,8 @@ DEEP28 = HVAE(
         "digits_grey",
         "small32",
         "small32 tied",
+        "cifar10",
+        "cifar10 tied",
     ],
 )
 def test_parameters_and_latent_dimensions(spec, expected, latents):
