@@ -49,6 +49,9 @@ HEADLINES = (
              "the exact mixture; the usual N(0, I) base errs by {diffusion_logprob/unfitted_base:value} (d = 16)"),
     Headline("diffusion_posterior/nuts_error", "NUTS through a diffusion prior: largest error of a mean or sd",
              "the exact posterior"),
+    Headline("diffusion_verdict/dps_flagged", "Verdict on samplers of an inverse problem: seeds of 20 in which DPS is "
+             "flagged", "exact methods: TDS {diffusion_verdict/tds_flagged:value}, MCGdiff "
+             "{diffusion_verdict/mcgdiff_flagged:value}"),
     Headline("evidence_exact/linear_gaussian_coverage", "Evidence: 95 % intervals of log p(x) that hold the truth",
              "nominal 0.95"),
     Headline("refine/quickstart_khat", "Posteriors optimised datum by datum, held-out digits: share with k-hat > .7",
@@ -63,6 +66,11 @@ HEADLINES = (
              "Fourier operator of the same size; 90 % intervals hold {pde_unets/darcy_coverage_least:value}"),
     Headline("coherence_level/drift_beta_1_1", "Coherence test of an exact Bayesian: share rejected at 5 %",
              "nominal 0.05; of a rule tempered by 1.2: {coherence_power/tempered_1_2:value}"),
+    Headline("coherence_stream/sticky_martingale", "Symbols until a rule that repeats itself in 10 % is caught",
+             "from draws alone {coherence_stream/sticky_draws:value}; false alarms of exact rules at 5 %: "
+             "{coherence_stream/false_alarms_martingale:value}"),
+    Headline("martingale_posterior/ks_hybrid", "Martingale posterior of a coin's rule, paths of 50 steps: largest KS "
+             "distance to the exact Beta", "{martingale_posterior/ks_hybrid:reference}"),
     Headline("pfn/coin_kl", "Prior-fitted transformer on coins: KL from the exact predictive", "exact Bayes: 0"),
     Headline("paths_speed/ratio", "Predictive paths a CPU-second, over a loop that re-reads the context", "1"),
     Headline("svi_overhead/step_mfcvae", "A step of `fit`, over the same step written by hand in JAX and Optax", "1"),
