@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ppl_models.hvae.spec import HVAE
 
 Image = Float[Array, "batch height width channel"]
+Part = Float[Array, "batch height width _"]
 Mapped = Float[Array, "batch height width c_out"]
 Resized = Float[Array, "batch new_height new_width channel"]
 Drop = Callable[[Array], Array]
@@ -91,7 +92,7 @@ class Conv(nnx.Module):
         self.kernel = nnx.Param(jnp.asarray(rng.uniform(-bound, bound, shape) if scale else np.zeros(shape), "float32"))
         self.bias = _constant(0.0, c_out)
 
-    def __call__(self, *inputs: Image) -> Mapped:
+    def __call__(self, *inputs: Part) -> Mapped:
         kernel, bias, at = self.kernel[...], self.bias[...], 0
         parts = []
         for x in inputs:
@@ -115,7 +116,7 @@ class Block(nnx.Module):
         self.c3 = Conv(mid, mid, k, rng=rng)
         self.c4 = Conv(mid, c_out, 1, scale=scale, rng=rng)
 
-    def __call__(self, *inputs: Image, drop: Drop = no_drop) -> Mapped:
+    def __call__(self, *inputs: Part, drop: Drop = no_drop) -> Mapped:
         h = self.c1(*(gelu(x) for x in inputs))
         h = self.c3(gelu(self.c2(gelu(h))))
         return self.c4(drop(gelu(h)))
@@ -203,7 +204,7 @@ class Encoder(nnx.Module):
         return found
 
     def posterior(
-        self, level: int, Z: Image, a: Image, drop: Drop = no_drop, prior: tuple[Array, Array] | None = None
+        self, level: int, Z: Image, a: Part, drop: Drop = no_drop, prior: tuple[Array, Array] | None = None
     ) -> tuple[Mapped, Mapped]:
         """``(qm, qv)``: mean and log standard deviation of q(z_level | Z, x).
 
@@ -217,7 +218,7 @@ class Encoder(nnx.Module):
         return out[..., : self.spec.zdim], _bounded(out[..., self.spec.zdim :])
 
     def rich(
-        self, level: int, Z: Image, a: Image, drop: Drop = no_drop
+        self, level: int, Z: Image, a: Part, drop: Drop = no_drop
     ) -> tuple[Float[Array, "batch entries"], Float[Array, "batch context"], CouplingFlow | None]:
         """Entries below the diagonal of T, context and couplings of a level at resolution 1."""
         name = f"group_{self.spec.decoder_groups[level]}"
