@@ -245,11 +245,9 @@ class Program:
 
         def parameters() -> dict[str, Any]:
             x = self.observation.prepare(jax.tree.map(jax.numpy.asarray, zeros(self.shape)), key, False)
-            found: dict[str, Any] = {}
-            for program in (self.model, self.guide):
-                with numpyro.handlers.trace() as sites, numpyro.handlers.seed(rng_seed=key):
-                    program(x)
-                found |= {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
-            return found
+            program = self.model if self.posterior is None else self.guide  # the guide runs the model
+            with numpyro.handlers.trace() as sites, numpyro.handlers.seed(rng_seed=key):
+                program(x)
+            return {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
 
         return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(parameters)))

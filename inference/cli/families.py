@@ -58,6 +58,13 @@ def facts_of(spec: Any) -> dict[str, Any]:
     return found
 
 
+def _listed(sites: list[str]) -> str:
+    """Names of sites, the middle of many left out."""
+    if len(sites) > 8:
+        return f"{', '.join(sites[:2])}, ..., {sites[-1]} ({len(sites)})"
+    return ", ".join(sites) or "none"
+
+
 def families(command: Families) -> None:
     """Print every family with its presets: parameters, latent sites, shape of one datum."""
     start()
@@ -85,7 +92,7 @@ def families(command: Families) -> None:
                 f"  {name}:{preset}",
                 facts["parameters"],
                 shape_text(facts["shape"]) if isinstance(facts["shape"], tuple) else ", ".join(facts["shape"]),
-                ", ".join(facts["latents"]) or "none",
+                _listed(facts["latents"]),
             ]
             for preset, facts in family["presets"].items()
         ]
