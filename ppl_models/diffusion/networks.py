@@ -163,11 +163,13 @@ def box_mean(
     z = (x / sin)[..., None]
     low, high = safe * inner - z, safe * (inner + width) - z
     flip = low + high > 0
-    left, right = jnp.where(flip, -high, low), jnp.where(flip, -low, high)
+    right = jnp.where(flip, -low, high)
     # Boxes beyond FAR deviations have no weight beside nearer ones; in float32 their exponents would overflow.
     far = right < -FAR
     tail = -0.5 * jnp.where(far, right, -FAR) ** 2 - math.log(FAR) - 0.5 * math.log(2 * math.pi)
-    left, right = jnp.where(far, -2.0, left), jnp.where(far, -1.0, right)
+    # Clipped, not replaced: a compiler may round an edge at the bound twice, to this side of it and to that.
+    right = jnp.maximum(right, -FAR)
+    left = right - safe * width
     log_left, log_right = log_ndtr(left), log_ndtr(right)
     near_log_mass = log_right + jnp.log1p(-jnp.exp(log_left - log_right))
     log_mass = jnp.where(far, tail, near_log_mass)

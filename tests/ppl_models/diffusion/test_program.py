@@ -118,6 +118,23 @@ def test_box_mean_and_its_slopes_are_finite_where_the_noise_is_next_to_nothing()
         np.testing.assert_allclose(slope[:, 1:3], 1.0, atol=1e-2)  # inside a box the datum is known
 
 
+def test_box_mean_is_finite_where_an_edge_lies_at_the_bound_on_far_boxes():
+    levels, scale = 17, 0.36
+    lower = (jnp.arange(levels) / levels - 0.32) / scale
+    phi = jnp.arctan(jnp.exp(jnp.float32(-8.58894157409668)))
+    # 1,000 deviations below an edge, a thousandth of a deviation around it: every rounding of the comparison occurs.
+    edge = lower[2] * jnp.cos(phi) - 1000 * jnp.sin(phi)
+    x = edge + jnp.sin(phi) * jnp.linspace(-1.0, 1.0, 50_001)
+
+    @jax.jit
+    def mean(x):
+        return box_mean(x, jnp.zeros((*x.shape, levels)), lower, 1 / (levels * scale), jnp.cos(phi), jnp.sin(phi))
+
+    value, slope = jax.jvp(mean, (x,), (jnp.ones_like(x),))
+    np.testing.assert_allclose(value, x / jnp.cos(phi), atol=1e-3)
+    assert np.isfinite(slope).all()
+
+
 def test_the_prior_is_a_distribution_for_any_program(table):
     program, params, x, _ = table
     program = dataclasses.replace(program, spec=dataclasses.replace(GREY, solver=RK4(4)))
