@@ -55,7 +55,11 @@ def tiny(request: pytest.FixtureRequest) -> Program:
     return families()[request.param].presets["tiny"].build(KEY)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+LARGE = ("hvae:cifar10",)
+"""Presets whose 43 levels take a while to trace."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in PRESETS])
 def test_every_preset_builds_and_round_trips_through_json(name: str) -> None:
     family, preset = name.split(":")
     spec = families()[family].presets[preset]

@@ -32,7 +32,7 @@ SPECS = {
 }
 
 
-SLOW = ("mfcvae, ladder", "mfcvae, separate")
+SLOW = ("mfcvae, ladder", "mfcvae, separate", "mfcvae, table")
 
 
 def with_posterior(spec, posterior):

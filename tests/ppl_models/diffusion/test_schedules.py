@@ -72,6 +72,7 @@ def test_specs_name_their_schedule_and_prediction():
     assert resolve("diffusion:plane").schedule == Trigonometric() and resolve("diffusion:digits").prediction == "v"
 
 
+@pytest.mark.slow
 def test_within_states_an_error_and_what_it_took_and_few_data_are_drawn():
     spec = Diffusion((4, 4), levels=5, network=SMALL, centre=0.5, scale=0.3, solver=RK4(4, 1.75), within=0.5)
     program, params = start(spec)
