@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Literal
 
 import jax
 import numpy as np
@@ -22,6 +23,8 @@ RULE = BetaBernoulli(1.0, 1.0)
 CASES = ((20, 7), (20, 2), (50, 25), (100, 10))
 """Contexts: symbols and ones among them."""
 N = 50
+Scheme = Literal["paths", "hybrid", "context"]
+SCHEMES: tuple[tuple[Scheme, int], ...] = (("hybrid", N), ("paths", N), ("paths", 1000), ("context", 0))
 
 
 def context(n: int, ones: int) -> np.ndarray:
@@ -34,10 +37,10 @@ def distances(draws: int) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for n, ones in CASES:
         exact = stats.beta(1 + ones, 1 + n - ones)
-        for scheme, steps in (("hybrid", N), ("paths", N), ("paths", 1000), ("context", 0)):
+        for scheme, steps in SCHEMES:
             start = time.process_time()
             tree = martingale_posterior(
-                RULE, context(n, ones), key=jax.random.key(n + ones), steps=max(steps, 1), draws=draws, scheme=scheme  # type: ignore[arg-type]
+                RULE, context(n, ones), key=jax.random.key(n + ones), steps=max(steps, 1), draws=draws, scheme=scheme
             )  # fmt: skip
             theta = tree["posterior"]["theta"].values.ravel()
             found.setdefault(f"{scheme}_{steps}" if steps else scheme, {})[f"{ones} of {n}"] = float(
@@ -47,14 +50,14 @@ def distances(draws: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def coverage(scheme: str, sets: int, n: int, draws: int, seed: int) -> float:
+def coverage(scheme: Scheme, sets: int, n: int, draws: int, seed: int) -> float:
     """Share of data sets whose 95 % interval holds theta."""
     rng, held = np.random.default_rng(seed), 0
     for i in range(sets):
         theta = rng.random()
         z = (rng.random(n) < theta).astype(np.int32)
         tree = martingale_posterior(
-            RULE, z, key=jax.random.fold_in(jax.random.key(seed), i), steps=N, draws=draws, scheme=scheme  # type: ignore[arg-type]
+            RULE, z, key=jax.random.fold_in(jax.random.key(seed), i), steps=N, draws=draws, scheme=scheme
         )  # fmt: skip
         low, high = np.quantile(tree["posterior"]["theta"].values, [0.025, 0.975])
         held += bool(low <= theta <= high)
@@ -73,7 +76,8 @@ def run(quick: bool) -> Iterator[Claim]:
         reference=f"paths of {N} steps alone: {max(found['paths_50'].values()):.3f}; of 1,000: "
         f"{max(found['paths_1000'].values()):.3f}",
     )  # fmt: skip
-    for scheme in ("hybrid", "context"):
+    judged: tuple[Scheme, ...] = ("hybrid", "context")
+    for scheme in judged:
         share = coverage(scheme, sets, 50, 400, seed=7)
         yield Claim(
             f"coverage_{scheme}", f"{scheme} scheme, 50 symbols: 95 % intervals that hold theta, {sets:,} data sets",

@@ -75,14 +75,7 @@ def check(command: Coherence) -> None:
         check_writable(command.out)
     folder = Path(command.target).expanduser()
     if folder.is_dir():
-        record = read_run(folder)
-        reload_plugins((record.get("card") or {}).get("plugins", ()), command.common.plugin)
-        fitted = runs.load_fit(folder)
-        if fitted.program.exact.predictor is None:
-            raise UsageError(
-                f"{command.target} holds a {type(fitted.program.spec).__name__}, whose program has no predictor: it is "
-                "no rule for the next symbol of a sequence; coherence is for models of sequences (family in_context)"
-            )
+        fitted = fitted_sequences(folder, command)
     else:
         start()
         load_plugins(command.common.plugin)
@@ -111,6 +104,19 @@ def check(command: Coherence) -> None:
         steps=command.steps, paths=command.paths, depth=command.depth, method=command.method, seed=command.seed,
         out=command.out,
     )  # fmt: skip
+
+
+def fitted_sequences(folder: Path, command: Any) -> Any:
+    """Return the fit in a run folder, which must be a model of sequences; ``command`` names it and its plugins."""
+    record = read_run(folder)
+    reload_plugins((record.get("card") or {}).get("plugins", ()), command.common.plugin)
+    fitted = runs.load_fit(folder)
+    if fitted.program.exact.predictor is None:
+        raise UsageError(
+            f"{command.target} holds a {type(fitted.program.spec).__name__}, whose program has no predictor: it is no "
+            "rule for the next symbol of a sequence; coherence is for models of sequences (family in_context)"
+        )
+    return fitted
 
 
 def fitted_rule(fitted: Any, drawn: int, length: int, options: str = "--n and --steps") -> Any:

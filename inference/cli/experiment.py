@@ -15,8 +15,6 @@ from inference.cli.common import (
     UsageError,
     check_writable,
     load_plugins,
-    read_run,
-    reload_plugins,
     say,
     start,
     to_json,
@@ -92,7 +90,7 @@ def experiment(command: Experiment) -> None:
     predictor = _predictor(command, sizes)
     import jax
 
-    from inference.coherence import check_study, run_study, study_figure
+    from inference.coherence import check_study, run_study
     from inference.fitting.progress import Progress
 
     options = {"contexts": command.contexts, "paths": command.paths, "sizes": sizes}
@@ -121,6 +119,8 @@ def experiment(command: Experiment) -> None:
     runs.write_table(study.table, command.out / "verdict.csv", index=True)
     runs.write_table(study.contexts, command.out / "contexts.csv")
     study.tree.to_netcdf(command.out / "paths.nc", engine="h5netcdf")
+    from inference.reporting.study_figures import study_figure
+
     study_figure(study).savefig(command.out / "figure.png", dpi=150)
     from inference.fitting.folder import write_text
 
@@ -153,15 +153,9 @@ def _predictor(command: Experiment, sizes: tuple[int, ...] | None) -> Any:
         raise UsageError(f"--model is for an endpoint (http://.../v1), got {target!r}; leave it out")
     folder = Path(target).expanduser()
     if folder.is_dir():
-        from inference.cli.coherence import fitted_rule
+        from inference.cli.coherence import fitted_rule, fitted_sequences
 
-        record = read_run(folder)
-        reload_plugins((record.get("card") or {}).get("plugins", ()), command.common.plugin)
-        fitted = runs.load_fit(folder)
-        if fitted.program.exact.predictor is None:
-            raise UsageError(
-                f"{target} holds a {type(fitted.program.spec).__name__}, which is no rule for the next symbol"
-            )
+        fitted = fitted_sequences(folder, command)
         with usage():
             longest = _longest(command.study, sizes)
             return fitted_rule(fitted, longest, longest, "--sizes")

@@ -43,6 +43,5 @@ from inference.coherence.studies import (
     run_study as run_study,
     scaling_study as scaling_study,
 )
-from inference.coherence.study_figures import study_figure as study_figure
 from inference.coherence.tree import Tree as Tree, exact_tree as exact_tree, tree_table as tree_table
 from inference.coherence.trees import pit_tree as pit_tree, reference_tree as reference_tree

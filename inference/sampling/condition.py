@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from inference.sampling.observed import Likelihood, Observed, gaussian_parts
 from inference.sampling.particles import Run
 from inference.sampling.protocols import time_grid
 from inference.sampling.twisted import twisted
-from inference.sampling.twists import KINDS, Spectrum, Twister, default_kind
+from inference.sampling.twists import KINDS, Kind, Spectrum, Twister, default_kind
 from ppl_models.program import did_you_mean
 
 METHODS: Mapping[str, str] = MappingProxyType(
@@ -135,7 +135,7 @@ def condition(
 class Plan:
     """What a particle method is compiled for: hashable, equal where everything but y, params and keys is."""
 
-    def __init__(self, likelihood: Likelihood, method: str, draws: int, twist: str, size: int) -> None:
+    def __init__(self, likelihood: Likelihood, method: str, draws: int, twist: Kind, size: int) -> None:
         self.likelihood, self.method, self.draws, self.twist, self.size = likelihood, method, draws, twist, size
         self.given: Linear | Spectrum | None = None
         self.times: Array = jnp.zeros(0)
@@ -169,7 +169,7 @@ class Plan:
             )
         if method in ("pigdm", "tmpd", "mcgdiff") and gaussian_parts(observed.law(zero, jnp.zeros(0))) is None:
             raise ValueError(f"{method!r} needs a normal likelihood; use 'tds', 'nuts' or 'dps'")
-        chosen = twist or GUIDES.get(method) or default_kind(observed, zero)
+        chosen = cast(Kind, twist or GUIDES.get(method) or default_kind(observed, zero))
         plan = cls(likelihood, method, draws, chosen, observed.size)
         plan.times = time_grid(core.schedule, steps, warp=warp)
         if method == "mcgdiff":
@@ -179,7 +179,7 @@ class Plan:
             plan.given = (
                 Spectrum.of(_drawn(core, jax.random.key(0))) if spread is None else Spectrum(jnp.full(1, spread))
             )
-            Twister(chosen, observed, to_data, core.schedule)  # type: ignore[arg-type]  # its checks
+            Twister(chosen, observed, to_data, core.schedule)  # its checks
         return plan
 
 
@@ -222,7 +222,7 @@ def one_run(law: Any, y: Array, key: Array, given: Any, times: Array, plan: Plan
     probes = jax.random.normal(probe_key, (PROBES // 2, d)) if plan.twist == "smoothed" else None
     probes = None if probes is None else jnp.concatenate([probes, -probes])
     observed = Observed(plan.likelihood, y, to_data(jnp.zeros(core.event_shape)))
-    twister = Twister(plan.twist, observed, to_data, core.schedule, cov=given, probes=probes)  # type: ignore[arg-type]
+    twister = Twister(plan.twist, observed, to_data, core.schedule, cov=given, probes=probes)
     return twisted(denoise, core.schedule, twister, x, times, key=own, resample=plan.method == "tds")
 
 

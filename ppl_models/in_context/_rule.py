@@ -7,7 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any, dataclass_transform
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 
 @dataclass_transform(frozen_default=True)
@@ -32,6 +34,15 @@ def numbers(value: Any) -> np.ndarray | None:
     if isinstance(value, tuple) and value and all(isinstance(v, int | float | np.number) for v in value):
         return np.asarray(value)
     return None
+
+
+LOG_RANGE = 12.0
+"""Logarithms of a network's positive outputs are cut here."""
+
+
+def positive(raw: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """``exp(raw)``, bounded: an early wild step must not overflow the special functions of a Beta or Dirichlet."""
+    return jnp.exp(jnp.clip(raw, -LOG_RANGE, LOG_RANGE))
 
 
 def check_positive(self: Any, *names: str) -> None:

@@ -18,9 +18,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from ppl_models.in_context._rule import check_positive, rule
-
-_LOG_RANGE = 12.0
+from ppl_models.in_context._rule import check_positive, positive, rule
 
 
 class LineState(NamedTuple):
@@ -135,4 +133,4 @@ class Regression:
 
     def predictive(self, raw: Float[Array, "*batch 2"]) -> dist.Distribution:
         """``N(raw_0, exp(raw_1)^2)``."""
-        return dist.Normal(raw[..., 0], jnp.exp(jnp.clip(raw[..., 1], -_LOG_RANGE, _LOG_RANGE)))
+        return dist.Normal(raw[..., 0], positive(raw[..., 1]))

@@ -23,10 +23,9 @@ from numpyro.distributions import transforms
 from pydantic import Field
 
 from ppl_models.distributions import ConditionalFlow
+from ppl_models.in_context._rule import check_positive, positive
 from ppl_models.in_context.guides import average
 from ppl_models.in_context.regression import Regression as Regression
-
-_LOG_RANGE = 12.0
 
 
 class Symbols(dist.CategoricalProbs):
@@ -45,18 +44,6 @@ def _mean(q: Any) -> Array:
     return jnp.tensordot(weight, theta, axes=1)
 
 
-def _positive(raw: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    # Bounded, so that an early wild step cannot overflow the special functions of a Beta or Dirichlet.
-    return jnp.exp(jnp.clip(raw, -_LOG_RANGE, _LOG_RANGE))
-
-
-def _check_positive(self: Any, *names: str) -> None:
-    for name in names:
-        value = np.asarray(getattr(self, name), float)
-        if not (np.isfinite(value).all() and (value > 0).all()):
-            raise ValueError(f"{type(self).__name__}: {name} must be positive, got {getattr(self, name)!r}")
-
-
 @dataclass(frozen=True)
 class Coin:
     """``theta ~ Beta(a, b)``, ``z_t ~ Bernoulli(theta)``."""
@@ -67,7 +54,7 @@ class Coin:
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        _check_positive(self, "a", "b")
+        check_positive(self, "a", "b")
 
     symbols: ClassVar[int | None] = 2
     dimension: ClassVar[int] = 1
@@ -85,7 +72,7 @@ class Coin:
 
     def posterior(self, raw: Float[Array, "*batch 2"]) -> dist.Distribution:
         """``Beta(exp raw_0, exp raw_1)``."""
-        return dist.Beta(_positive(raw[..., 0]), _positive(raw[..., 1]))
+        return dist.Beta(positive(raw[..., 0]), positive(raw[..., 1]))
 
     def steps(self) -> list[transforms.Transform]:
         """From a vector of one number to (0, 1)."""
@@ -112,7 +99,7 @@ class Dice:
         object.__setattr__(self, "alpha", tuple(self.alpha))
         if not 2 <= len(self.alpha) <= 255:
             raise ValueError(f"Dice: alpha needs one number a symbol, 2 to 255 of them, got {len(self.alpha)}")
-        _check_positive(self, "alpha")
+        check_positive(self, "alpha")
 
     text: ClassVar[tuple[str, str]] = ("Dirichlet(θ; {alpha})", "Categorical(zₜ; θ)")
 
@@ -146,7 +133,7 @@ class Dice:
 
     def posterior(self, raw: Float[Array, "*batch K"]) -> dist.Distribution:
         """``Dirichlet(exp raw)``."""
-        return dist.Dirichlet(_positive(raw))
+        return dist.Dirichlet(positive(raw))
 
     def steps(self) -> list[transforms.Transform]:
         """From K - 1 numbers to the simplex."""
@@ -172,7 +159,7 @@ class Gaussian:
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        _check_positive(self, "scale", "noise")
+        check_positive(self, "scale", "noise")
 
     symbols: ClassVar[int | None] = None
     dimension: ClassVar[int] = 1
@@ -190,7 +177,7 @@ class Gaussian:
 
     def posterior(self, raw: Float[Array, "*batch 2"]) -> dist.Distribution:
         """``N(raw_0, exp(raw_1)^2)``."""
-        return dist.Normal(raw[..., 0], _positive(raw[..., 1]))
+        return dist.Normal(raw[..., 0], positive(raw[..., 1]))
 
     def steps(self) -> list[transforms.Transform]:
         """From a vector of one number to the number."""
@@ -212,7 +199,7 @@ class Gaussian:
 
     def predictive(self, raw: Float[Array, "*batch 2"]) -> dist.Distribution:
         """``p(z_{t+1} | z_{1:t})``: ``N(raw_0, exp(raw_1)^2)``."""
-        return dist.Normal(raw[..., 0], _positive(raw[..., 1]))
+        return dist.Normal(raw[..., 0], positive(raw[..., 1]))
 
 
 Task = Annotated[Coin | Dice | Gaussian | Regression, Field(discriminator="kind")]

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from inference.coherence import InProcess, predictive_paths, run_study, study_figure
+from inference.coherence import InProcess, predictive_paths, run_study
 from inference.coherence.studies import CELLS, check_study, symptoms
+from inference.reporting.study_figures import study_figure
 from ppl_models.in_context import BetaBernoulli, DirichletCategorical, NormalNormal, parse_rule
 from ppl_models.in_context.language import Records
 

@@ -1,29 +1,29 @@
-"""Figures of the studies: every setting with ours and the published test side by side."""
+"""Figures of :func:`inference.coherence.run_study`: every setting, our test and the published one side by side."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inference.coherence.studies import Study
+from inference.reporting.style import BLUE as OURS, GRID, INK, MUTED as THEIRS, RED as BAD, canvas, styled
 
-OURS, THEIRS, BAD = "#0072B2", "#5b6675", "#D55E00"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-def study_figure(study: Study) -> Any:
-    """One figure of a study; a Matplotlib ``Figure``, not shown and not registered with pyplot."""
+@styled
+def study_figure(study: Any) -> Figure:
+    """One figure of a ``Study``: effects and p-values of every setting, or the spread against the length."""
     return _scaling(study) if study.scaling is not None else _martingale(study)
 
 
-def _martingale(study: Study) -> Any:
-    from matplotlib.figure import Figure
-
+def _martingale(study: Any) -> Figure:
     table = study.table
     names = [f"{setting}, n = {n}, N = {N}" for setting, n, N in table.index]
     y = np.arange(len(names))
-    figure = Figure(figsize=(11.0, 1.6 + 0.28 * len(names)), layout="constrained")
-    left, middle, right = figure.subplots(1, 3, sharey=True)
+    figure, axes = canvas(11.0, 1.6 + 0.28 * len(names), 1, 3, sharey=True)
+    left, middle, right = axes[0]
     grouped = study.contexts.groupby(["setting", "n", "N"], sort=False)
     for axis, value, low, high, colour in (
         (left, "drift", None, None, OURS), (middle, "T1", "T1_lower", "T1_upper", THEIRS),
@@ -42,9 +42,9 @@ def _martingale(study: Study) -> Any:
             else:
                 ends = part[[low, high]].to_numpy(float)
                 out = (centre < ends[:, 0]) | (centre > ends[:, 1])
-                axis.hlines(at + spread, ends[:, 0], ends[:, 1], color="#c9d1d9", lw=3)
+                axis.hlines(at + spread, ends[:, 0], ends[:, 1], color=GRID, lw=3)
             axis.scatter(centre, at + spread, s=9, color=[BAD if o else colour for o in out], zorder=3)
-        axis.axvline(0, color="black", lw=0.8, ls="--")
+        axis.axvline(0, color=INK, lw=0.8, ls="--")
     left.set(title="Ours: drift, 95 % interval", xlabel="first half - second half of p")
     middle.set(title="Published: T1 and its band", xlabel="first half - second half of draws")
     for name, marker in (("drift_p", "o"), ("lag_p", "^")):
@@ -52,7 +52,7 @@ def _martingale(study: Study) -> Any:
         right.scatter(np.clip(p, 1e-6, 1), y, marker=marker, s=22, color=OURS, label=f"{name[:-2]}, over contexts")
     for axis in (left, middle):
         axis.locator_params(axis="x", nbins=4)
-    right.axvline(0.05, color="black", lw=0.8, ls="--")
+    right.axvline(0.05, color=INK, lw=0.8, ls="--")
     right.set(title="Ours: p-values before Holm", xscale="log", xlim=(7e-7, 1.5), xlabel="p (below 1e-6 at the edge)")
     right.legend(fontsize=7, loc="lower left")
     left.set_yticks(y, names, fontsize=8)
@@ -60,26 +60,23 @@ def _martingale(study: Study) -> Any:
     return figure
 
 
-def _scaling(study: Study) -> Any:
-    from matplotlib.figure import Figure
-
-    assert study.scaling is not None
+def _scaling(study: Any) -> Figure:
     table, found = study.table, study.scaling
     n = table.index.to_numpy(float)
-    figure = Figure(figsize=(9.0, 3.4), layout="constrained")
-    ours, theirs = figure.subplots(1, 2)
+    figure, axes = canvas(9.0, 3.4, 1, 2)
+    ours, theirs = axes[0]
     u, se = table["u"].to_numpy(float), table["se"].to_numpy(float)
     ours.errorbar(n, u, 1.96 * se, fmt="o", color=OURS, ms=4, label="U = V / W, 95 %")
     if np.isfinite(found.C):
         line = np.geomspace(n.min(), n.max(), 60)
-        ours.plot(line, found.C / (line + found.c), color="black", lw=0.9, ls="--",
+        ours.plot(line, found.C / (line + found.c), color=INK, lw=0.9, ls="--",
                   label=f"beta = 1: {found.C:.2g} / (n + {found.c:.3g})")  # fmt: skip
     ours.set(xscale="log", yscale="log" if (u > 0).all() else "linear", title="Ours: spread of the long-run mean",
              xlabel="symbols in the context, n")  # fmt: skip
     ours.legend(fontsize=7)
     by_n = study.contexts.groupby("n")
     first = by_n.first()
-    theirs.fill_between(n, first["T3_lower"], first["T3_upper"], color="#c9d1d9", label="band, first context")
+    theirs.fill_between(n, first["T3_lower"], first["T3_upper"], color=GRID, label="band, first context")
     theirs.plot(n, by_n["T3"].median(), "o-", color=THEIRS, ms=4, lw=1, label="T3, median")
     theirs.set(
         xscale="log", yscale="log", title="Published: interquartile range of path means", xlabel="n, paths of n/2"
