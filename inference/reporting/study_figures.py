@@ -84,5 +84,5 @@ def _scaling(study: Any) -> Figure:
     theirs.legend(fontsize=7)
     for axis in (ours, theirs):
         axis.set_xticks(n, [f"{k:.0f}" for k in n])
-        axis.minorticks_off()
+        axis.xaxis.minorticks_off()  # those of y are all that is labelled within one decade
     return figure
