@@ -101,6 +101,9 @@ class UNet(nnx.Module):
         )
 
     def __call__(self, x: Image, level: Float[Array, " batch"]) -> Float[Array, "batch height width outputs"]:
+        return self.head(self.features(x, level))
+
+    def features(self, x: Image, level: Float[Array, " batch"]) -> Float[Array, "batch height width width_0"]:
+        """What the last layer, a matrix at each pixel, reads."""
         h = self.lift(x) + self.position[...][None]
-        h = self.operator(h, self.time(level))
-        return self.head(jax.nn.silu(rms_norm(h, self.gain[...])))
+        return jax.nn.silu(rms_norm(self.operator(h, self.time(level)), self.gain[...]))
