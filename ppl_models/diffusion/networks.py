@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.custom_derivatives import SymbolicZero
 from jax.scipy.special import log_ndtr
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ppl_models.networks.score_mlp import ScoreMLP
 from ppl_models.networks.unet import UNet as UNetModule
@@ -62,9 +62,11 @@ class MLP:
     def check(self, shape: tuple[int, ...]) -> None:
         """Any shape will do."""
 
-    def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
-        """The module (n, *shape), (n,) -> (n, *shape, outputs)."""
-        return ScoreMLP(shape, outputs, width=self.width, depth=self.depth, embedding=self.embedding, rngs=rngs)
+    def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, classes: int | None = None) -> nnx.Module:
+        """The module (n, *shape), (n,) -> (n, *shape, outputs); with ``classes`` it takes labels (n,) too."""
+        return ScoreMLP(
+            shape, outputs, width=self.width, depth=self.depth, embedding=self.embedding, classes=classes, rngs=rngs
+        )
 
 
 @dataclass(frozen=True)
@@ -91,15 +93,17 @@ class UNet:
                 f"{factor}, got shape {shape}; use fewer widths, or the MLP network"
             )
 
-    def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs) -> nnx.Module:
-        """The module (n, *shape), (n,) -> (n, *shape, outputs)."""
-        return _ImageNetwork(shape, outputs, self, rngs)
+    def build(self, shape: tuple[int, ...], outputs: int, rngs: nnx.Rngs, *, classes: int | None = None) -> nnx.Module:
+        """The module (n, *shape), (n,) -> (n, *shape, outputs); with ``classes`` it takes labels (n,) too."""
+        return _ImageNetwork(shape, outputs, self, rngs, classes)
 
 
 class _ImageNetwork(nnx.Module):
     """A :class:`UNetModule` for (H, W) or (H, W, C), with ``outputs`` numbers for each value of the image."""
 
-    def __init__(self, shape: tuple[int, ...], outputs: int, layout: UNet, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], outputs: int, layout: UNet, rngs: nnx.Rngs, classes: int | None = None
+    ) -> None:
         self.shape, self.outputs = tuple(shape), outputs
         channels = shape[2] if len(shape) == 3 else 1
         self.unet = UNetModule(
@@ -108,16 +112,21 @@ class _ImageNetwork(nnx.Module):
             widths=layout.widths,
             blocks=layout.blocks,
             embedding=layout.embedding,
+            classes=classes,
             rngs=rngs,
         )
 
-    def __call__(self, x: Float[Array, " n *shape"], level: Float[Array, " n"]) -> Float[Array, " n *shape_outputs"]:
-        out = self.unet(x.reshape(x.shape[0], *self.shape[:2], -1), level)
+    def __call__(
+        self, x: Float[Array, " n *shape"], level: Float[Array, " n"], label: Int[Array, " n"] | None = None
+    ) -> Float[Array, " n *shape_outputs"]:
+        out = self.unet(x.reshape(x.shape[0], *self.shape[:2], -1), level, label)
         return out.reshape(x.shape[0], *self.shape, self.outputs)
 
-    def features(self, x: Float[Array, " n *shape"], level: Float[Array, " n"]) -> Float[Array, "n height width width_0"]:
+    def features(
+        self, x: Float[Array, " n *shape"], level: Float[Array, " n"], label: Int[Array, " n"] | None = None
+    ) -> Float[Array, "n height width width_0"]:
         """What the last layer reads, a vector a pixel; the output is ``features @ kernel + bias``."""
-        return self.unet.features(x.reshape(x.shape[0], *self.shape[:2], -1), level)
+        return self.unet.features(x.reshape(x.shape[0], *self.shape[:2], -1), level, label)
 
     @property
     def readout(self) -> tuple[Array, Array]:
@@ -136,28 +145,42 @@ class GreyDenoiser(nnx.Module):
     """
 
     def __init__(
-        self, layout: Any, shape: Sequence[int], levels: int, centre: float, scale: float, *, rngs: nnx.Rngs
+        self,
+        layout: Any,
+        shape: Sequence[int],
+        levels: int,
+        centre: float,
+        scale: float,
+        *,
+        rngs: nnx.Rngs,
+        classes: int | None = None,
     ) -> None:
-        self.net = layout.build(tuple(shape), levels, rngs)
+        self.net = layout.build(tuple(shape), levels, rngs, **_known(classes))
         self.table = nnx.Param(jnp.zeros((*shape, levels)))
         self.levels, self.centre, self.scale = levels, centre, scale
 
-    def logits(self, x: Float[Array, " n *shape"], phi: Float[Array, " n"]) -> Float[Array, " n *shape_levels"]:
+    def logits(
+        self, x: Float[Array, " n *shape"], phi: Float[Array, " n"], *label: Int[Array, " n"]
+    ) -> Float[Array, " n *shape_levels"]:
         """Log weight of each grey level of each pixel, before the pixel's own noisy value is taken into account."""
-        return self.net(x, level_of(phi)) + TABLE_RATE * self.table[...][None]
+        return self.net(x, level_of(phi), *label) + TABLE_RATE * self.table[...][None]
 
-    def __call__(self, x: Float[Array, " n *shape"], phi: Float[Array, " n"]) -> Float[Array, " n *shape"]:
-        """``E[x_0 | x]``."""
+    def __call__(
+        self, x: Float[Array, " n *shape"], phi: Float[Array, " n"], *label: Int[Array, " n"]
+    ) -> Float[Array, " n *shape"]:
+        """``E[x_0 | x]``, given a label where the network knows classes."""
         wide = (-1, *(1,) * (x.ndim - 1))
         cos, sin = jnp.cos(phi).reshape(wide), jnp.sin(phi).reshape(wide)
         if x.ndim == 3 and isinstance(self.net, _ImageNetwork):
             kernel, bias = self.net.readout
             head = PixelHead(self.levels, self.centre, self.scale)
             shared = (kernel, bias, TABLE_RATE * self.table[...], cos, sin)
-            return by_pixel(head, (self.net.features(x, level_of(phi)), x), shared)
-        return box_mean(
-            x, self.logits(x, phi), *boxes(self.levels, self.centre, self.scale, x.dtype), cos, sin
-        )
+            return by_pixel(head, (self.net.features(x, level_of(phi), *label), x), shared)
+        return box_mean(x, self.logits(x, phi, *label), *boxes(self.levels, self.centre, self.scale, x.dtype), cos, sin)
+
+
+def _known(classes: int | None) -> dict[str, int]:
+    return {} if classes is None else {"classes": classes}
 
 
 def box_mean(
@@ -292,14 +315,24 @@ class RealDenoiser(nnx.Module):
     ``"v"``: ``cos(phi) x - sin(phi) net``;  ``"x"``: ``net``;  ``"eps"``: ``(x - sin(phi) net) / cos(phi)``.
     """
 
-    def __init__(self, layout: Any, shape: Sequence[int], *, prediction: str = "v", rngs: nnx.Rngs) -> None:
-        self.net, self.prediction = layout.build(tuple(shape), 1, rngs), prediction
+    def __init__(
+        self,
+        layout: Any,
+        shape: Sequence[int],
+        *,
+        prediction: str = "v",
+        rngs: nnx.Rngs,
+        classes: int | None = None,
+    ) -> None:
+        self.net, self.prediction = layout.build(tuple(shape), 1, rngs, **_known(classes)), prediction
 
-    def __call__(self, x: Float[Array, " n *shape"], phi: Float[Array, " n"]) -> Float[Array, " n *shape"]:
-        """``E[x_0 | x]``."""
+    def __call__(
+        self, x: Float[Array, " n *shape"], phi: Float[Array, " n"], *label: Int[Array, " n"]
+    ) -> Float[Array, " n *shape"]:
+        """``E[x_0 | x]``, given a label where the network knows classes."""
         wide = (-1, *(1,) * (x.ndim - 1))
         cos, sin = jnp.cos(phi).reshape(wide), jnp.sin(phi).reshape(wide)
-        found = self.net(x, level_of(phi))[..., 0]
+        found = self.net(x, level_of(phi), *label)[..., 0]
         if self.prediction == "x":
             return found
         if self.prediction == "eps":

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ppl_models.networks.separable import Image, SeparableConv, rms_norm
-from ppl_models.networks.time_embedding import TimeEmbedding
+from ppl_models.networks.time_embedding import ClassEmbedding, TimeEmbedding, embed
 from ppl_models.networks.unet.operator import Identity, Space, UNetOperator
 from ppl_models.networks.unet.parts import Blocks, Join, Pool
 
@@ -49,6 +49,7 @@ class UNet(nnx.Module):
     ``blocks``   residual blocks on each side of a level (the coarsest level has that many in all).
     A learnt map over positions is added after the first convolution: pixels of centred images are not alike.
     The last layer starts at zero, so the output does.
+    ``classes``  number of classes, if it is to read a label of each image, (batch,); -1 or none for no class.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class UNet(nnx.Module):
         widths: Sequence[int] = (24, 72),
         blocks: int = 1,
         embedding: int = 64,
+        classes: int | None = None,
         rngs: nnx.Rngs,
     ) -> None:
         height, width, c_in = shape
@@ -70,6 +72,7 @@ class UNet(nnx.Module):
             )
         self.widths = tuple(widths)
         self.time = TimeEmbedding(embedding, rngs=rngs)
+        self.classes = None if classes is None else ClassEmbedding(classes, embedding, rngs=rngs)
         self.lift = SeparableConv(c_in, widths[0], rngs=rngs)
         self.position = nnx.Param(jnp.zeros((height, width, widths[0])))
 
@@ -100,10 +103,14 @@ class UNet(nnx.Module):
             Blocks(self.middle),
         )
 
-    def __call__(self, x: Image, level: Float[Array, " batch"]) -> Float[Array, "batch height width outputs"]:
-        return self.head(self.features(x, level))
+    def __call__(
+        self, x: Image, level: Float[Array, " batch"], label: Int[Array, " batch"] | None = None
+    ) -> Float[Array, "batch height width outputs"]:
+        return self.head(self.features(x, level, label))
 
-    def features(self, x: Image, level: Float[Array, " batch"]) -> Float[Array, "batch height width width_0"]:
+    def features(
+        self, x: Image, level: Float[Array, " batch"], label: Int[Array, " batch"] | None = None
+    ) -> Float[Array, "batch height width width_0"]:
         """What the last layer, a matrix at each pixel, reads."""
         h = self.lift(x) + self.position[...][None]
-        return jax.nn.silu(rms_norm(self.operator(h, self.time(level)), self.gain[...]))
+        return jax.nn.silu(rms_norm(self.operator(h, embed(self.time, self.classes, level, label)), self.gain[...]))
