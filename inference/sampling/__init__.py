@@ -11,5 +11,6 @@ from inference.sampling.protocols import Denoise, Sampler, Schedule, time_grid
 
 __all__ = [
     "METHODS", "SAMPLERS", "Denoise", "Guided", "Sampler", "Schedule", "ancestral", "ancestral_kernel",
-    "calibration_ranks", "condition", "ddim", "ddim_step", "dpm_solver_2m", "draw", "euler_maruyama", "heun", "reverse_sde", "time_grid",
+    "calibration_ranks", "condition", "ddim", "ddim_step", "dpm_solver_2m", "draw", "euler_maruyama", "heun",
+    "reverse_sde", "time_grid",
 ]  # fmt: skip

@@ -67,7 +67,7 @@ def halving_loss(
     x_0: Float[Array, " n *shape"],
     key: Key[Array, ""],
 ) -> Float[Array, " n"]:
-    """The student's loss for each datum at a random even node of the teacher's ``grid``, from noise to data, (2n + 1,)."""
+    """The student's loss for each datum at a random even node of the teacher's ``grid`` (2n + 1,), noise to data."""
     step_key, noise_key = jax.random.split(key)
     n = len(x_0)
     # Evenly spread over the batch, in random order of the data.

@@ -9,8 +9,9 @@ Space*, arXiv 2106.05931, eq. 3-6),
 
     ELBO = E_q[log p(x | z)] + H[q(z | x)] + E_q[log p(z)],   log p(z) >= its denoising bound, one noise level a datum
 
-which draws the posterior towards what the diffusion can be.  In all cases the result is a NumPyro program like any other: ``log p(z)`` is the density of the ODE, so its ELBO
-and importance-weighted evidence are bounds on ``log p(x)`` as those of the plain model are, and on the same data.
+which draws the posterior towards what the diffusion can be.  In all cases the result is a NumPyro program
+like any other: ``log p(z)`` is the density of the ODE, so its ELBO and importance-weighted evidence are bounds on
+``log p(x)`` as those of the plain model are, and on the same data.
 """
 
 from __future__ import annotations
