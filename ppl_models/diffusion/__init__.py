@@ -17,7 +17,8 @@ from ppl_models.program import register
 
 __all__ = [
     "MLP", "PRESETS", "RK4", "Adaptive", "Diffusion", "Distilled", "GuidedUNet", "UNet", "bound", "coarsen",
-    "distil", "fit_joint_latent_prior", "fit_latent_prior", "fit_stages", "grow", "inside", "learning", "prior", "sample_stages", "stages", "standard_prior",
+    "distil", "fit_joint_latent_prior", "fit_latent_prior", "fit_stages", "grow", "inside", "learning", "prior",
+    "sample_stages", "stages", "standard_prior",
     "with_joint_latent_prior", "with_latent_prior",
 ]  # fmt: skip
 

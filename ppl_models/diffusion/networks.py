@@ -204,8 +204,8 @@ def box_mean(
     inner = lower.reshape((1,) * x.ndim + (-1,))
     var = width**2 / 12
     if levels <= 2 * (2 * WINDOW + 1):
-        rough_log_mass, rough_mean = _gaussians(x, inner + width / 2, width, var, cos, sin)
-        log_mass, mean = _truncated(x, inner, width, narrow, cos, sin)
+        rough_log_mass, rough_mean = gaussians(x, inner + width / 2, width, var, cos, sin)
+        log_mass, mean = truncated(x, inner, width, narrow, cos, sin)
         pick = narrow[..., None]
         weights = jax.nn.softmax(logits + jnp.where(pick, rough_log_mass, log_mass), axis=-1)
         return (weights * jnp.where(pick, rough_mean, mean)).sum(-1)
@@ -213,10 +213,10 @@ def box_mean(
     own = jax.lax.stop_gradient(nearest).astype(int)[..., None] + jnp.arange(-WINDOW, WINDOW + 1)
     outside = jnp.abs(jnp.arange(levels) - own[..., WINDOW, None]) > WINDOW
     near_inner = lower[own]
-    near_log_mass, near_mean = _truncated(x, near_inner, width, narrow, cos, sin)
-    near_rough_log_mass, near_rough_mean = _gaussians(x, near_inner + width / 2, width, var, cos, sin)
+    near_log_mass, near_mean = truncated(x, near_inner, width, narrow, cos, sin)
+    near_rough_log_mass, near_rough_mean = gaussians(x, near_inner + width / 2, width, var, cos, sin)
     var = jnp.where(narrow, var, 0.0)
-    rough_log_mass, rough_mean = _gaussians(x, inner + width / 2, width, var, cos, sin)
+    rough_log_mass, rough_mean = gaussians(x, inner + width / 2, width, var, cos, sin)
     pick = narrow[..., None]
     near = jnp.take_along_axis(logits, own, -1) + jnp.where(pick, near_rough_log_mass, near_log_mass)
     far = jnp.where(outside, logits + rough_log_mass, -jnp.inf)
@@ -226,7 +226,7 @@ def box_mean(
     return total / (near.sum(-1) + far.sum(-1))
 
 
-def _gaussians(x: Array, middle: Array, width: float, var: Any, cos: Array, sin: Array) -> tuple[Array, Array]:
+def gaussians(x: Array, middle: Array, width: float, var: Any, cos: Array, sin: Array) -> tuple[Array, Array]:
     """Log mass of each box under x, and ``E[x_0 | box, x]``, for Gaussians of variance ``var`` in their places."""
     total = (sin**2 + cos**2 * var)[..., None]
     residual = x[..., None] - cos[..., None] * middle
@@ -234,7 +234,7 @@ def _gaussians(x: Array, middle: Array, width: float, var: Any, cos: Array, sin:
     return scale - 0.5 * residual**2 / total, middle + (cos * var)[..., None] / total * residual
 
 
-def _truncated(x: Array, inner: Array, width: float, narrow: Array, cos: Array, sin: Array) -> tuple[Array, Array]:
+def truncated(x: Array, inner: Array, width: float, narrow: Array, cos: Array, sin: Array) -> tuple[Array, Array]:
     """The same exactly; finite, and nothing else, where the boxes are ``narrow``."""
     safe = jnp.where(narrow, 2 * NARROW / width, cos / sin)[..., None]
     z = (x / sin)[..., None]
