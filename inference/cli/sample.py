@@ -25,7 +25,6 @@ class Sample:
     Examples:
       ppl-models sample runs/digits --n 64
       ppl-models sample runs/digits --facet digit --cluster 3 --temperature 0.7
-      ppl-models sample runs/by_class --class 3 --guidance 1
     """
 
     folder: Run
