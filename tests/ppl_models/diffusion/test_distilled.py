@@ -95,7 +95,9 @@ def test_a_student_begins_as_its_teacher_and_draws_like_ddim(silent):
     )  # fmt: skip
     assert isinstance(student, Distilled) and student.steps == 2
     z = jax.random.normal(KEY, (6, 2))
-    np.testing.assert_allclose(student.from_noise(z), 1 + 2 * z, atol=1e-2)  # the map of N(1, 2^2)
+    grid = np.asarray(warped_grid(TRIG, 2, student.warp))
+    # D = cos(t) x: a step of DDIM from t to u shrinks by cos(t - u), which the steps of the ODE would not.
+    np.testing.assert_allclose(student.from_noise(z), 1 + 2 * np.cos(np.diff(grid)).prod() * z, atol=1e-3)
     law = standard_prior(student.program, student.params)
     denoise = jax.vmap(lambda x, t: law.prediction.denoise(law.schedule, law.params, x, t), in_axes=(0, None))
     same = draw(denoise, law.schedule, z, method="ddim", steps=2, warp=student.warp, to_data=False)
