@@ -57,7 +57,7 @@ def one_seed(
         share = float((judge.predict(drawn.reshape(len(drawn), -1)) == labels).mean())
         within = np.mean([drawn[labels == c].std(0).mean() for c in range(CLASSES)])
         found[name] = {"share": share, "mmd": mmd(drawn, test["x"]), "sd_within_class": float(within)}
-    some = {name: leaf[: 8 if quick else 100] for name, leaf in test.items()}
+    some = {name: leaf[: 8 if quick else 50] for name, leaf in test.items()}
     for name, label in (("given", some["label"]), ("not given", np.full(len(some["label"]), -1))):
         table = evidence(fitted, {**some, "label": label}, key=jax.random.key(9), progress=False)
         found[f"log_px {name}"] = float(table["log_px"].mean())
