@@ -16,6 +16,7 @@ from flax import nnx
 from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float
 
+from ppl_models.networks.dropout import Drop, no_drop
 from ppl_models.networks.score_mlp import ScoreMLP
 from ppl_models.networks.unet import UNet as UNetModule
 
@@ -64,11 +65,15 @@ class MLP:
 
 @dataclass(frozen=True)
 class UNet:
-    """Residual U-Net for images (H, W) or (H, W, C): channels per resolution, finest first."""
+    """Residual U-Net for images (H, W) or (H, W, C): channels per resolution, finest first.
+
+    ``dropout``  share of hidden units dropped in each block while training; none in evaluation or stock ``SVI``.
+    """
 
     widths: tuple[int, ...] = (24, 72)
     blocks: int = 1
     embedding: int = 64
+    dropout: float = 0.0
     kind: Literal["unet"] = "unet"
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
@@ -76,6 +81,8 @@ class UNet:
         object.__setattr__(self, "widths", tuple(self.widths))
         if not self.widths or min(self.widths) < 1 or self.blocks < 1 or self.embedding < 1:
             raise ValueError(f"UNet: widths, blocks and embedding must be positive, got {self}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"UNet: dropout is a share of units, expected 0 <= dropout < 1, got {self.dropout}")
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise ``ValueError`` for data that are not images, or too small to halve this often."""
@@ -106,8 +113,10 @@ class _ImageNetwork(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x: Float[Array, " n *shape"], level: Float[Array, " n"]) -> Float[Array, " n *shape_outputs"]:
-        out = self.unet(x.reshape(x.shape[0], *self.shape[:2], -1), level)
+    def __call__(
+        self, x: Float[Array, " n *shape"], level: Float[Array, " n"], drop: Drop = no_drop
+    ) -> Float[Array, " n *shape_outputs"]:
+        out = self.unet(x.reshape(x.shape[0], *self.shape[:2], -1), level, drop)
         return out.reshape(x.shape[0], *self.shape, self.outputs)
 
 
@@ -128,13 +137,17 @@ class GreyDenoiser(nnx.Module):
         self.table = nnx.Param(jnp.zeros((*shape, levels)))
         self.levels, self.centre, self.scale = levels, centre, scale
 
-    def logits(self, x: Float[Array, " n *shape"], phi: Float[Array, " n"]) -> Float[Array, " n *shape_levels"]:
+    def logits(
+        self, x: Float[Array, " n *shape"], phi: Float[Array, " n"], *drop: Drop
+    ) -> Float[Array, " n *shape_levels"]:
         """Log weight of each grey level of each pixel, before the pixel's own noisy value is taken into account."""
-        return self.net(x, level_of(phi)) + TABLE_RATE * self.table[...][None]
+        return self.net(x, level_of(phi), *drop) + TABLE_RATE * self.table[...][None]
 
-    def __call__(self, x: Float[Array, " n *shape"], phi: Float[Array, " n"]) -> Float[Array, " n *shape"]:
-        """``E[x_0 | x]``."""
-        logits = self.logits(x, phi)
+    def __call__(
+        self, x: Float[Array, " n *shape"], phi: Float[Array, " n"], *drop: Drop
+    ) -> Float[Array, " n *shape"]:
+        """``E[x_0 | x]``; ``drop``: the dropout of training, for a network that has one."""
+        logits = self.logits(x, phi, *drop)
         lower = (jnp.arange(self.levels, dtype=x.dtype) / self.levels - self.centre) / self.scale
         wide = (-1, *(1,) * (x.ndim - 1))
         return box_mean(
@@ -204,11 +217,13 @@ class RealDenoiser(nnx.Module):
     def __init__(self, layout: Any, shape: Sequence[int], *, prediction: str = "v", rngs: nnx.Rngs) -> None:
         self.net, self.prediction = layout.build(tuple(shape), 1, rngs), prediction
 
-    def __call__(self, x: Float[Array, " n *shape"], phi: Float[Array, " n"]) -> Float[Array, " n *shape"]:
-        """``E[x_0 | x]``."""
+    def __call__(
+        self, x: Float[Array, " n *shape"], phi: Float[Array, " n"], *drop: Drop
+    ) -> Float[Array, " n *shape"]:
+        """``E[x_0 | x]``; ``drop``: the dropout of training, for a network that has one."""
         wide = (-1, *(1,) * (x.ndim - 1))
         cos, sin = jnp.cos(phi).reshape(wide), jnp.sin(phi).reshape(wide)
-        found = self.net(x, level_of(phi))[..., 0]
+        found = self.net(x, level_of(phi), *drop)[..., 0]
         if self.prediction == "x":
             return found
         if self.prediction == "eps":

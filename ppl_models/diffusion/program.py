@@ -39,8 +39,9 @@ from ppl_models.distributions.pixels import Normal, check_grey
 from ppl_models.distributions.predictions import Denoiser
 from ppl_models.distributions.schedules import Schedule, Trigonometric
 from ppl_models.distributions.stated import SMALL, log_prob_within
+from ppl_models.networks.dropout import Dropout
 from ppl_models.networks.pure import Apply, at_once, pure
-from ppl_models.program import Exact, Observation, Program, Views, bind
+from ppl_models.program import Exact, Observation, Program, Training, Views, bind, knob
 
 if TYPE_CHECKING:
     from ppl_models.diffusion.spec import Diffusion
@@ -87,6 +88,7 @@ def one_datum(spec: Diffusion, apply: Apply) -> OneDatum | OnSchedule:
 def program(spec: Diffusion, key: Key[Array, ""]) -> Program:
     """Build the network of ``spec`` from ``key`` and put the program together."""
     module = denoiser(spec, key)
+    dropout = _dropout(spec)
     _warn_of_bias(spec)
     return Program(
         spec=spec,
@@ -101,6 +103,7 @@ def program(spec: Diffusion, key: Key[Array, ""]) -> Program:
             bits_offset=None if spec.levels is None else _PIXELS.bits_offset(spec.levels),
             width=math.prod(spec.shape) * (spec.levels or 1),  # the denoiser holds a number for each grey level
         ),
+        training=Training({"dropout": 0.0}, {"dropout": lambda step: dropout}) if dropout else Training(),
         exact=Exact(log_prob=lambda params, key, x: log_prob(spec, module, params, key, x), solver=solver_line(spec)),
         views=Views(
             density(spec),
@@ -132,7 +135,7 @@ def generative(spec: Diffusion, module: nnx.Module) -> Any:
         apply, params = pure(bind("denoiser", module))
         key = numpyro.prng_key()
         bound = DenoisingBound(
-            apply,
+            _dropping(spec, apply),
             one_datum(spec, apply),
             spec.shape,
             params=params,
@@ -147,6 +150,20 @@ def generative(spec: Diffusion, module: nnx.Module) -> Any:
             return numpyro.sample("x", in_data_units(spec, bound), obs=x)
 
     return model
+
+
+def _dropout(spec: Diffusion) -> float:
+    """The share of hidden units that training drops; 0 for networks without dropout."""
+    return float(getattr(spec.network, "dropout", 0.0))
+
+
+def _dropping(spec: Diffusion, apply: Apply) -> Any:
+    """``apply`` with dropout where the training loop has switched it on and there is a source of randomness."""
+    share = knob("dropout", 0.0)
+    if not _dropout(spec) or (isinstance(share, float | int) and share == 0):
+        return apply
+    key = numpyro.prng_key()
+    return apply if key is None else lambda params, x, phi: apply(params, x, phi, Dropout(share, key))
 
 
 def in_data_units(spec: Diffusion, law: dist.Distribution) -> dist.Distribution:
