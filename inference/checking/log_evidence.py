@@ -146,8 +146,8 @@ def evidence(
     table = _table(program, x, values, particles=int(particles), estimator="exact" if exact else method)
     if not exact:
         table.attrs["refine"] = refine if locals_of(fit, x) is None else "all"
-    elif program.exact.solver:
-        table.attrs["solver"] = program.exact.solver + work
+    if program.exact.solver:
+        table.attrs["solver"] = program.exact.solver + work if exact else program.exact.solver
     bad = np.flatnonzero(~np.isfinite(table["log_px"].to_numpy()))
     if bad.size:
         warnings.warn(

@@ -164,6 +164,7 @@ def fit(command: Fit) -> None:
     else:
         card = runs.make_card(command.data, n=command.n, plugins=plugins, **sizes)
         spec = runs.fitted_to(spec, card)
+        card = runs.labelled(card, spec)
         claim(command.out, overwrite=command.overwrite)
         data = runs.load_data(card, None)
         if command.batch_size > (most := rows(data.train)):

@@ -88,6 +88,24 @@ def make_card(
     }  # fmt: skip
 
 
+def labelled(card: Mapping[str, Any], spec: Any) -> dict[str, Any]:
+    """The card of data whose classes a model is given: it names the factor that holds as many as the spec says."""
+    if (classes := getattr(spec, "classes", None)) is None:
+        return dict(card)
+    factors = data_info(card["name"]).factors
+    fitting = [name for name, values in factors.items() if len(values) == classes]
+    if not fitting:
+        known = ", ".join(f"{name} of {len(values)}" for name, values in factors.items()) or "no factors"
+        raise UsageError(
+            f"the model is given 1 of {classes} classes, {card['name']!r} has {known}; set classes to that"
+        )
+    return {**card, "given": fitting[0]}
+
+
+def _with_label(x: Any, factors: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> Any:
+    return {"x": x, "label": np.asarray(factors[card["given"]])} if card.get("given") in factors else x
+
+
 def own_card(
     program: Any, *, validation: int, test_n: int, plugins: Sequence[Mapping[str, str]] = ()
 ) -> dict[str, Any]:
@@ -145,7 +163,8 @@ def load_data(
         n = card["validation"]
         return Data(own, own_draws(own, card, "validation", n) if n else None, test, factors)
     with usage():
-        x, _ = datasets.load(card["name"], card["split"], n=card["n"], seed=card["seed"])
+        x, known = datasets.load(card["name"], card["split"], n=card["n"], seed=card["seed"])
+        x = _with_label(x, known, card)
         test, factors = load_test(card, sampler, test_n=test_n)
     cut = rows(x) - card["validation"]
     return Data(take(x, slice(cut)), take(x, slice(cut, None)) if card["validation"] else None, test, factors)
@@ -164,7 +183,8 @@ def load_test(
         return own_draws(checked_sampler(sampler), card, "test", card["test_n"] if test_n is None else test_n), {}
     size = data_info(card["name"]).sizes[card["held_out"]]
     wanted = min(card["test_n"] if test_n is None else test_n, size)
-    return datasets.load(card["name"], card["held_out"], n=wanted if wanted < size else None, seed=card["seed"])
+    x, factors = datasets.load(card["name"], card["held_out"], n=wanted if wanted < size else None, seed=card["seed"])
+    return _with_label(x, factors, card), factors
 
 
 def checked_sampler(sampler: Sampler | None) -> Sampler:

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ppl_models.networks.dropout import Drop, no_drop
 from ppl_models.networks.separable import Image, SeparableConv, rms_norm
-from ppl_models.networks.time_embedding import TimeEmbedding
+from ppl_models.networks.time_embedding import ClassEmbedding, TimeEmbedding, embed
 from ppl_models.networks.unet.operator import Identity, Space, UNetOperator
 from ppl_models.networks.unet.parts import Blocks, Join, Pool
 
@@ -54,6 +54,7 @@ class UNet(nnx.Module):
     ``blocks``   residual blocks on each side of a level (the coarsest level has that many in all).
     A learnt map over positions is added after the first convolution: pixels of centred images are not alike.
     The last layer starts at zero, so the output does.
+    ``classes``  number of classes, if it is to read a label of each image, (batch,); -1 or none for no class.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class UNet(nnx.Module):
         widths: Sequence[int] = (24, 72),
         blocks: int = 1,
         embedding: int = 64,
+        classes: int | None = None,
         rngs: nnx.Rngs,
     ) -> None:
         height, width, c_in = shape
@@ -75,6 +77,7 @@ class UNet(nnx.Module):
             )
         self.widths = tuple(widths)
         self.time = TimeEmbedding(embedding, rngs=rngs)
+        self.classes = None if classes is None else ClassEmbedding(classes, embedding, rngs=rngs)
         self.lift = SeparableConv(c_in, widths[0], rngs=rngs)
         self.position = nnx.Param(jnp.zeros((height, width, widths[0])))
 
@@ -106,8 +109,22 @@ class UNet(nnx.Module):
         )
 
     def __call__(
-        self, x: Image, level: Float[Array, " batch"], drop: Drop = no_drop
+        self,
+        x: Image,
+        level: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None = None,
+        drop: Drop = no_drop,
     ) -> Float[Array, "batch height width outputs"]:
+        return self.head(self.features(x, level, label, drop))
+
+    def features(
+        self,
+        x: Image,
+        level: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None = None,
+        drop: Drop = no_drop,
+    ) -> Float[Array, "batch height width width_0"]:
+        """What the last layer, a matrix at each pixel, reads."""
         h = self.lift(x) + self.position[...][None]
-        h = self.operator(h, (self.time(level), drop))
-        return self.head(jax.nn.silu(rms_norm(h, self.gain[...])))
+        h = self.operator(h, (embed(self.time, self.classes, level, label), drop))
+        return jax.nn.silu(rms_norm(h, self.gain[...]))
