@@ -34,6 +34,7 @@ from ppl_models.hvae import checks, panels
 from ppl_models.hvae.networks import Decoder, Encoder, is_table, rms
 from ppl_models.hvae.observed import encoder_input, observation
 from ppl_models.hvae.table_start import START_SIZE, table_start
+from ppl_models.networks.dropout import Drop, Dropout, no_drop
 from ppl_models.program import Event, Posterior, Program, Training, Views, bind, knob, rows
 
 if TYPE_CHECKING:
