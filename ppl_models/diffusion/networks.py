@@ -18,6 +18,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float, Int
 
+from ppl_models.networks.dropout import Drop, no_drop
 from ppl_models.networks.score_mlp import ScoreMLP
 from ppl_models.networks.unet import UNet as UNetModule
 
@@ -71,11 +72,15 @@ class MLP:
 
 @dataclass(frozen=True)
 class UNet:
-    """Residual U-Net for images (H, W) or (H, W, C): channels per resolution, finest first."""
+    """Residual U-Net for images (H, W) or (H, W, C): channels per resolution, finest first.
+
+    ``dropout``  share of hidden units dropped in each block while training; none in evaluation or stock ``SVI``.
+    """
 
     widths: tuple[int, ...] = (24, 72)
     blocks: int = 1
     embedding: int = 64
+    dropout: float = 0.0
     kind: Literal["unet"] = "unet"
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
@@ -83,6 +88,8 @@ class UNet:
         object.__setattr__(self, "widths", tuple(self.widths))
         if not self.widths or min(self.widths) < 1 or self.blocks < 1 or self.embedding < 1:
             raise ValueError(f"UNet: widths, blocks and embedding must be positive, got {self}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"UNet: dropout is a share of units, expected 0 <= dropout < 1, got {self.dropout}")
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise ``ValueError`` for data that are not images, or too small to halve this often."""
@@ -117,16 +124,24 @@ class _ImageNetwork(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, " n *shape"], level: Float[Array, " n"], label: Int[Array, " n"] | None = None
+        self,
+        x: Float[Array, " n *shape"],
+        level: Float[Array, " n"],
+        label: Int[Array, " n"] | None = None,
+        drop: Drop = no_drop,
     ) -> Float[Array, " n *shape_outputs"]:
-        out = self.unet(x.reshape(x.shape[0], *self.shape[:2], -1), level, label)
+        out = self.unet(x.reshape(x.shape[0], *self.shape[:2], -1), level, label, drop)
         return out.reshape(x.shape[0], *self.shape, self.outputs)
 
     def features(
-        self, x: Float[Array, " n *shape"], level: Float[Array, " n"], label: Int[Array, " n"] | None = None
+        self,
+        x: Float[Array, " n *shape"],
+        level: Float[Array, " n"],
+        label: Int[Array, " n"] | None = None,
+        drop: Drop = no_drop,
     ) -> Float[Array, "n height width width_0"]:
         """What the last layer reads, a vector a pixel; the output is ``features @ kernel + bias``."""
-        return self.unet.features(x.reshape(x.shape[0], *self.shape[:2], -1), level, label)
+        return self.unet.features(x.reshape(x.shape[0], *self.shape[:2], -1), level, label, drop)
 
     @property
     def readout(self) -> tuple[Array, Array]:
@@ -160,23 +175,25 @@ class GreyDenoiser(nnx.Module):
         self.levels, self.centre, self.scale = levels, centre, scale
 
     def logits(
-        self, x: Float[Array, " n *shape"], phi: Float[Array, " n"], *label: Int[Array, " n"]
+        self, x: Float[Array, " n *shape"], phi: Float[Array, " n"], *label: Int[Array, " n"], **drop: Drop
     ) -> Float[Array, " n *shape_levels"]:
         """Log weight of each grey level of each pixel, before the pixel's own noisy value is taken into account."""
-        return self.net(x, level_of(phi), *label) + TABLE_RATE * self.table[...][None]
+        return self.net(x, level_of(phi), *label, **drop) + TABLE_RATE * self.table[...][None]
 
     def __call__(
-        self, x: Float[Array, " n *shape"], phi: Float[Array, " n"], *label: Int[Array, " n"]
+        self, x: Float[Array, " n *shape"], phi: Float[Array, " n"], *label: Int[Array, " n"], **drop: Drop
     ) -> Float[Array, " n *shape"]:
-        """``E[x_0 | x]``, given a label where the network knows classes."""
+        """``E[x_0 | x]``, given a label where the network knows classes, and ``drop=`` where it has dropout."""
         wide = (-1, *(1,) * (x.ndim - 1))
         cos, sin = jnp.cos(phi).reshape(wide), jnp.sin(phi).reshape(wide)
         if x.ndim == 3 and isinstance(self.net, _ImageNetwork):
             kernel, bias = self.net.readout
             head = PixelHead(self.levels, self.centre, self.scale)
             shared = (kernel, bias, TABLE_RATE * self.table[...], cos, sin)
-            return by_pixel(head, (self.net.features(x, level_of(phi), *label), x), shared)
-        return box_mean(x, self.logits(x, phi, *label), *boxes(self.levels, self.centre, self.scale, x.dtype), cos, sin)
+            return by_pixel(head, (self.net.features(x, level_of(phi), *label, **drop), x), shared)
+        return box_mean(
+            x, self.logits(x, phi, *label, **drop), *boxes(self.levels, self.centre, self.scale, x.dtype), cos, sin
+        )
 
 
 def _known(classes: int | None) -> dict[str, int]:
@@ -327,12 +344,12 @@ class RealDenoiser(nnx.Module):
         self.net, self.prediction = layout.build(tuple(shape), 1, rngs, **_known(classes)), prediction
 
     def __call__(
-        self, x: Float[Array, " n *shape"], phi: Float[Array, " n"], *label: Int[Array, " n"]
+        self, x: Float[Array, " n *shape"], phi: Float[Array, " n"], *label: Int[Array, " n"], **drop: Drop
     ) -> Float[Array, " n *shape"]:
-        """``E[x_0 | x]``, given a label where the network knows classes."""
+        """``E[x_0 | x]``, given a label where the network knows classes, and ``drop=`` where it has dropout."""
         wide = (-1, *(1,) * (x.ndim - 1))
         cos, sin = jnp.cos(phi).reshape(wide), jnp.sin(phi).reshape(wide)
-        found = self.net(x, level_of(phi), *label)[..., 0]
+        found = self.net(x, level_of(phi), *label, **drop)[..., 0]
         if self.prediction == "x":
             return found
         if self.prediction == "eps":

@@ -31,6 +31,7 @@ from numpyro.distributions.transforms import AffineTransform, IndependentTransfo
 from numpyro.handlers import substitute
 
 from ppl_models.diffusion import by_class, panels
+from ppl_models.diffusion.dropped import dropping, hidden_share
 from ppl_models.diffusion.networks import GreyDenoiser, RealDenoiser
 from ppl_models.distributions import ode
 from ppl_models.distributions.denoising_bound import DenoisingBound, bound_terms, unit_base
@@ -40,7 +41,7 @@ from ppl_models.distributions.predictions import Denoiser
 from ppl_models.distributions.schedules import Schedule, Trigonometric
 from ppl_models.distributions.stated import SMALL, log_prob_within
 from ppl_models.networks.pure import Apply, at_once, pure
-from ppl_models.program import Exact, Observation, Program, Views, bind
+from ppl_models.program import Exact, Observation, Program, Training, Views, bind
 
 if TYPE_CHECKING:
     from ppl_models.diffusion.spec import Diffusion
@@ -88,6 +89,7 @@ def one_datum(spec: Diffusion, apply: Apply) -> OneDatum | OnSchedule:
 def program(spec: Diffusion, key: Key[Array, ""]) -> Program:
     """Build the network of ``spec`` from ``key`` and put the program together."""
     module = denoiser(spec, key)
+    dropout = hidden_share(spec)
     _warn_of_bias(spec)
     return Program(
         spec=spec,
@@ -103,6 +105,7 @@ def program(spec: Diffusion, key: Key[Array, ""]) -> Program:
             bits_offset=None if spec.levels is None else _PIXELS.bits_offset(spec.levels),
             width=math.prod(spec.shape) * (spec.levels or 1),  # the denoiser holds a number for each grey level
         ),
+        training=Training({"dropout": 0.0}, {"dropout": lambda step: dropout}) if dropout else Training(),
         exact=Exact(log_prob=lambda params, key, x: log_prob(spec, module, params, key, x), solver=solver_line(spec)),
         views=Views(
             density(spec),
@@ -140,6 +143,7 @@ def generative(spec: Diffusion, module: nnx.Module) -> Any:
         apply, params = pure(bind("denoiser", module))
         key = numpyro.prng_key()
         fn, law = one_datum(spec, apply), DenoisingBound
+        apply = dropping(spec, apply)
         more: dict[str, Any] = {"params": params}
         if label is not None:
             more = {"params": (params, label), "batch_shape": (batch,)}

@@ -161,7 +161,7 @@ class Diffusion:
 
 # Grey levels: the density starts where the noise is small against their width, or the edges of the boxes are smoothed.
 DIGITS = Diffusion(
-    (8, 8), levels=17, centre=0.32, scale=0.36, network=UNet(widths=(24, 72)), probes=1,
+    (8, 8), levels=17, centre=0.32, scale=0.36, network=UNet(widths=(24, 72), dropout=0.1), probes=1,
     schedule=Trigonometric(start=1e-4),
 )  # fmt: skip
 TINY = dataclasses.replace(DIGITS, network=MLP(width=16, depth=1, embedding=8), solver=RK4(4, 1.75))

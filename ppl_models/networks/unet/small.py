@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from ppl_models.networks.dropout import Drop, no_drop
 from ppl_models.networks.separable import Image, SeparableConv, rms_norm
 from ppl_models.networks.time_embedding import ClassEmbedding, TimeEmbedding, embed
 from ppl_models.networks.unet.operator import Identity, Space, UNetOperator
@@ -25,7 +26,8 @@ class ResidualBlock(nnx.Module):
     """``skip(h) + conv_2 silu((1 + a(l)) * rms_norm(conv_1 silu(rms_norm h)) + b(l))``, 3 x 3 convolutions.
 
     ``skip`` is the identity, or a 1 x 1 convolution where the number of channels changes.  The second convolution
-    starts at zero: a new block is its skip.
+    starts at zero: a new block is its skip.  The condition is the embedding e of the level and the dropout before the
+    second convolution.
     """
 
     def __init__(self, c_in: int, c_out: int, embedding: int, *, rngs: nnx.Rngs) -> None:
@@ -35,10 +37,13 @@ class ResidualBlock(nnx.Module):
         self.second = SeparableConv(c_out, c_out, scale=0.0, rngs=rngs)
         self.skip = None if c_in == c_out else SeparableConv(c_in, c_out, 1, rngs=rngs)
 
-    def __call__(self, h: Image, e: Float[Array, "batch embedding"]) -> Float[Array, "batch height width c_out"]:
+    def __call__(
+        self, h: Image, condition: tuple[Float[Array, "batch embedding"], Drop]
+    ) -> Float[Array, "batch height width c_out"]:
+        e, drop = condition
         a, b = jnp.split(self.modulate(e)[:, None, None, :], 2, axis=-1)
         r = self.first(jax.nn.silu(rms_norm(h, self.first_gain[...])))
-        r = self.second(jax.nn.silu((1 + a) * rms_norm(r, self.second_gain[...]) + b))
+        r = self.second(drop(jax.nn.silu((1 + a) * rms_norm(r, self.second_gain[...]) + b)))
         return (h if self.skip is None else self.skip(h)) + r
 
 
@@ -104,13 +109,22 @@ class UNet(nnx.Module):
         )
 
     def __call__(
-        self, x: Image, level: Float[Array, " batch"], label: Int[Array, " batch"] | None = None
+        self,
+        x: Image,
+        level: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None = None,
+        drop: Drop = no_drop,
     ) -> Float[Array, "batch height width outputs"]:
-        return self.head(self.features(x, level, label))
+        return self.head(self.features(x, level, label, drop))
 
     def features(
-        self, x: Image, level: Float[Array, " batch"], label: Int[Array, " batch"] | None = None
+        self,
+        x: Image,
+        level: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None = None,
+        drop: Drop = no_drop,
     ) -> Float[Array, "batch height width width_0"]:
         """What the last layer, a matrix at each pixel, reads."""
         h = self.lift(x) + self.position[...][None]
-        return jax.nn.silu(rms_norm(self.operator(h, embed(self.time, self.classes, level, label)), self.gain[...]))
+        h = self.operator(h, (embed(self.time, self.classes, level, label), drop))
+        return jax.nn.silu(rms_norm(h, self.gain[...]))

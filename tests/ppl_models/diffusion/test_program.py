@@ -14,7 +14,7 @@ from inference import fit
 from ppl_models.diffusion import MLP, RK4, Diffusion, UNet, bound, prior, standard_prior
 from ppl_models.diffusion.networks import NARROW, TABLE_RATE, box_mean, boxes, gaussians, truncated
 from ppl_models.distributions import Exact, Normal
-from ppl_models.program import resolve, spec_from_json, spec_to_json
+from ppl_models.program import knobs, resolve, spec_from_json, spec_to_json
 
 KEY = jax.random.key(0)
 SMALL = MLP(width=8, depth=1, embedding=4)
@@ -245,6 +245,34 @@ def test_learning_reaches_the_frequencies_and_their_dependence():
     # Entropy log 5 once, not twice: independent pixels would reach 2 log 5 at best.
     ideal = 3 * math.log(5) - math.log(5)
     assert ideal - 0.5 < float(found.mean()) < ideal + 0.05
+
+
+def test_dropout_acts_in_training_only():
+    """The same weights with and without: equal in evaluation; in training the mask changes the bound."""
+    shape, key = (4, 4), jax.random.key(1)
+    specs = [Diffusion(shape, network=UNet(widths=(4, 8), embedding=4, dropout=share)) for share in (0.5, 0.0)]
+    programs, x = [spec.build(KEY) for spec in specs], jax.random.normal(key, (8, *shape))
+    _, params = start(specs[0])
+    params = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(key, leaf.shape), params)  # blocks start as skips
+
+    def log_p(program, share):
+        with knobs({"dropout": share}), handlers.seed(rng_seed=KEY), handlers.substitute(data=params):
+            return handlers.trace(program.model).get_trace(x)["x"]["fn"].log_prob(x)
+
+    @jax.jit
+    def all_four(share):
+        return (
+            log_p(programs[0], 0.0),
+            log_p(programs[1], share),
+            log_p(programs[0], 0.0 * share),
+            log_p(programs[0], share),
+        )
+
+    off, plain, traced_off, on = all_four(0.5)
+    np.testing.assert_array_equal(off, plain)
+    np.testing.assert_allclose(traced_off, off, rtol=1e-5)
+    assert np.abs(on - off).min() > 1e-3
+    assert programs[0].training.weights["dropout"](7) == 0.5 and not programs[1].training.knobs
 
 
 def test_panels_draw():
