@@ -42,7 +42,8 @@ class Fit:
     model: Annotated[Positional[str], opt("FAMILY[:PRESET]|SPEC.json|SPEC.toml")]
     """What to fit: a family (`ppl-models families`; the preset defaults to tiny) or a spec file."""
     data: Annotated[str, opt("NAME|own")]
-    """Data set by name (`ppl-models data list`), or own: draws of the program itself, fresh in every batch."""
+    """Data set by name (`ppl-models data list`), or own: draws of the program itself, fresh in every batch.
+    FILE.npy, or a FOLDER of such shards, is read from disk batch by batch and may be larger than memory."""
     out: Annotated[Path, opt("DIR")]
     """Run folder to make."""
     steps: Annotated[int, opt("N")] = 2000
@@ -134,8 +135,6 @@ def check_numbers(command: Fit) -> None:
 
 def fit(command: Fit) -> None:
     """Fit what the command names, evaluate it, and say where to look."""
-    from ppl_models.program import rows
-
     check_numbers(command)
     plugins = load_plugins(command.common.plugin)
     spec = read_spec(command.model)
@@ -150,7 +149,9 @@ def fit(command: Fit) -> None:
         data = runs.load_data(card, program.observation.sampler)
     elif (file := files.of_name(command.data)) is not None:
         sizes["validation"] = command.validation
-        asked = {"columns": command.columns, "index": command.index} if file.KIND == "table" else {"top": command.top}
+        asked: dict[str, Any] = {"counts": {"top": command.top}}.get(file.KIND, {})
+        if file.KIND == "table":
+            asked = {"columns": command.columns, "index": command.index}
         card = file.make_card(
             command.data, labels=command.labels, n=command.n, seed=runs.DATA_SEED, plugins=plugins, **asked, **sizes
         )
@@ -158,7 +159,7 @@ def fit(command: Fit) -> None:
         claim(command.out, overwrite=command.overwrite)
         program = runs.build(spec, command.seed)
         data = runs.data_of(program, card)
-        if batch_size > (most := rows(data.train)):
+        if batch_size > (most := data.size):
             say(f"batch size {batch_size} -> {most}, all rows to fit")
             batch_size = most
     else:
@@ -166,7 +167,7 @@ def fit(command: Fit) -> None:
         spec = runs.fitted_to(spec, card)
         claim(command.out, overwrite=command.overwrite)
         data = runs.load_data(card, None)
-        if command.batch_size > (most := rows(data.train)):
+        if command.batch_size > (most := data.size):
             raise UsageError(
                 f"--batch-size {command.batch_size} is more than the {most:,} data to fit; give at most {most}"
             )
@@ -188,7 +189,7 @@ def fit(command: Fit) -> None:
     clear(command.out)
     with runs.resumable(command.out):
         fitted = run_fit(
-            program, data.train, steps=command.steps, key=key, batch_size=batch_size,
+            program, data.fitted_to, steps=command.steps, key=key, batch_size=batch_size,
             learning_rate=command.learning_rate, clip=command.clip, average=command.average,
             objective=command.objective, particles=command.train_particles, sleep=command.sleep,
             validation=data.validation, validate_every=command.validate_every, patience=command.patience,

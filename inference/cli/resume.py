@@ -70,13 +70,13 @@ def _go_on(folder: Path, record: dict[str, Any], data: runs.Data, *, progress: b
     from inference.fitting.folder import RunFolder
 
     if checkpoints(folder / "checkpoint"):
-        return run_resume(folder, data.train, validation=data.validation, progress=progress)
+        return run_resume(folder, data.fitted_to, validation=data.validation, progress=progress)
     say(f"{folder} has no checkpoint yet: starting at step 0")
     arguments = {name: value for name, value in record["arguments"].items() if name not in ("key", "validation")}
     key = jax.random.wrap_key_data(jnp.asarray(record["arguments"]["key"], jnp.uint32))
     program = RunFolder(folder).read_spec().build(key)
     clear(folder)
     return run_fit(
-        program, data.train, validation=data.validation, key=key, out=folder, card=record["card"], progress=progress,
+        program, data.fitted_to, validation=data.validation, key=key, out=folder, card=record["card"], progress=progress,
         **arguments,
     )  # fmt: skip

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ppl_models.datasets.tables import Table
     from ppl_models.program import Column
 
-KIND, NEXT = "table", "impute"
+KIND, NEXT, COLUMNS = "table", "impute", True
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
 HELD_OUT, VALIDATION = 5, 7
 """One row in so many is held out; of the others one in so many is for validation unless the user says otherwise."""
@@ -35,13 +35,17 @@ MOST = 5_000
 
 @dataclass(frozen=True)
 class Split:
-    """Stored rows of a table, and of those that are held out the labels, by column, and the names."""
+    """Stored rows of a table, and of those that are held out the labels, by column, and the names.
+
+    ``stream``  rows on disk to fit to, where ``train`` are only some of them.
+    """
 
     train: Any
     validation: Any
     test: Any
     factors: Mapping[str, np.ndarray]
     names: list[Any]
+    stream: Any = None
 
 
 def is_table(name: str | None) -> bool:

@@ -14,8 +14,8 @@ from typing import Any
 class Watcher:
     """What a fit tells a callback; override what you want to know.
 
-    ``begin(facts)``          before the first update: the spec, the data card and the arguments of the fit, and ``step``,
-                              0 or where a resumed run goes on.
+    ``begin(facts)``          before the first update: the spec, the data card and the arguments of the fit, and
+                              ``step``, 0 or where a resumed run goes on.
     ``report(step, figures)`` at every row of the history, with its figures that were measured (``loss``, ``elbo``,
                               ``seconds``, ``validation_elbo``, ...; nats per datum).  Return ``True`` to end the fit
                               after this step: it keeps its checkpoint and returns what it has, ``info["stopped"]`` is

@@ -8,6 +8,7 @@ Everything is a function of the key and the step, so that a resumed run sees the
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -21,7 +22,7 @@ from inference.fitting.stored_rows import Rows
 from ppl_models.program import Program, numbers, rows, take
 
 WINDOW = 2**24
-"""Numbers of stored data in a window of blocks, about; a window has at least two blocks where there are as many."""
+"""Numbers of stored data in a window of blocks, about; a window has two blocks at least.  Two windows are in memory."""
 
 
 class DiskSource:
@@ -93,47 +94,57 @@ class DiskSource:
 
 
 class _Windows:
-    """Rows by epoch and position where they are read in blocks; one window is held."""
+    """Rows by epoch and position where they are read in blocks; one window is held, the next is read meanwhile."""
 
     def __init__(self, source: DiskSource, blocks: np.ndarray, key: jax.Array) -> None:
         self.source, self.blocks = source, blocks
         block_key, self.key = jax.random.split(key)
         self.order = Order(len(blocks), block_key)
-        self.wide = max(1, WINDOW // numbers(source.program.shape))
-        self._epoch, self._held = -1, (-1, -1)
-        self._data: Any = None
+        wide = max(1, WINDOW // numbers(source.program.shape))
+        self.each = max(2, round(wide / blocks.mean()))
+        self._lock = threading.Lock()
+        self._plans: dict[int, tuple[list[np.ndarray], np.ndarray]] = {}
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="window")
+        self._held: tuple[int, int] | None = None
+        self._ahead: tuple[tuple[int, int], Future[Any]] | None = None
 
-    def _plan(self, epoch: int) -> None:
-        """Cut the blocks of an epoch into windows: their numbers, and the positions at which each begins and ends."""
-        if epoch == self._epoch:
-            return
-        index = self.order.at(epoch, np.arange(len(self.blocks)))
-        each = max(2, round(self.wide / self.blocks.mean()))
-        self._parts = [index[start : start + each] for start in range(0, len(index), each)]
-        self._ends = np.cumsum([self.blocks[part].sum() for part in self._parts])
-        self._epoch = epoch
+    def _plan(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """The windows of an epoch: the blocks of each, and the position at which it ends."""
+        with self._lock:
+            if epoch not in self._plans:
+                index = self.order.at(epoch, np.arange(len(self.blocks)))
+                parts = [index[start : start + self.each] for start in range(0, len(index), self.each)]
+                ends = np.cumsum([self.blocks[part].sum() for part in parts])
+                self._plans = {**{e: p for e, p in self._plans.items() if e >= epoch - 1}, epoch: (parts, ends)}
+            return self._plans[epoch]
 
     def at(self, epoch: int, positions: np.ndarray) -> Any:
-        self._plan(epoch)
-        which = np.searchsorted(self._ends, positions, side="right")
+        ends = self._plan(epoch)[1]
+        which = np.searchsorted(ends, positions, side="right")
         found = []
         for window in np.unique(which):
             data, shuffled = self._window(epoch, int(window))
-            start = self._ends[window] - rows(data)
+            start = ends[window] - rows(data)
             found.append(take(data, shuffled[positions[which == window] - start]))
         return found[0] if len(found) == 1 else jax.tree.map(lambda *leaf: np.concatenate(leaf), *found)
 
     def _window(self, epoch: int, window: int) -> tuple[Any, np.ndarray]:
         if self._held != (epoch, window):
-            self._data = None  # let go of the last one first
-            part = self._parts[window]
-            blocks = [
-                self.source.checked(lambda b=block: self.source.rows.read(np.asarray([b])), f"block {block}")
-                for block in part
-            ]
-            self._data = jax.tree.map(lambda *leaf: np.concatenate(leaf), *blocks)
-            key = jax.random.fold_in(jax.random.fold_in(self.key, epoch), window)
-            seed = np.asarray(jax.random.key_data(key))
-            self._shuffled = np.random.default_rng(seed).permutation(rows(self._data))
+            ahead, self._ahead, self._data = self._ahead, None, None
+            known = ahead is not None and ahead[0] == (epoch, window)
+            future = ahead[1] if ahead is not None and known else self._reader.submit(self._load, epoch, window)
+            self._data = future.result()
             self._held = epoch, window
-        return self._data, self._shuffled
+            following = (epoch, window + 1) if window + 1 < len(self._plan(epoch)[0]) else (epoch + 1, 0)
+            self._ahead = following, self._reader.submit(self._load, *following)
+        assert self._data is not None
+        return self._data
+
+    def _load(self, epoch: int, window: int) -> tuple[Any, np.ndarray]:
+        """The rows of a window, and their order."""
+        source, parts = self.source, self._plan(epoch)[0]
+        blocks = [source.checked(lambda b=b: source.rows.read(np.asarray([b])), f"block {b}") for b in parts[window]]
+        data = jax.tree.map(lambda *leaf: np.concatenate(leaf), *blocks)
+        key = jax.random.fold_in(jax.random.fold_in(self.key, epoch), window)
+        seed = np.asarray(jax.random.key_data(key))
+        return data, np.random.default_rng(seed).permutation(rows(data))

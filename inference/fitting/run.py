@@ -86,8 +86,8 @@ def fit(
 
     Updates with a non-finite loss or gradient are skipped, counted in the history and in ``info["skipped"]``, and
     warned about; 50 in a row raise ``FloatingPointError`` with the last good state on disk.  Ctrl-C ends the current
-    step, writes a checkpoint and raises ``KeyboardInterrupt`` (``FitInterrupted``, whose ``fit`` is what was fitted until
-    then).  Bad arguments raise ``ValueError`` before any work.
+    step, writes a checkpoint and raises ``FitInterrupted``, a ``KeyboardInterrupt`` whose ``fit`` is what was fitted
+    until then.  Bad arguments raise ``ValueError`` before any work.
     Same key, same machine, same arguments: the same parameters, bit for bit.
     """
     validate_every = validate_every or max(1, steps // 20) if isinstance(steps, int) and steps > 0 else validate_every

@@ -1,14 +1,14 @@
 """Rows of data that stay on disk: memory maps, .npy files, folders of shards, Parquet row groups, Hugging Face sets.
 
 Each reads the rows that it is asked for and nothing else, so that data may be larger than memory.  What they return is
-what a caller would have passed as data held in memory; :func:`inference.fitting.stored.stored` checks it batch by batch.
+what a caller would have passed as data in memory; :func:`inference.fitting.stored.stored` checks it batch by batch.
 """
 
 from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -142,6 +142,27 @@ class ParquetRows:
         return found[0] if len(found) == 1 else pd.concat(found, ignore_index=True)
 
 
+class ChosenRows:
+    """Some of the rows of others, of which any can be read: ``index`` says for rows 0..size-1 which they are."""
+
+    blocks = None
+
+    def __init__(self, whole: Rows, size: int, index: Callable[[np.ndarray], np.ndarray]) -> None:
+        if whole.blocks is not None:
+            raise ValueError(f"{whole.name} is read in blocks, of which single rows cannot be chosen")
+        self.whole, self.index, self._size = whole, index, size
+        self.name = whole.name
+
+    def __len__(self) -> int:
+        return self._size
+
+    def head(self) -> Any:
+        return self.read(np.arange(1))
+
+    def read(self, index: np.ndarray) -> Any:
+        return self.whole.read(self.index(index))
+
+
 class HubRows:
     """Rows of a Hugging Face data set with random access, which keeps them in Arrow files on disk."""
 
@@ -194,7 +215,7 @@ def on_disk(program: Program, data: Any) -> Rows | None:
     if isinstance(data, Rows):
         return data
     if isinstance(data, str | Path):
-        return open_rows(data, program)
+        return open_rows(data, program.shape, [column.name for column in program.observation.columns])
     if is_hub(data):
         return HubRows(data, program) if len(data) * numbers(program.shape) > IN_MEMORY else None
     arrays = jax.tree.leaves(data)
@@ -203,16 +224,18 @@ def on_disk(program: Program, data: Any) -> Rows | None:
     return None
 
 
-def open_rows(path: str | Path, program: Program) -> Rows:
+def open_rows(path: str | Path, shape: Any = (), columns: Sequence[str] = ()) -> Rows:
     """Rows of a .npy file, a folder of .npy shards, a .parquet file or a folder of those, in the order of their names.
 
-    Where a datum is several arrays, a folder holds each by its name, as ``NAME.npy`` or as shards ``NAME/*.npy``.
+    ``shape``    of a datum, as a program states it.  Where it is several arrays, a folder holds each by its name, as
+                 ``NAME.npy`` or as shards ``NAME/*.npy``.
+    ``columns``  of Parquet that are read, by default all.
 
     Raises ``ValueError`` for a path that is nothing of the kind, files that are torn or hold objects, and shards that
     differ; ``ImportError`` for Parquet without ``pyarrow``.
     """
     place = Path(path).expanduser()
-    parquet, columns = place.suffix.lower() in PARQUET, [column.name for column in program.observation.columns]
+    parquet = place.suffix.lower() in PARQUET
     if place.is_file() and (parquet or place.suffix.lower() == ".npy"):
         return ParquetRows(place, columns) if parquet else MappedRows(str(path), [_mapped(place)])
     expected = "a .npy file, a .parquet file, or a folder of either"
@@ -221,7 +244,7 @@ def open_rows(path: str | Path, program: Program) -> Rows:
         raise ValueError(f"data {str(path)!r} {what} {expected}")
     if _sorted(place, *PARQUET):
         return ParquetRows(place, columns)
-    names = list(leaves(program.shape))
+    names = list(leaves(shape))
     if names == [""]:
         arrays = [_mapped(file) for file in _sorted(place, ".npy")]
         if not arrays:
@@ -233,7 +256,7 @@ def open_rows(path: str | Path, program: Program) -> Rows:
         if not shards or not shards[0].is_file():
             raise ValueError(f"the folder {str(path)!r} lacks {name}.npy or {name}/*.npy; expected {', '.join(names)}")
         found[name] = [_mapped(file) for file in shards]
-    return MappedRows(str(path), jax.tree.unflatten(jax.tree.structure(zeros(program.shape)), list(found.values())))
+    return MappedRows(str(path), jax.tree.unflatten(jax.tree.structure(zeros(shape)), list(found.values())))
 
 
 def _mapped(file: Path) -> np.ndarray:

@@ -2,8 +2,8 @@
 
     fit(program, x, steps=2000, key=key, callbacks=[TensorBoard("runs/digits/tensorboard")])
 
-Each is imported when it is made, not before.  Where a service asks who you are, its own environment variables and log-in
-commands say so: no key is taken or written here.
+Each is imported when it is made, not before.  Where a service asks who you are, its own environment variables and its
+log-in command say so: no key is taken or written here.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def test_a_fit_to_a_file_is_that_to_its_array_also_resumed_within_an_epoch(progr
 def test_shards_and_arrays_by_name_are_read_as_one(program, x, tmp_path):
     for i, part in enumerate(np.split(x, [3, 100, 250])):
         np.save(tmp_path / f"part{i * 5}.npy", part)  # part10 comes after part5
-    found = open_rows(tmp_path, program)
+    found = open_rows(tmp_path)
     index = np.asarray([255, 0, 99, 100, 3, 2, 0])
     np.testing.assert_array_equal(found.read(index), x[index])
     load_plugins([Path(__file__).resolve().parents[3] / "examples" / "noisy_regression.py"])
@@ -111,7 +111,7 @@ def test_blocks_are_shuffled_within_windows_and_read_once_an_epoch(program, x, m
     blocks = Blocks(x, [30, 20, 26] * 3 + [28])
     source = DiskSource(blocks, 64, KEY, program)
     epochs = [np.concatenate([source._batch(step) for step in range(4 * e, 4 * e + 4)]) for e in range(2)]
-    assert blocks.reads == 2 * len(blocks.blocks)
+    assert 20 <= blocks.reads <= 22  # ten an epoch, and those of the window after
     for found in epochs:
         np.testing.assert_array_equal(np.sort(found, 0), np.sort(x, 0))
     assert (epochs[0] != epochs[1]).any(1).mean() > 0.9
@@ -128,7 +128,7 @@ def test_row_groups_of_parquet(program, x, tmp_path):
     for i in range(2):
         part = table.slice(128 * i, 128)
         parquet.write_table(part, tmp_path / f"{i}.parquet", row_group_size=50)
-    found = open_rows(tmp_path, program)
+    found = open_rows(tmp_path)
     assert found.blocks.tolist() == [50, 50, 28] * 2
     np.testing.assert_array_equal(found.read(np.asarray([2, 3])), np.concatenate([x[100:128], x[128:178]]))
     source = DiskSource(found, 128, KEY, program)
@@ -136,7 +136,7 @@ def test_row_groups_of_parquet(program, x, tmp_path):
     np.testing.assert_array_equal(np.sort(epoch, 0), np.sort(x, 0))
     parquet.write_table(table.rename_columns(list("abce")), tmp_path / "2.parquet")
     with pytest.raises(ValueError, match="differ in their columns"):
-        open_rows(tmp_path, program)
+        open_rows(tmp_path)
 
 
 def test_a_large_hugging_face_set_stays_where_it_is(program, x, monkeypatch):
@@ -172,7 +172,7 @@ def test_bad_rows_are_refused_by_name_at_once_or_when_they_are_read(program, x, 
     refused(tmp_path / "empty", "holds no .npy and no .parquet file")
     (tmp_path / "a.txt").write_text("1")
     refused(tmp_path / "a.txt", "is neither a .npy file")
-    np.save(tmp_path / "wide.npy", np.zeros((5, 7)))
+    np.save(tmp_path / "wide.npy", np.zeros((9, 7)))
     refused(tmp_path / "wide.npy", r"wide.npy, its first rows: data has shape \(1, 7\), this program expects \(n, 4\)")
     np.save(tmp_path / "objects.npy", np.asarray([None, "a"]), allow_pickle=True)
     refused(tmp_path / "objects.npy", "objects.npy cannot be mapped")
