@@ -1,9 +1,9 @@
 """What do evidence, posterior and fit cost as data, draws and latents grow 10x and 100x?
 
 ``mfcvae:tiny`` (8x8 images, dense), fitted for 20 steps to noise.  Time is processor time of the process, the first
-call (which compiles) left out, at 1x the median of several calls.  Memory is the peak resident set while a call runs (VmHWM,
-reset before it), inputs and results included, in one process that goes from small to large.  The posterior is written
-to a zarr store, for in memory its tree grows with the data by its nature.
+call (which compiles) left out, at 1x the median of several calls.  Memory is the peak resident set while a call runs
+(VmHWM, reset before it), inputs and results included, in one process that goes from small to large.  The posterior is
+written to a zarr store, for in memory its tree grows with the data by its nature.
 """
 
 from __future__ import annotations

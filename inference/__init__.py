@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from inference.checking.refinement import Refined as Refined, refine as refine
     from inference.checking.sampling_checks import sampler_verdict as sampler_verdict
     from inference.checking.sandwich import Sandwich as Sandwich, sandwich as sandwich
+    from inference.checking.tree_store import open_posterior as open_posterior
     from inference.clustering import (
         choose as choose,
         clustering_baselines as clustering_baselines,
@@ -82,6 +83,7 @@ __getattr__, __dir__, __all__ = lazily(
         "inference_gaps": "checking.gap_decomposition",
         "load": "fitting.fitted",
         "nuts_evidence": "checking.nuts_evidence",
+        "open_posterior": "checking.tree_store",
         "posterior": "checking.posterior_tree",
         "read_evidence": "checking.log_evidence",
         "refine": "checking.refinement",

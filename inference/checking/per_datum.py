@@ -142,7 +142,7 @@ def sweep(
     blocks = math.ceil(draws / pairs)
     width = math.ceil(draws / blocks)
     rows = min(data, max(1, pairs // width))
-    begin = start // rows * rows
+    begin = data if start >= data else start // rows * rows
     with Progress(data * draws, what, unit="draws", show=progress, delay=2.0, start=begin * draws) as bar:
         for first_row in range(begin, data, rows):
             stop = min(first_row + rows, data)

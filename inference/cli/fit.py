@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from inference.cli import files, runs
-from inference.cli.arguments import Common, Evaluation, check_at_least, check_evaluation, opt
+from inference.cli.arguments import Common, Evaluation, Track, check_at_least, check_evaluation, opt
 from inference.cli.common import (
     UsageError,
     claim,
@@ -19,6 +19,7 @@ from inference.cli.common import (
     say,
     usage,
 )
+from inference.cli.track import trackers
 
 _VALIDATION = "(default: 0) (of a table: a seventh)"
 
@@ -42,8 +43,7 @@ class Fit:
     model: Annotated[Positional[str], opt("FAMILY[:PRESET]|SPEC.json|SPEC.toml")]
     """What to fit: a family (`ppl-models families`; the preset defaults to tiny) or a spec file."""
     data: Annotated[str, opt("NAME|own")]
-    """Data set by name (`ppl-models data list`), or own: draws of the program itself, fresh in every batch.
-    FILE.npy, or a FOLDER of such shards, is read from disk batch by batch and may be larger than memory."""
+    """Data set by name (`ppl-models data list`), or own: draws of the program itself, fresh in every batch."""
     out: Annotated[Path, opt("DIR")]
     """Run folder to make."""
     steps: Annotated[int, opt("N")] = 2000
@@ -86,6 +86,8 @@ class Fit:
     """Keep the N most variable columns of a matrix of counts (--data FILE.h5ad|.npz) [columns]."""
     clusters: Annotated[str | None, opt("K[,K...]", "as in the spec")] = None
     """Number of clusters of every facet, or one number a facet."""
+    track: Track = ()
+    """Also report to a tracker: tensorboard (DIR/tensorboard), mlflow or wandb, which know their own log-in."""
     overwrite: bool = False
     """Replace the run that --out already holds."""
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -123,8 +125,9 @@ def check_numbers(command: Fit) -> None:
             f"--n {command.n} takes a subset of a data set; --data {runs.OWN} draws every batch anew: leave it out"
         )
     file = files.of_name(command.data)
+    kind = {"parquet": "table"}.get(file.KIND, file.KIND) if file else None
     for name, which in {"labels": "", "columns": "table", "index": "table", "top": "counts"}.items():
-        if getattr(command, name) is not None and (file is None or which not in ("", file.KIND)):
+        if getattr(command, name) is not None and (file is None or which not in ("", kind)):
             wanted = "counts, --data FILE.h5ad|.npz" if which == "counts" else "a table, --data FILE.csv|.tsv|.parquet"
             raise UsageError(f"--{name} is for {wanted}, got --data {command.data}")
     validated = command.validation or (file and command.validation is None)
@@ -149,9 +152,8 @@ def fit(command: Fit) -> None:
         data = runs.load_data(card, program.observation.sampler)
     elif (file := files.of_name(command.data)) is not None:
         sizes["validation"] = command.validation
-        asked: dict[str, Any] = {"counts": {"top": command.top}}.get(file.KIND, {})
-        if file.KIND == "table":
-            asked = {"columns": command.columns, "index": command.index}
+        of_columns = {"columns": command.columns, "index": command.index}
+        asked = {"table": of_columns, "parquet": of_columns, "counts": {"top": command.top}, "rows": {}}[file.KIND]
         card = file.make_card(
             command.data, labels=command.labels, n=command.n, seed=runs.DATA_SEED, plugins=plugins, **asked, **sizes
         )
@@ -179,6 +181,7 @@ def fit(command: Fit) -> None:
     from inference.fitting.sources import stored
     from inference.fitting.trainer import scheduled
 
+    callbacks = trackers(command.track, command.out)
     key = jax.random.key(command.seed)
     with usage():
         make_loss(program, command.objective, command.train_particles, command.sleep, scheduled(program, None))
@@ -194,6 +197,6 @@ def fit(command: Fit) -> None:
             objective=command.objective, particles=command.train_particles, sleep=command.sleep,
             validation=data.validation, validate_every=command.validate_every, patience=command.patience,
             out=command.out, card=card, checkpoint_every=command.checkpoint_every,
-            progress=not command.evaluation.quiet,
+            progress=not command.evaluation.quiet, callbacks=callbacks,
         )  # fmt: skip
         runs.finish(fitted, data, command.evaluation)

@@ -30,11 +30,6 @@ def is_rows(name: str | None) -> bool:
     return name is not None and (Path(name).suffix.lower() == ".npy" or Path(name).expanduser().is_dir())
 
 
-def is_rows_card(card: Mapping[str, Any]) -> bool:
-    """Whether a data card is that of arrays in .npy files."""
-    return card.get("kind") == KIND
-
-
 def make_card(
     path: str, *, labels: str | None, n: int | None, validation: int | None, test_n: int, seed: int,
     plugins: Sequence[Mapping[str, str]] = (),

@@ -251,6 +251,12 @@ def scores_columns(spec: Any) -> bool:
 
 def fitted_to(spec: Any, card: Mapping[str, Any]) -> Any:
     """Return the spec of a table with the columns of a file; a usage error for a spec of other data."""
+    check_scores_columns(spec, card)
+    return with_columns(spec, opened(card)[0].columns)
+
+
+def check_scores_columns(spec: Any, card: Mapping[str, Any]) -> None:
+    """Raise :class:`UsageError` for a spec that is not one of a table."""
     from ppl_models.program import families
 
     if not scores_columns(spec):
@@ -259,9 +265,12 @@ def fitted_to(spec: Any, card: Mapping[str, Any]) -> Any:
             f"{card['name']!r} is a table, {type(spec).__name__} with these settings scores no columns; "
             f"fit one of {', '.join(able)}, or a spec with a likelihood of kind 'columns'"
         )
-    columns = opened(card)[0].columns
+
+
+def with_columns(spec: Any, columns: Sequence[Column]) -> Any:
+    """Return the spec of a table with these columns."""
     with usage():
-        likelihood = dataclasses.replace(spec.likelihood, columns=columns)
+        likelihood = dataclasses.replace(spec.likelihood, columns=tuple(columns))
         return dataclasses.replace(spec, likelihood=likelihood, shape=(len(columns),))
 
 

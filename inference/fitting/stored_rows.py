@@ -6,7 +6,8 @@ what a caller would have passed as data in memory; :func:`inference.fitting.stor
 
 from __future__ import annotations
 
-import mmap
+import copy
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -18,10 +19,6 @@ import numpy as np
 
 from ppl_models.program import Program, leaves, numbers, zeros
 
-RESIDENT = 2**28
-"""Bytes of a mapped file that may count as resident before its pages are given back to the system's cache."""
-_FAULT = 2**16
-"""Bytes that Linux maps round a row when it is touched, at most."""
 IN_MEMORY = 2**28
 """Numbers (1 GiB of float32) up to which a Hugging Face set is read into memory as a whole: that is faster."""
 PARQUET = (".parquet", ".pq")
@@ -40,11 +37,49 @@ class Rows(Protocol):
     def read(self, index: np.ndarray) -> Any: ...
 
 
-class MappedRows:
-    """Arrays (n, *shape) in memory maps, one a leaf of a datum or several one after another (shards).
+class ArrayFile:
+    """An array (n, *shape) in a file, row after row from byte ``offset`` on.
 
-    ``arrays``  a pytree with lists of maps for leaves.  A map's pages are dropped from the process after about
-    256 MiB of them (they stay in the system's cache), so that resident memory does not grow with what was read.
+    Rows are read (``pread``), not mapped: mapped pages count as resident memory, each first touch of one reads far
+    around it, and waits with the interpreter's lock held.
+    """
+
+    def __init__(self, path: str | Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.path, self.offset, self.shape, self.dtype = str(path), offset, shape, dtype
+        self.file = open(path, "rb", buffering=0)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read(self, index: np.ndarray) -> np.ndarray:
+        """The rows of ``index``; raises ``ValueError`` where the file ends before one."""
+        out = np.empty((len(index), *self.shape[1:]), self.dtype)
+        if not out.nbytes:
+            return out
+        each, view = out.nbytes // len(index), memoryview(out.reshape(-1).view(np.uint8))
+        if len(index) > 1 and index[-1] - index[0] == len(index) - 1 and (np.diff(index) == 1).all():
+            self._fill(view, self.offset + int(index[0]) * each)
+        else:
+            for i, row in enumerate(index.tolist()):
+                self._fill(view[i * each : (i + 1) * each], self.offset + row * each)
+        return out
+
+    def _fill(self, view: memoryview, at: int) -> None:
+        while view:
+            if hasattr(os, "preadv"):
+                count = os.preadv(self.file.fileno(), [view], at)
+            else:
+                self.file.seek(at)
+                count = self.file.readinto(view)
+            if not count:
+                raise ValueError(f"{self.path} ends at byte {at}: it has been cut since it was opened; restore it")
+            view, at = view[count:], at + count
+
+
+class FileRows:
+    """Arrays (n, *shape) in files, one a leaf of a datum or several one after another (shards).
+
+    ``arrays``  a pytree with lists of :class:`ArrayFile` or arrays for leaves.
     """
 
     blocks = None
@@ -59,9 +94,6 @@ class MappedRows:
             if len(kinds := {(part.dtype.str, part.shape[1:]) for part in parts}) > 1:
                 raise ValueError(f"{name}: the shards differ in dtype or shape of a row: {sorted(map(str, kinds))}")
         self._size = sizes[0]
-        self._maps = {id(m): m for parts in shards for part in parts if (m := _map_of(part)) is not None}
-        widest = sum(part[0].nbytes + _FAULT for part, *_ in shards)
-        self._most, self._touched = max(1, RESIDENT // widest), 0
 
     def __len__(self) -> int:
         return self._size
@@ -70,37 +102,40 @@ class MappedRows:
         return self.read(np.arange(1))
 
     def read(self, index: np.ndarray) -> Any:
-        found = jax.tree.map(lambda parts: _gather(parts, index), self.arrays, is_leaf=_is_shards)
-        self._touched += len(index)
-        if self._touched > self._most:
-            self._touched = 0
-            for mapped in self._maps.values():
-                mapped.madvise(mmap.MADV_DONTNEED)
-        return found
+        return jax.tree.map(lambda parts: _gather(parts, index), self.arrays, is_leaf=_is_shards)
 
 
 def _is_shards(node: Any) -> bool:
     return isinstance(node, list)
 
 
-def _map_of(array: Any) -> mmap.mmap | None:
-    while isinstance(array, np.ndarray):
-        array = array.base
-    readable = isinstance(array, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED")
-    return array if readable else None
-
-
-def _gather(parts: Sequence[np.ndarray], index: np.ndarray) -> np.ndarray:
+def _gather(parts: Sequence[Any], index: np.ndarray) -> np.ndarray:
     """Rows of shards one after another, in memory."""
     if len(parts) == 1:
-        return np.asarray(parts[0][index])
+        return _rows(parts[0], index)
     ends = np.cumsum([len(part) for part in parts])
     shard = np.searchsorted(ends, index, side="right")
     out = np.empty((len(index), *parts[0].shape[1:]), parts[0].dtype)
     for i in np.unique(shard):
         mine = np.flatnonzero(shard == i)
-        out[mine] = parts[i][index[mine] - (ends[i] - len(parts[i]))]
+        out[mine] = _rows(parts[i], index[mine] - (ends[i] - len(parts[i])))
     return out
+
+
+def _rows(part: Any, index: np.ndarray) -> np.ndarray:
+    return part.read(index) if isinstance(part, ArrayFile) else np.asarray(part[index])
+
+
+def _unmapped(array: Any) -> Any:
+    """The file behind a memory map, or behind a part of it that lies in one piece; other arrays as they are."""
+    root = array
+    while isinstance(root, np.ndarray) and isinstance(root.base, np.ndarray):
+        root = root.base
+    known = isinstance(array, np.memmap) and isinstance(root, np.memmap) and root.filename and root.mode != "c"
+    if not known or not array.flags.c_contiguous or array.ndim == 0:
+        return array
+    at = array.__array_interface__["data"][0] - root.__array_interface__["data"][0]
+    return ArrayFile(root.filename, root.offset + at, array.shape, array.dtype)
 
 
 class ParquetRows:
@@ -121,6 +156,13 @@ class ParquetRows:
             raise ValueError(f"{path}: the files differ in their columns: {sorted(names)[:2]}")
         self.groups = [(file, group) for file in self.files for group in range(file.metadata.num_row_groups)]
 
+    def only(self, groups: Sequence[int], columns: Sequence[str] = ()) -> ParquetRows:
+        """Some of the row groups, in this order, and columns."""
+        found = copy.copy(self)
+        found.groups, found.columns = [self.groups[i] for i in groups], list(columns) or self.columns
+        found.__dict__.pop("blocks", None)
+        return found
+
     @cached_property
     def blocks(self) -> np.ndarray:
         """Rows of each row group."""
@@ -131,7 +173,8 @@ class ParquetRows:
 
     def head(self) -> Any:
         """The first two rows, a DataFrame."""
-        return next(self.files[0].iter_batches(batch_size=2, columns=self.columns)).to_pandas()
+        file, group = self.groups[0]
+        return next(file.iter_batches(batch_size=2, row_groups=[group], columns=self.columns)).to_pandas()
 
     def read(self, index: np.ndarray) -> Any:
         """The row groups of ``index``, one after another, a DataFrame."""
@@ -220,7 +263,7 @@ def on_disk(program: Program, data: Any) -> Rows | None:
         return HubRows(data, program) if len(data) * numbers(program.shape) > IN_MEMORY else None
     arrays = jax.tree.leaves(data)
     if any(isinstance(leaf, np.memmap) for leaf in arrays):
-        return MappedRows("the memory map", jax.tree.map(lambda leaf: [leaf], data))
+        return FileRows("the memory map", jax.tree.map(lambda leaf: [_unmapped(leaf)], data))
     return None
 
 
@@ -237,7 +280,7 @@ def open_rows(path: str | Path, shape: Any = (), columns: Sequence[str] = ()) ->
     place = Path(path).expanduser()
     parquet = place.suffix.lower() in PARQUET
     if place.is_file() and (parquet or place.suffix.lower() == ".npy"):
-        return ParquetRows(place, columns) if parquet else MappedRows(str(path), [_mapped(place)])
+        return ParquetRows(place, columns) if parquet else FileRows(str(path), [_array_file(place)])
     expected = "a .npy file, a .parquet file, or a folder of either"
     if not place.is_dir():
         what = "is neither" if place.exists() else "does not exist; expected"
@@ -246,24 +289,29 @@ def open_rows(path: str | Path, shape: Any = (), columns: Sequence[str] = ()) ->
         return ParquetRows(place, columns)
     names = list(leaves(shape))
     if names == [""]:
-        arrays = [_mapped(file) for file in _sorted(place, ".npy")]
+        arrays = [_array_file(file) for file in _sorted(place, ".npy")]
         if not arrays:
             raise ValueError(f"the folder {str(path)!r} holds no .npy and no .parquet file; expected {expected}")
-        return MappedRows(str(path), arrays)
+        return FileRows(str(path), arrays)
     found = {}
     for name in names:
         shards = _sorted(place / name, ".npy") if (place / name).is_dir() else [place / f"{name}.npy"]
         if not shards or not shards[0].is_file():
             raise ValueError(f"the folder {str(path)!r} lacks {name}.npy or {name}/*.npy; expected {', '.join(names)}")
-        found[name] = [_mapped(file) for file in shards]
-    return MappedRows(str(path), jax.tree.unflatten(jax.tree.structure(zeros(shape)), list(found.values())))
+        found[name] = [_array_file(file) for file in shards]
+    return FileRows(str(path), jax.tree.unflatten(jax.tree.structure(zeros(shape)), list(found.values())))
 
 
-def _mapped(file: Path) -> np.ndarray:
+def _array_file(file: Path) -> ArrayFile:
+    """A .npy file, its header checked against its size."""
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
+        mapped = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{file} cannot be mapped ({error}); write it with numpy.save, plain numbers") from error
+        raise ValueError(f"{file} cannot be read ({error}); write it with numpy.save, plain numbers") from error
+    found = _unmapped(mapped)
+    if not isinstance(found, ArrayFile):
+        raise ValueError(f"{file} is not in C order; write it with numpy.save(FILE, numpy.ascontiguousarray(x))")
+    return found
 
 
 def _sorted(folder: Path, *suffixes: str) -> list[Path]:

@@ -21,9 +21,10 @@ class TensorBoard(Watcher):
     """Scalars for ``tensorboard --logdir FOLDER``, by ``tensorboardX``: extra ``tensorboard``."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.writer = _module("tensorboardX", "tensorboard").SummaryWriter(str(folder))
+        self.module, self.folder = _module("tensorboardX", "tensorboard"), str(folder)
 
     def begin(self, facts: Mapping[str, Any]) -> None:
+        self.writer = self.module.SummaryWriter(self.folder)  # not before: a run folder starts empty
         self.writer.add_text("fit", "    " + json.dumps(facts, indent=2, default=str).replace("\n", "\n    "))
 
     def report(self, step: int, figures: Mapping[str, float]) -> None:

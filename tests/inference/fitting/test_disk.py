@@ -11,7 +11,7 @@ from inference.fitting import checkpoint, fit, resume, stored_rows
 from inference.fitting.disk import DiskSource
 from inference.fitting.order import Order
 from inference.fitting.sources import ArraySource, as_source
-from inference.fitting.stored_rows import HubRows, open_rows
+from inference.fitting.stored_rows import ArrayFile, HubRows, open_rows
 from ppl_models.program import resolve, rows, take
 from tests.toy import PPCA, register_toy, toy_data
 
@@ -62,6 +62,25 @@ def test_a_fit_to_a_file_is_that_to_its_array_also_resumed_within_an_epoch(progr
     checkpoint.checkpoints(cut / "checkpoint")[-1].unlink()
     with pytest.raises(ValueError, match="has 255 rows, the run was fitted to 256"):
         resume(cut, file, progress=False)
+
+
+def test_maps_and_their_parts_are_read_from_their_file(x, file, program):
+    mapped = np.load(file, mmap_mode="r")
+    index = np.asarray([5, 0, 6, 7])
+    for part in (mapped, mapped[3:200], mapped[3:200][10:]):
+        rows = as_source(part, program, 8, KEY).rows
+        assert isinstance(rows.arrays[0], ArrayFile) and len(rows) == len(part)
+        np.testing.assert_array_equal(rows.read(index), part[index])
+        np.testing.assert_array_equal(rows.read(np.arange(5, 20)), part[5:20])
+    every = as_source(mapped[::2], program, 8, KEY).rows  # not in one piece: stays a map
+    np.testing.assert_array_equal(every.read(index), mapped[::2][index])
+    private = np.load(file, mmap_mode="c")
+    private[5] = 7.0
+    assert (as_source(private, program, 8, KEY).rows.read(index)[0] == 7.0).all()
+    source = as_source(file, program, 8, KEY)
+    np.save(file, x[:9])
+    with pytest.raises(ValueError, match="has been cut since it was opened"):
+        source.rows.read(np.asarray([200]))
 
 
 def test_shards_and_arrays_by_name_are_read_as_one(program, x, tmp_path):
@@ -175,9 +194,11 @@ def test_bad_rows_are_refused_by_name_at_once_or_when_they_are_read(program, x, 
     np.save(tmp_path / "wide.npy", np.zeros((9, 7)))
     refused(tmp_path / "wide.npy", r"wide.npy, its first rows: data has shape \(1, 7\), this program expects \(n, 4\)")
     np.save(tmp_path / "objects.npy", np.asarray([None, "a"]), allow_pickle=True)
-    refused(tmp_path / "objects.npy", "objects.npy cannot be mapped")
+    refused(tmp_path / "objects.npy", "objects.npy cannot be read")
     (tmp_path / "torn.npy").write_bytes(file.read_bytes()[:-10])
-    refused(tmp_path / "torn.npy", "torn.npy cannot be mapped")
+    refused(tmp_path / "torn.npy", "torn.npy cannot be read")
+    np.save(tmp_path / "fortran.npy", np.asfortranarray(x))
+    refused(tmp_path / "fortran.npy", "fortran.npy is not in C order")
     (tmp_path / "shards").mkdir()
     np.save(tmp_path / "shards" / "0.npy", x)
     np.save(tmp_path / "shards" / "1.npy", x.astype(np.float64))
