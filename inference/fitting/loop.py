@@ -131,9 +131,9 @@ class Loop:
                 if interrupt.asked:
                     found = self._finish(state, at, "interrupted")
                     raise FitInterrupted(f"stopped at step {at} of {self.steps}", found)
+            if int(state.skipped) >= at:
+                raise FloatingPointError(f"all {at} updates had a non-finite loss or gradient; {_REMEDY}")
         stopped = "steps" if at >= self.steps else "callback" if self.stop else "patience"
-        if int(state.skipped) >= at:
-            raise FloatingPointError(f"all {at} updates had a non-finite loss or gradient; {_REMEDY}")
         return self._finish(state, at, stopped)
 
     def _validate_start(self, state: State) -> None:
