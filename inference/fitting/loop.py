@@ -108,7 +108,8 @@ class Loop:
             self.steps, "fit", unit="steps", show=self.show, start=at, each=(self.trainer.source.batch_size, "data")
         )  # fmt: skip
         with _Interrupt() as interrupt, bar as shown, self.watchers as watchers:
-            watchers.begin({"spec": _spec(self.program.spec), "card": self.card, **_public(arguments), "step": at})
+            if watchers.all:
+                watchers.begin(_facts(self.program, self.card, arguments, at))
             patience = arguments["patience"] or np.inf
             while at < self.steps and self.bad_validations < patience and not self.stop:
                 for event in events.get(at, ()):
@@ -255,17 +256,15 @@ class Loop:
         return Fit(self.program, params, use["mutable"], self.history.frame(), info, path, self.card)
 
 
-def _spec(spec: Any) -> Any:
-    """A spec as its JSON says it; of a family that is not registered, its text."""
+def _facts(program: Program, card: dict[str, Any], arguments: dict[str, Any], step: int) -> dict[str, Any]:
+    """A fit for its callbacks: the spec as its JSON says it (of a family that is not registered, its text), the card,
+    the arguments without the random key, which reads like another kind of key, and the step."""
     try:
-        return json.loads(spec_to_json(spec))
+        spec = json.loads(spec_to_json(program.spec))
     except ValueError:
-        return repr(spec)
-
-
-def _public(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a fit for its callbacks: without the random key, which reads like another kind of key."""
-    return {name: value for name, value in arguments.items() if name != "key"}
+        spec = repr(program.spec)
+    public = {name: value for name, value in arguments.items() if name != "key"}
+    return {"spec": spec, "card": card, **public, "step": step}
 
 
 def _events(program: Program, steps: int) -> dict[int, list[Event]]:

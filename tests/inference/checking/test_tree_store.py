@@ -67,7 +67,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("after", [0, 2, 4, 6, 7, 8])
+@pytest.mark.parametrize("after", [0, 4, 7])
 def test_one_that_was_stopped_is_readable_and_goes_on(form, x, factors, whole, tmp_path, monkeypatch, after):
     put, note, calls = ZarrTree.put, ZarrTree._note, []
 
