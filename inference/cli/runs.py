@@ -48,13 +48,29 @@ Sampler = Callable[[Any, int], Any]
 
 @dataclass(frozen=True)
 class Data:
-    """The stored data of a run: what it is fitted to (an array, or a :data:`Sampler`), validated on, evaluated on."""
+    """The stored data of a run: what it is fitted to (an array, or a :data:`Sampler`), validated on, evaluated on.
+
+    ``stream``  rows on disk that it is fitted to; ``train`` are then some of them, for baselines.
+    """
 
     train: Any
     validation: Any
     test: Any
     factors: Mapping[str, np.ndarray]
     names: Any = None
+    stream: Any = None
+
+    @property
+    def fitted_to(self) -> Any:
+        """What a fit is given."""
+        return self.train if self.stream is None else self.stream
+
+    @property
+    def size(self) -> int:
+        """Number of data to fit to."""
+        from ppl_models.program import rows
+
+        return rows(self.train) if self.stream is None else len(self.stream)
 
 
 @dataclass(frozen=True)
@@ -156,7 +172,7 @@ def load_data(
 
     if (kind := files.of_card(card)) is not None:
         found = kind.load(card, columns, test_n=test_n)
-        return Data(found.train, found.validation, found.test, found.factors, found.names)
+        return Data(found.train, found.validation, found.test, found.factors, found.names, found.stream)
     if card["name"] == OWN:
         test, factors = load_test(card, sampler, test_n=test_n)
         own = checked_sampler(sampler)
@@ -196,7 +212,7 @@ def checked_sampler(sampler: Sampler | None) -> Sampler:
 
 def fitted_to(spec: Any, card: Mapping[str, Any]) -> Any:
     """Return the spec with the shape and grey levels of the data, or its columns, and say in one line what changed."""
-    if (kind := files.of_card(card)) is not None:
+    if (kind := files.of_card(card)) is not None and kind.COLUMNS:
         return kind.fitted_to(spec, card)
     if (other := files.wanted_by(spec)) is not None:
         raise UsageError(f"{card['name']!r} is no data for {type(spec).__name__}, which scores {other}")
@@ -369,7 +385,7 @@ def resumable(folder: Path) -> Iterator[None]:
 def finish(fitted: Any, data: Data, options: Evaluation) -> None:
     """Evaluate a fit unless told not to, and print what came of it."""
     folder = shell(fitted.folder)
-    if (kind := files.of_card(fitted.card)) is not None:
+    if (kind := files.of_card(fitted.card)) is not None and kind.COLUMNS:
         kind.write_columns(fitted.card, fitted.folder)
     if options.no_evaluate:
         print(fit_line(fitted))
@@ -380,5 +396,5 @@ def finish(fitted: Any, data: Data, options: Evaluation) -> None:
         refine=options.refine, calibration=options.calibration,
     )  # fmt: skip
     summarise(fitted, found)
-    use = "sample {0}" if kind is None else f"assign {{0}}; ppl-models {kind.NEXT} {{0}}"
+    use = "sample {0}" if kind is None or not kind.COLUMNS else f"assign {{0}}; ppl-models {kind.NEXT} {{0}}"
     print(f"next: ppl-models {use.format(folder)}; ppl-models compare {folder} OTHER")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from inference.fitting.arguments import check_arguments, check_dispatch, plain, same_run
+from inference.fitting.callbacks import Watchers
 from inference.fitting.fitted import Fit
 from inference.fitting.folder import RunFolder, versions
 from inference.fitting.loop import Loop
@@ -45,13 +46,15 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     steps_per_dispatch: int | str = "auto",
+    callbacks: Sequence[Any] = (),
 ) -> Fit:
     """Maximise the ELBO of ``program`` on ``data``, or a tighter bound, and return the fitted program.
 
     ``data``           stored data (n, *shape), kept as stored on the device, a dict (tuple, dataclass) of arrays where
                        the program's datum is one; or what the program can read, such as a DataFrame; or a Hugging Face
                        data set with such columns; or a sampler ``(key, n) -> batch``; or a grain dataset of single
-                       records.
+                       records.  Data that stay on disk: memory maps (``numpy.load(FILE, mmap_mode="r")``), or the path
+                       of a .npy file, a .parquet file, or a folder of either (:mod:`inference.fitting.stored_rows`).
     ``learning_rate``  Adam's rate, a number (default 1e-3) or an optax schedule; ``optimizer`` replaces Adam.
     ``clip``           largest global gradient norm, in nats per datum.
     ``weights``        numbers or schedules of the step by name: a site (its log-likelihood or KL), a knob of the
@@ -76,11 +79,15 @@ def fit(
     ``out``            run folder: spec.json, run.json, history.csv as it goes, checkpoint/ every ``checkpoint_every``
                        steps.  With ``resume=True`` and the same arguments the run there continues exactly; a killed
                        run ends with the parameters that it would have had.
+    ``callbacks``      functions ``(step, figures)`` that are told every row of the history and may end the fit by
+                       returning ``True``, or :class:`inference.fitting.callbacks.Watcher`: the trackers of
+                       :mod:`inference.fitting.trackers`, a live plot.  One that fails is warned about, once.
     ``card``           a few facts about the data (name, split, seed), kept in run.json.
 
     Updates with a non-finite loss or gradient are skipped, counted in the history and in ``info["skipped"]``, and
     warned about; 50 in a row raise ``FloatingPointError`` with the last good state on disk.  Ctrl-C ends the current
-    step, writes a checkpoint and raises ``KeyboardInterrupt``.  Bad arguments raise ``ValueError`` before any work.
+    step, writes a checkpoint and raises ``FitInterrupted``, a ``KeyboardInterrupt`` whose ``fit`` is what was fitted
+    until then.  Bad arguments raise ``ValueError`` before any work.
     Same key, same machine, same arguments: the same parameters, bit for bit.
     """
     validate_every = validate_every or max(1, steps // 20) if isinstance(steps, int) and steps > 0 else validate_every
@@ -90,6 +97,7 @@ def fit(
     check_dispatch(steps_per_dispatch)
     rules = scheduled(program, weights)
     chosen = make_optimizer(learning_rate, optimizer, clip)
+    watchers = Watchers(callbacks)
     loss = make_loss(program, objective, particles, sleep, rules)
     data_key, train_key, validation_key = jax.random.split(key, 3)
     source = as_source(data, program, batch_size, data_key)
@@ -113,12 +121,14 @@ def fit(
     elif resume:
         raise ValueError("resume=True needs out=, the folder of the run to continue")
     trainer = Trainer(program, source, chosen, rules, average, loss)
-    loop = Loop(trainer, folder, held_out, validation_key, arguments, dict(card or {}), progress)
+    loop = Loop(trainer, folder, held_out, validation_key, arguments, dict(card or {}), progress, watchers)
     return loop.run(train_key, resume)
 
 
 def resume(folder: str | Path, data: Any, *, validation: Any = None, progress: bool = True, **changes: Any) -> Fit:
     """Continue the run of a folder with the arguments it was started with; ``changes`` may raise ``steps``.
+
+    ``callbacks`` of the run are passed again among the ``changes``.
 
     Schedules and optimisers are functions, which run.json records by name only: pass them again.
     """
