@@ -60,7 +60,9 @@ def posterior(
     ========================  ================================================  ======================================
     ``posterior``             latent and deterministic sites                    chain=1, draw, datum, unit_<site>
     ``sample_stats``          ``log_joint`` log p(x, z), ``log_q`` log q(z|x),  chain, draw, datum
-                              ``log_weight`` their difference; nats
+                              ``log_weight`` their difference;
+                              ``rate_<site>`` log q - log p of one latent
+                              site, whose mean over draws is its KL; nats
     ``log_likelihood``        log p(x | z) of each observed site; nats          chain, draw, datum
     ``posterior_predictive``  ``x`` sampled from p(x | z), noise included, for  chain, draw, datum, x_dim_0, ...
                               the first ``predictive_draws`` draws of z (default 10)
@@ -109,7 +111,7 @@ def posterior(
     seen = {name or "x": leaf for name, leaf in named_leaves(prepared).items()}
     groups = {
         "posterior": _dataset(sites, _unit),
-        "sample_stats": _dataset({name: drawn[name] for name in ("log_joint", "log_q", "log_weight")}, _unit),
+        "sample_stats": _dataset({n: drawn[n] for n in ("log_joint", "log_q", "log_weight")} | drawn["rates"], _unit),
         "log_likelihood": _dataset(drawn["log_lik"], _unit),
         "reconstruction": _dataset(drawn["mean"], _dim, ("datum",)),
         "observed_data": _dataset(seen, _dim, ("datum",)),
@@ -228,6 +230,7 @@ def _posterior_pass(
                 "log_joint": prior + lik,
                 "log_q": q,
                 "log_weight": prior + lik - q,
+                "rates": {f"rate_{name}": found.log_q[name] - found.log_prior[name] for name in found.log_q},
             }
             return jax.tree.map(_single, kept), jax.tree.map(_single, found.mean)
 

@@ -1,8 +1,9 @@
 """Which levels of a hierarchy say nothing, read off the posterior draws.
 
 ``tree`` is the ArviZ DataTree of ``inference.posterior``; its ``posterior`` group holds ``z_<i>`` (chain, draw, datum,
-height, width, channel) and ``rate_z_<i>`` (chain, draw, datum).  Rates and active units of the single levels are lines
-of ``inference.diagnose`` for any program; here stands the verdict on the hierarchy.
+height, width, channel), its ``sample_stats`` ``rate_z_<i>`` (chain, draw, datum), log q - log p of the level's draw, in
+earlier files ``posterior`` did.  Rates and active units of the single levels are lines of ``inference.diagnose`` for
+any program; here stands the verdict on the hierarchy.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def levels(tree: Any, spec: HVAE) -> list[Level]:
     """Rate and active units of every level, top-down."""
     posterior, found = tree["posterior"], []
     for site, cell in zip(spec.latents, spec.decoder_cells, strict=True):
-        rates = np.asarray(posterior[f"rate_{site}"].values, float)
+        name = f"rate_{site}"
+        stated = tree["sample_stats"] if "sample_stats" in tree.children else {}
+        rates = np.asarray((stated if name in stated else posterior)[name].values, float)
         z = np.asarray(posterior[site].values)
         z = z.reshape(z.shape[0] * z.shape[1], z.shape[2], -1)  # (S, N, units)
         found.append(Level(site, float(rates.mean()), _active(z), z.shape[2], cell.res))
