@@ -3,8 +3,8 @@
 The preset ``hvae:mnist``: a dense ladder, the image as one position.  Stochastic binarisation (Burda, Grosse &
 Salakhutdinov 2016): a pixel is 1 with probability grey / 255, drawn anew at every training step; each test image is
 drawn once, by a hash of its grey levels.  59,000 images to fit, 1,000 to choose the step by; log p(x) of all 10,000
-test images by importance sampling, unrefined, and of the first 500 of them with ten times as many particles: with more,
-the estimate can only rise in expectation.  Beside it a mixture of Bernoullis fitted by EM to such draws, scored exactly.
+test images by importance sampling, unrefined, and of the first 500 of them with ten times as many particles: with
+more, the estimate can only rise in expectation.  Beside it a mixture of Bernoullis, fitted by EM to such draws.
 
 ``PPL_MODELS_DATA`` names the folder of mnist.npz.  A run that was killed goes on from its last checkpoint.
 """
