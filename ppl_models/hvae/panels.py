@@ -6,15 +6,13 @@ A ``fit`` is anything with ``model`` (the program's model with the trained weigh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
-from numpyro.handlers import seed, substitute, trace
+from jaxtyping import Float
 
+from ppl_models.hvae.use import shared as shared, truncated as truncated
 from ppl_models.program import Panel
 
 if TYPE_CHECKING:
@@ -102,45 +100,6 @@ def _draw_norms(spec: HVAE, norms: Float[np.ndarray, "n levels"]) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------- images
-def _expected(spec: HVAE, fit: Any, choose: Any, batch: int) -> Array:
-    """``E[x | z]`` (batch, *shape) with each level's z from ``choose(level, its prior given those above)``."""
-    order = {name: level for level, name in enumerate(spec.latents)}
-
-    def values(site: dict[str, Any]) -> Any:
-        return choose(order[site["name"]], site["fn"]) if site["name"] in order else None
-
-    model = seed(substitute(fit.model, substitute_fn=values), jax.random.key(0))  # the noise of x, unused
-    return trace(model).get_trace(size=batch)["x"]["fn"].mean
-
-
-def truncated(spec: HVAE, fit: Any, z: Mapping[str, Any], cuts: list[int]) -> Float[np.ndarray, "cuts n ..."]:
-    """``E[x | z]`` with the first ``cut`` levels of ``z`` as given and the others at their mean, for each cut."""
-    held = [jnp.asarray(z[name]) for name in spec.latents]
-
-    @jax.jit
-    @jax.vmap
-    def images(cut: Array) -> Array:
-        return _expected(spec, fit, lambda level, p: jnp.where(level < cut, held[level], p.mean), len(held[0]))
-
-    return np.asarray(images(jnp.asarray(cuts)))
-
-
-def shared(spec: HVAE, fit: Any, cuts: list[int], n: int, *, key: Key[Array, ""]) -> Float[np.ndarray, "cuts n ..."]:
-    """``E[x | z]`` of prior draws of which, in row ``cut``, all ``n`` share the first ``cut`` levels."""
-
-    @jax.jit
-    @jax.vmap
-    def images(cut: Array) -> Array:
-        def choose(level: int, prior: Any) -> Array:
-            noise = jax.random.normal(jax.random.fold_in(key, level), prior.shape())
-            noise = jnp.where(level < cut, noise[:1], noise)
-            return prior.mean + jnp.sqrt(prior.variance) * noise
-
-        return _expected(spec, fit, choose, n)
-
-    return np.asarray(images(jnp.asarray(cuts)))
-
-
 def _draw_truncated(spec: HVAE, fit: Any, tree: Any, cuts: list[int]) -> Any:
     data = np.asarray(tree["observed_data"]["x"].values)[:COLUMNS]
     z = {name: tree["posterior"][name].values[0, 0, :COLUMNS] for name in spec.latents}
