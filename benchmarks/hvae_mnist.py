@@ -87,11 +87,11 @@ def run(quick: bool) -> Iterator[Claim]:
         "rates": {n: float(fitted.history[f"kl/{n}"].iloc[-1]) for n in fitted.program.latents},
     }  # fmt: skip
     yield Claim(
-        "evidence", f"binary MNIST, {len(log_px):,} test images, one core for half an hour: -log p(x), {draws} particles",
+        "evidence", f"binary MNIST, {len(log_px):,} test images, half an hour on a core: -log p(x), {draws} particles",
         -log_px.mean(), "nats", target="" if quick else "<= 88", seeds=(SEED,), detail=detail,
         reference="86.76 and 85.33: one and two stochastic levels, 3,280 epochs, 5,000 particles (Burda et al. 2016, "
         "table 1, VAE); 81.74: five levels, 2,000 epochs (Sonderby et al. 2016)",
-        if_missed="half an hour of one core is some seventy epochs of a network of this size; the references took thousands",
+        if_missed="half an hour of one core is some seventy epochs of such a network; the references took thousands",
     )  # fmt: skip
     finer = evidence(
         fitted, x["test"][:first], particles=more, key=jax.random.key(10), refine="none", progress=not quick
