@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from ppl_models.hvae.spec import HVAE
 
 ROWS, COLUMNS = 10, 12
+NAMED = 16
+"""Levels up to which each is named by its resolution and step; beyond, by its number."""
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")  # told apart by everyone
 
 
@@ -91,8 +93,16 @@ def _draw_norms(spec: HVAE, norms: Float[np.ndarray, "n levels"]) -> Any:
         at = np.flatnonzero(resolutions == res)
         axes.errorbar(at, middle[at], (middle[at] - low[at], high[at] - middle[at]), fmt="o-", color=colour, capsize=2,
                       label=f"{res}x{res}")  # fmt: skip
-    axes.locator_params(axis="x", integer=True)
-    axes.set(xlabel="level", ylabel="root mean square of the state", ylim=(0, None))
+    if len(resolutions) <= NAMED:
+        steps = [int((resolutions[:i] == res).sum()) for i, res in enumerate(resolutions)]
+        axes.set_xticks(
+            range(len(steps)), [f"{res}x{res}\n{i}" for res, i in zip(resolutions, steps, strict=True)], fontsize=8
+        )
+        axes.set_xlabel("resolution, and step there")
+    else:
+        axes.locator_params(axis="x", integer=True)
+        axes.set_xlabel("level")
+    axes.set(ylabel="root mean square of the state", ylim=(0, None))
     axes.set_title("state after each level", fontsize=10, loc="left")
     axes.legend(fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
