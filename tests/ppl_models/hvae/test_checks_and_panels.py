@@ -75,7 +75,9 @@ def test_levels_are_named_by_resolution_and_step():
     spec = HVAE(enc="4x1,4d4,1x1", dec="1x1,4m1,4x1", shape=(4, 4), levels=17, width=8, zdim=2)
     dims = ("chain", "draw", "datum")
     sides = (1, 4, 4)
-    z = {f"z_{i:02d}": ((*dims, "a", "b", "c"), np.zeros((1, 4, 3, s, s, 2))) for i, s in enumerate(sides)}
+    z = {
+        f"z_{i:02d}": ((*dims, *(f"{i}{c}" for c in "abc")), np.zeros((1, 4, 3, s, s, 2))) for i, s in enumerate(sides)
+    }
     norm = {"state_norm": ((*dims, "unit"), np.broadcast_to([1.0, 2.0, 4.0], (1, 4, 3, 3)))}
     stats = {f"rate_z_{i:02d}": (dims, np.full((1, 4, 3), 0.5 * i)) for i in range(3)}
     groups = {"posterior": xarray.Dataset(z | norm), "sample_stats": xarray.Dataset(stats)}
