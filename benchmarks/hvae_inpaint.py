@@ -128,6 +128,7 @@ def run(quick: bool) -> Iterator[Claim]:
         "coverage", f"digits, half of the pixels missing: {INTERVAL:.0%} intervals of these {len(wanted):,} cover",
         100 * share["hierarchy"].mean(), "%", target="" if quick else "85 to 95", seeds=(0,),
         reference=f"exact Gaussian conditional: {100 * share['gaussian'].mean():.1f} %", detail={**detail, **weights},
+        if_missed="few draws carry the images whose k-hat exceeds 0.7: their intervals come out too narrow",
     )  # fmt: skip
     yield Claim(
         "khat", "the same: images whose k-hat exceeds 0.7 after refinement", 100 * weights["khat_above_0.7"], "%",
@@ -143,4 +144,5 @@ def run(quick: bool) -> Iterator[Claim]:
         gained.mean(), "levels", target="" if quick else "> 0", seeds=(0,),
         reference=f"s.e. over images {gained.std(ddof=1) / np.sqrt(n):.3f}; Gaussian {by_image[0].mean():.3f}",
         detail={"ridge": ridge, **detail},
+        if_missed="1,350 images hold the covariances of 64 pixels better than the networks of a hierarchy",
     )  # fmt: skip
