@@ -29,8 +29,6 @@ PARTICLES, LEVELS, LATENT = 4096, 4, 3
 EXACT, SPOILT, WRONG = 0.0, 0.1, -0.6
 DRAWS, STEPS = 20, 3_000
 _MISSED = "a bound misses by b nats with a probability of at most e^-b, and stuck chains say less of their error"
-    "a bound misses by b nats with a probability of at most e^-b, and chains that are stuck say less of their error"
-)
 
 
 def measure(spoil: float, data: int, seed: int) -> dict[str, np.ndarray]:
