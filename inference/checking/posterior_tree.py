@@ -49,7 +49,9 @@ def posterior(
     ========================  ================================================  ======================================
     ``posterior``             latent and deterministic sites                    chain=1, draw, datum, unit_<site>
     ``sample_stats``          ``log_joint`` log p(x, z), ``log_q`` log q(z|x),  chain, draw, datum
-                              ``log_weight`` their difference; nats
+                              ``log_weight`` their difference;
+                              ``rate_<site>`` log q - log p of one latent
+                              site, whose mean over draws is its KL; nats
     ``log_likelihood``        log p(x | z) of each observed site; nats          chain, draw, datum
     ``posterior_predictive``  ``x`` sampled from p(x | z), noise included, for  chain, draw, datum, x_dim_0, ...
                               the first ``predictive_draws`` draws of z (default 10)
@@ -115,7 +117,7 @@ def posterior(
         target.latents[:] = found["latents"]
         sites = {**found["latents"], **found["deterministic"]}
         seen = {name or "x": leaf for name, leaf in named_leaves(found["x"]).items()}
-        densities = {name: found[name] for name in ("log_joint", "log_q", "log_weight")}
+        densities = {name: found[name] for name in ("log_joint", "log_q", "log_weight")} | found["rates"]
         groups = {
             "posterior": _samples(sites, _unit),
             "sample_stats": _samples(densities, _unit),

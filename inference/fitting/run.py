@@ -60,7 +60,9 @@ def fit(
     ``weights``        numbers or schedules of the step by name: a site (its log-likelihood or KL), a knob of the
                        program, or ``"kl"`` for all latents; for example ``{"kl": optax.linear_schedule(0, 1, 500)}``.
                        ``"free_bits"``: nats a datum of each latent site's KL that cost nothing, max(KL_l, free) in its
-                       place (Kingma et al. 2016, arXiv 1606.04934, eq. 15), so that no level is priced out early on.
+                       place (Kingma et al. 2016, arXiv 1606.04934, eq. 15), so that no level is priced out early on;
+                       ``"free_bits/SITE"`` those of one.  ``"balance"``: share, a schedule that ends at 0, by which the
+                       KLs are priced in proportion to themselves, a site that says little pays little (``fused_elbo``).
     ``objective``      what is maximised: ``"elbo"``; ``"iwae"``, the importance-weighted bound E log (1/K) sum_k w_k,
                        w = p(x, z) / q(z | x), of K = ``particles`` draws a datum, 8 unless said (Burda, Grosse &
                        Salakhutdinov 2016, eq. 8); ``"dreg"``, the same bound by doubly reparameterised gradients, whose

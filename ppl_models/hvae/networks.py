@@ -189,14 +189,19 @@ class Encoder(nnx.Module):
     ) -> tuple[Mapped, Mapped]:
         """``(qm, qv)``: mean and log standard deviation of q(z_level | Z, x).
 
-        With explicit steps ``(pm + exp(pv) sqrt(h) u, pv)`` of the prior's, u the output of the block.
+        With explicit steps ``(pm + exp(pv) sqrt(h) u, pv)`` of the prior's, u the output of the block; residual,
+        ``(pm + dm, pv + dv)``.
         """
         out = self.posteriors[self.spec.decoder_groups[level]](Z, a, drop=drop)
         if self.spec.step == "euler":
             assert prior is not None
             pm, pv = prior
             return pm + jnp.exp(pv) * math.sqrt(self.spec.steps[level]) * out, pv
-        return out[..., : self.spec.zdim], _bounded(out[..., self.spec.zdim :])
+        qm, qv = out[..., : self.spec.zdim], out[..., self.spec.zdim :]
+        if self.spec.posterior_residual:
+            assert prior is not None
+            qm, qv = prior[0] + qm, prior[1] + qv
+        return qm, _bounded(qv)
 
     def rich(
         self, level: int, Z: Image, a: Part, drop: Drop = no_drop
