@@ -16,7 +16,7 @@ import numpy as np
 
 from ppl_models.in_context.language.formats import BERNOULLI, Format
 from ppl_models.in_context.language.gemma import Gemma, GemmaShape
-from ppl_models.in_context.language.gguf_file import GGUF, decoder, parse
+from ppl_models.in_context.language.gguf_file import GGUF, parse
 from ppl_models.in_context.language.local import LocalModel
 from ppl_models.in_context.language.tokens import Vocabulary
 
@@ -54,7 +54,6 @@ def gemma_270m(
     if NOTICE not in _shown:
         _shown.add(NOTICE)
         tell(NOTICE)
-    decoder()  # a missing package is said before the long work
     raw = b"".join(part.read_bytes() for part in _parts(path))
     found = hashlib.sha256(raw).hexdigest()
     if sha256 is not None and found != sha256:
