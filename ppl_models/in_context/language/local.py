@@ -133,7 +133,7 @@ class LocalModel:
         least, most = min(map(len, texts)), max(map(len, texts))
         shared = next((i for i in range(least - 1) if len({text[i] for text in texts}) > 1), least - 1)
         prompt = self._prompt(texts[0][:shared], most - shared)[1] if shared else self.net.nothing()
-        width = -(-(most - shared) // 8) * 8
+        width = -(-(most - shared) // 4) * 4
         rows = []
         for part in self._parts(len(texts), width):
             ends = [text[shared:] for text in texts[part]]
