@@ -8,21 +8,33 @@ from typing import Literal
 import jax
 import numpy as np
 
-from inference.coherence._symbols import check_context
+from inference.coherence._symbols import check_context, match_context, symbols_of
 from inference.coherence.paths import fitting_context
 from inference.coherence.report import Coherence, coherence, published
-from ppl_models.program import Predictor
+from ppl_models.program import HostPredictor, Predictor
 
 FREQUENCIES = (0.3, 0.5, 0.7)
 
 
-def default_contexts(predictor: Predictor, contexts: int, n: int, seed: int) -> np.ndarray:
+def symbols_fitting(predictor: Predictor | HostPredictor, contexts: np.ndarray, steps: int = 0) -> int | None:
+    """Number K of symbols that a predictor speaks of, ``None`` for real ones.
+
+    Raises ``ValueError`` where the contexts (contexts, n) hold others, or are too long for ``steps`` more.
+    """
+    if not isinstance(predictor, HostPredictor):
+        return fitting_context(predictor, contexts, ndim=2, ahead=steps)[1].K
+    K = symbols_of(tuple(predictor.names))
+    match_context(check_context(contexts, "contexts", ndim=2), K)
+    return K
+
+
+def default_contexts(predictor: Predictor | HostPredictor, contexts: int, n: int, seed: int) -> np.ndarray:
     """Contexts (contexts, n) for a check: binary symbols of frequency .3, .5, .7 in turn; K symbols of frequencies
     uniform on the simplex; real ones of unit variance about -1, 0, 1 in turn.
     """
     rng = np.random.default_rng(seed)
     turn = np.arange(contexts) % 3
-    K = fitting_context(predictor, np.zeros(n, np.int32))[1].K
+    K = symbols_fitting(predictor, np.zeros((1, n), np.int32))
     if K is None:
         return rng.normal(turn[:, None] - 1.0, 1.0, (contexts, n)).astype(np.float32)
     if K == 2:
@@ -47,7 +59,7 @@ def parse_context(text: str) -> np.ndarray:
 
 
 def coherence_command(
-    predictor: Predictor,
+    predictor: Predictor | HostPredictor,
     *,
     label: str,
     context: str | None = None,
