@@ -28,6 +28,7 @@ from inference.checking.per_datum import (
     locals_of,
     pair_key,
     pairs_at_once,
+    params_checksum,
     prepare_one,
     sweep,
 )
@@ -128,6 +129,7 @@ def posterior(
     tree.attrs = {
         "observation": fit.program.observation.line,
         "density": "\n".join(fit.program.views.density),
+        "params_crc": params_checksum(fit),
         "posterior": "amortised" if locals_of(fit, x) is None else "refined",
         "draws": "independent draws from q(z | x); weight them by exp(log_weight)",
         "inference_library": "numpyro",

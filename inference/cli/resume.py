@@ -9,7 +9,6 @@ from typing import Any
 from inference.cli import files, runs
 from inference.cli.arguments import Common, Evaluation, Run, check_evaluation
 from inference.cli.common import (
-    clear,
     read_run,
     say,
     start,
@@ -56,27 +55,15 @@ def resume(command: Resume) -> None:
             say(f"{command.folder} is fitted already: {record['info']['steps']:,} steps")
             fitted = load(command.folder)
         else:
-            fitted = _go_on(command.folder, record, data, progress=not command.evaluation.quiet)
+            fitted = _go_on(command.folder, data, progress=not command.evaluation.quiet)
         runs.finish(fitted, data, command.evaluation)
 
 
-def _go_on(folder: Path, record: dict[str, Any], data: runs.Data, *, progress: bool) -> Any:
+def _go_on(folder: Path, data: runs.Data, *, progress: bool) -> Any:
     """Continue from the last checkpoint; a run stopped before its first one starts again, with the same numbers."""
-    import jax
-    import jax.numpy as jnp
-
-    from inference.fitting import fit as run_fit, resume as run_resume
+    from inference.fitting import resume as run_resume
     from inference.fitting.checkpoint import checkpoints
-    from inference.fitting.folder import RunFolder
 
-    if checkpoints(folder / "checkpoint"):
-        return run_resume(folder, data.train, validation=data.validation, progress=progress)
-    say(f"{folder} has no checkpoint yet: starting at step 0")
-    arguments = {name: value for name, value in record["arguments"].items() if name not in ("key", "validation")}
-    key = jax.random.wrap_key_data(jnp.asarray(record["arguments"]["key"], jnp.uint32))
-    program = RunFolder(folder).read_spec().build(key)
-    clear(folder)
-    return run_fit(
-        program, data.train, validation=data.validation, key=key, out=folder, card=record["card"], progress=progress,
-        **arguments,
-    )  # fmt: skip
+    if not checkpoints(folder / "checkpoint"):
+        say(f"{folder} has no checkpoint yet: starting at step 0")
+    return run_resume(folder, data.train, validation=data.validation, progress=progress)

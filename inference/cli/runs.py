@@ -17,6 +17,7 @@ from inference.cli.calibrated import calibrated
 from inference.cli.classical import classical
 from inference.cli.common import (
     Interrupted,
+    Terminated,
     UsageError,
     data_info,
     is_run,
@@ -337,13 +338,14 @@ def build(spec: Any, seed: int) -> Any:
 
 @contextlib.contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Add the command that goes on to a Ctrl-C."""
+    """Add the command that goes on to a Ctrl-C and to a SIGTERM."""
     try:
         yield
     except KeyboardInterrupt as stop:
         if not is_run(folder):
             raise
-        raise Interrupted(f"{str(stop) or 'interrupted'}; continue: ppl-models resume {shell(folder)}") from None
+        kind = type(stop) if isinstance(stop, Terminated) else Interrupted
+        raise kind(f"{str(stop) or 'interrupted'}; continue: ppl-models resume {shell(folder)}") from None
 
 
 def finish(fitted: Any, data: Data, options: Evaluation) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
 import jax
 import numpy as np
+import pandas as pd
 
 from inference.coherence._symbols import check_context
 from inference.coherence.paths import fitting_context
@@ -44,6 +46,16 @@ def parse_context(text: str) -> np.ndarray:
             f"a context is digits ('0110') or numbers between commas ('0.3,-1.2'), got {text!r}"
         ) from error
     return check_context(np.asarray([int(v) for v in values] if all(v == int(v) for v in values) else values))
+
+
+def _write(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV; a name that exists is a whole file."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        table.to_csv(fresh)
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def coherence_command(
@@ -89,8 +101,8 @@ def coherence_command(
         print(shown.to_string(float_format=lambda v: f"{v:.3g}", na_rep=""))
         print("\n" + "\n".join(f"{name}: {m}" for name, m in found.summary["meaning"].items()))
         if out is not None:
-            found.summary.to_csv(out / "coherence.csv")
-            found.contexts.to_csv(out / "contexts.csv")
+            _write(found.summary, out / "coherence.csv")
+            _write(found.contexts, out / "contexts.csv")
     if method != "calibrated":
         table = published(predictor, given, key=reference_key, steps=steps, paths=paths)
         share = table.groupby("statistic", sort=False)[["inside"]].mean()
@@ -98,5 +110,5 @@ def coherence_command(
         print("\nPublished tests: share of contexts inside the 95 % band of the reference Bayes model")
         print(share.to_string(float_format=lambda v: f"{v:.3g}", na_rep="undefined"))
         if out is not None:
-            table.to_csv(out / "falck2024.csv")
+            _write(table, out / "falck2024.csv")
     return found

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _NAME = re.compile(r"step_(\d{8,})\.npz$")
+_TEMPORARY = re.compile(r"\.\d+\.tmp$")
 FORMAT = "ppl-models checkpoint 1"
 Pick = Callable[[Mapping[str, Any]], Sequence[str]]
 
@@ -39,7 +40,11 @@ def _flatten(tree: Any) -> dict[str, Any]:
 
 
 def write_atomic(path: Path, write: Any) -> None:
-    """Call ``write(file)`` on a temporary file beside ``path``, flush it to disk, and rename it into place."""
+    """Call ``write(file)`` on a temporary file beside ``path``, flush it to disk, and rename it into place.
+
+    Raises ``OSError`` that names ``path`` where it cannot be written (disk full, no permission); a file that was there
+    before stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -47,8 +52,25 @@ def write_atomic(path: Path, write: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_error(path: Path, error: OSError) -> OSError:
+    """What to raise for an error of writing ``path``, which the system's own message need not name."""
+    reason = error.strerror or str(error)
+    return OSError(
+        error.errno,
+        f"cannot write {path}: {reason}; what was written before is whole: free some space or make the folder "
+        "writable, then go on (resume)",
+    )
+
+
+def leftovers(folder: Path, name: str = "*") -> list[Path]:
+    """Temporary files of :func:`write_atomic` for ``name``: half written by a process that was killed."""
+    return sorted(p for p in folder.glob(f".{name}.*.tmp") if _TEMPORARY.search(p.name))
 
 
 def save(folder: Path, step: int, tree: Any, meta: Mapping[str, Any], *, keep: int = 2) -> Path:
