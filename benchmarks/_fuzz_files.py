@@ -83,7 +83,9 @@ class Tables:
 
     TEXT = (
         "name,height,grade,n,seen\n"
-        + "".join(f'"p{i}, jr",{1.5 + i / 7:.3f},{"abc"[i % 3]},{i % 5},{"NA" if i % 4 == 0 else i * 2}\n' for i in range(12))
+        + "".join(
+            f'"p{i}, jr",{1.5 + i / 7:.3f},{"abc"[i % 3]},{i % 5},{"NA" if i % 4 == 0 else i * 2}\n' for i in range(12)
+        )
     ).encode()  # fmt: skip
 
     def __init__(self, folder: Path) -> None:

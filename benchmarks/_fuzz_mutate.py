@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 
 TOKENS = (
-    b"NaN", b"-1", b"1e999", b"null", b"\0", b"\xff\xfe", b'"', b"'", b",", b"\n", b"\r", b"{", b"[", b"]", b"}", b"\\u0000",
-    b"0x1f", b"1_0", b"\xd9\xa3", b"true", b"../../etc/passwd", b"__import__('os').system('false')", b"%s%n", b";", b"\t",
-    b"99999999999999999999", b"-0.0", b"=cmd|' /C calc'!A0", b"\xef\xbb\xbf",
+    b"NaN", b"-1", b"1e999", b"null", b"\0", b"\xff\xfe", b'"', b"'", b",", b"\n", b"\r", b"{", b"[", b"]", b"}",
+    b"\\u0000", b"0x1f", b"1_0", b"\xd9\xa3", b"true", b"../../etc/passwd", b"__import__('os').system('false')", b"%s",
+    b";", b"\t", b"99999999999999999999", b"-0.0", b"=cmd|' /C calc'!A0", b"\xef\xbb\xbf",
 )  # fmt: skip
 ODD: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2**31, 2**70, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", "x", "x" * 3000, "\0", "é",
-    "nan", "1", [], {}, [[]], [0], [-1, 2], {"a": 1}, {"kind": "x"}, {"": None},
+    None, True, False, 0, -1, 1, 2**31, 2**70, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", "x", "x" * 3000, "\0",
+    "é",    "nan", "1", [], {}, [[]], [0], [-1, 2], {"a": 1}, {"kind": "x"}, {"": None},
 )  # fmt: skip
 
 
 def mutate(raw: bytes, rng: np.random.Generator) -> bytes:
-    """One to four changes of a text or file: a bit or byte, a slice cut, doubled or moved, a word put in, the end cut."""
+    """One to four changes: a bit, a byte, a slice cut, doubled or moved, a word put in, the end cut."""
     out = bytearray(raw)
     for _ in range(int(rng.integers(1, 5))):
         at = int(rng.integers(0, len(out) + 1))

@@ -146,7 +146,8 @@ class Records:
 
         self.folder = folder
         self.base = {
-            "format": FORMAT, "arguments": {"steps": 10, "batch_size": 8, "key": [0, 7], "weights": {}, "validation": False},
+            "format": FORMAT,
+            "arguments": {"steps": 10, "batch_size": 8, "key": [0, 7], "weights": {}, "validation": False},
             "card": {"name": "digits", "held_out": "test", "n": None, "plugins": []}, "versions": {"jax": "0.11"},
             "info": {"steps": 10, "stopped": "steps"},
         }  # fmt: skip
@@ -283,7 +284,7 @@ def no_work() -> Iterator[None]:
         raise Reached
 
     places = (
-        "inference.cli.runs.build", "inference.cli.runs.load_fit", "inference.cli.quickstart.quickstart",
+        "inference.cli.runs.build", "inference.cli.runs.load_fit", "inference.cli.quickstart.run",
         "inference.cli.families.Families.run", "inference.cli.coherence.start", "inference.cli.experiment.start",
         "inference.cli.data.data_get", "inference.cli.data.data_list",
     )  # fmt: skip
@@ -300,7 +301,8 @@ class Words:
         "fit mfcvae:digits --data digits --out OUT --steps 300 --batch-size 64 --learning-rate 1e-3 --seed 3",
         "fit mfcvae:table --data TABLE --out OUT --labels kind --columns size=real --test-n 5",
         "fit in_context:coin --data own --out OUT --validation 20 --patience 3 --average 0.99 --clip 1.5",
-        "resume RUN --particles 64 --draws 10 --refine none", "diagnose RUN --test-n 20 --json", "report RUN --test-n 3",
+        "resume RUN --particles 64 --draws 10 --refine none", "diagnose RUN --test-n 20 --json",
+        "report RUN --test-n 3",
         "compare RUN RUN --test-n 10", "sample RUN --n 5 --seed 1", "coherence tempered:1.2 --paths 40 --depth 3",
         "coherence ewma:0.1 --context 0110 --method both", "families --json", "data list --json", "data get digits",
         "traverse RUN --facet digit", "swap RUN --facet digit --n 4", "assign RUN", "impute RUN", "clusters RUN",
@@ -313,7 +315,6 @@ class Words:
         (folder / "words" / "table.csv").write_text(
             "size,kind\n" + "".join(f"{i / 7},{'ab'[i % 2]}\n" for i in range(40))
         )
-        Records(folder / "words").base  # noqa: B018 - its run.json is written below
         record = Records(folder).base
         (folder / "words" / "run").mkdir()
         (folder / "words" / "run" / "run.json").write_text(json.dumps(record))

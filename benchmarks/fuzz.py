@@ -1,7 +1,7 @@
 """Is any input, however wrong, answered by one clear message: no hang, no traceback, nothing wrong taken for right?
 
-Ten thousand inputs that are almost right - specs, names, run folders, checkpoints, tables, arrays, answers of endpoints,
-command lines - each with a few changes.  What is accepted must be what an independent reading of it gives.
+Ten thousand inputs that are almost right - specs, names, run folders, checkpoints, tables, arrays, answers of
+endpoints, command lines - each with a few changes.  What is accepted must be what an independent reading of it gives.
 """
 
 from __future__ import annotations
@@ -134,9 +134,8 @@ def run(quick: bool) -> Iterable[Claim]:
             else:
                 made = json.loads((folder / "found.json").read_text())
             for key, value in made.items():
-                whole[key] = whole[key] | value if isinstance(value, dict) and key in whole else value + whole.get(
-                    key, []
-                ) if isinstance(value, list) else value  # fmt: skip
+                more = whole.get(key, type(value)())
+                whole[key] = more | value if isinstance(value, dict) else more + value
     total = sum(whole.get("inputs", {}).values())
     told = {key: whole.get(key, {}) for key in ("inputs", "accepted", "cpu_seconds")}
     for name, key, what in (

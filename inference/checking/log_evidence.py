@@ -54,8 +54,8 @@ REFINE = ("flagged", "all", "none")
 ATTRIBUTES = ("observation", "particles", "dims", "bits_offset", "estimator")
 OPTIONAL = ("refine", "solver", "params_crc")
 """Attributes that tables of earlier versions do not have."""
-CSV_CRC = "csv_crc"
-"""In evidence.json: the CRC-32 of the text of evidence.csv."""
+CRC = "crc"
+"""In evidence.json: the CRC-32 of its other entries and of the text of evidence.csv."""
 
 
 def evidence(
@@ -264,7 +264,7 @@ def save_evidence(table: pd.DataFrame, folder: str | Path) -> Path:
     """Write ``evidence.csv`` and its description ``evidence.json`` into an existing folder; return the CSV's path.
 
     Floats are written so that they read back bit for bit.  Each file replaces an older one in one step, and the
-    description holds the CRC-32 of the table: should only one of them have been written, reading says so.
+    description holds the CRC-32 of both: should only one of them have been written, reading says so.
     """
     check_table(table, "table")
     folder = Path(folder)
@@ -273,7 +273,7 @@ def save_evidence(table: pd.DataFrame, folder: str | Path) -> Path:
     known = {name: table.attrs[name] for name in (*ATTRIBUTES, *OPTIONAL) if name in table.attrs}
     text = table.to_csv(index=False, na_rep="nan", lineterminator="\n")
     texts = {
-        "evidence.json": json.dumps({**known, CSV_CRC: zlib.crc32(text.encode())}, indent=2) + "\n",
+        "evidence.json": json.dumps({**known, CRC: _crc(known, text)}, indent=2) + "\n",
         "evidence.csv": text,
     }
     for name, text in texts.items():
@@ -296,7 +296,7 @@ def read_evidence(folder: str | Path) -> pd.DataFrame:
     try:
         text = (folder / "evidence.csv").read_text(encoding="utf-8")
         attrs = json_object((folder / "evidence.json").read_text(encoding="utf-8"), "evidence.json", "")
-        if attrs.pop(CSV_CRC, None) not in (None, zlib.crc32(text.encode())):
+        if attrs.pop(CRC, None) not in (None, _crc(attrs, text)):
             raise ValueError("evidence.csv is not the table that evidence.json describes: one of them has changed")
         # Python's own float() is exact; which parser of pandas is, depends on its version.
         table = pd.read_csv(io.StringIO(text), converters=dict.fromkeys(COLUMNS[2:-1], float))
@@ -307,6 +307,10 @@ def read_evidence(folder: str | Path) -> pd.DataFrame:
         raise ValueError(f"the evidence in {folder} cannot be read ({error}); compute it again") from error
     check_table(table, f"{folder / 'evidence.csv'}")
     return table
+
+
+def _crc(attrs: Mapping[str, Any], text: str) -> int:
+    return zlib.crc32(text.encode(), zlib.crc32(json.dumps(attrs, sort_keys=True).encode()))
 
 
 def check_table(table: Any, what: str) -> None:

@@ -32,6 +32,7 @@ from inference.checking.per_datum import (
     prepare_one,
     sweep,
 )
+from inference.fitting.checkpoint import write_error
 from inference.fitting.sources import stored
 from ppl_models.program import named_leaves, rows, take
 
@@ -140,14 +141,24 @@ def posterior(
 
 
 def save_posterior(tree: xr.DataTree, folder: str | Path) -> Path:
-    """Write ``posterior.nc`` (netCDF 4) into an existing folder in one step; ``xarray.open_datatree`` reads it."""
+    """Write ``posterior.nc`` (netCDF 4) into an existing folder in one step; ``xarray.open_datatree`` reads it.
+
+    Every block of numbers has a checksum (HDF5's fletcher32): one that has changed on the disk is an error when it is
+    read.  Raises ``OSError`` that names the file where it cannot be written, and leaves an earlier one as it was.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; create it first")
     target, partial = folder / "posterior.nc", folder / f".posterior.{os.getpid()}.partial.nc"
+    summed = {
+        group.path: {name: {"fletcher32": True} for name, v in group.variables.items() if v.size > 1 and v.ndim}
+        for group in tree.subtree
+    }
     try:
-        tree.to_netcdf(partial, engine="h5netcdf")
+        tree.to_netcdf(partial, engine="h5netcdf", encoding=summed)
         os.replace(partial, target)
+    except OSError as error:
+        raise write_error(target, error) from error
     finally:
         partial.unlink(missing_ok=True)
     return target

@@ -155,6 +155,8 @@ def reload_plugins(noted: Sequence[Mapping[str, str]], given: Sequence[Path]) ->
     A run folder may come from anywhere: it starts no file that the user of this machine has not named before.
     """
     load_plugins(given)
+    if not isinstance(noted, (list, tuple)):
+        raise UsageError(f"the run notes its plug-ins as {noted!r:.80}, expected a list; mend its card")
     for note in noted:
         if not (isinstance(note, Mapping) and isinstance(note.get("path"), str)):
             raise UsageError(

@@ -202,10 +202,10 @@ def with_clusters(spec: Any, text: str) -> Any:
     facets = getattr(spec, "facets", ())
     if not facets or not all(dataclasses.is_dataclass(f) and hasattr(f, "clusters") for f in facets):
         raise UsageError(f"--clusters is for models with facets, {type(spec).__name__} has none; leave it out")
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UsageError(f"--clusters takes whole numbers, one or one a facet (3 or 3,4), got {text!r}") from error
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        raise UsageError(f"--clusters takes whole numbers, one or one a facet (3 or 3,4), got {text!r}")
+    counts = list(map(int, parts))
     counts = counts * len(facets) if len(counts) == 1 else counts
     if len(counts) != len(facets):
         names = ", ".join(facet.name for facet in facets)

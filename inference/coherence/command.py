@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,9 @@ from inference.coherence.paths import fitting_context
 from inference.coherence.report import Coherence, coherence, published
 from ppl_models.program import Predictor
 
+LARGEST = 1e9
+"""Of a symbol: symbols are counted by int32 or measured by float32."""
+_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 FREQUENCIES = (0.3, 0.5, 0.7)
 
 
@@ -38,13 +42,12 @@ def parse_context(text: str) -> np.ndarray:
     >>> parse_context("0110").tolist()
     [0, 1, 1, 0]
     """
-    parts = [part for part in text.split(",") if part.strip()] if "," in text else list(text.strip())
-    try:
-        values = [float(part) for part in parts]
-    except ValueError as error:
-        raise ValueError(
-            f"a context is digits ('0110') or numbers between commas ('0.3,-1.2'), got {text!r}"
-        ) from error
+    parts = [part.strip() for part in text.split(",") if part.strip()] if "," in text else list(text.strip())
+    if not all(_NUMBER.fullmatch(part) for part in parts):
+        raise ValueError(f"a context is digits ('0110') or numbers between commas ('0.3,-1.2'), got {text!r}")
+    values = [float(part) for part in parts]
+    if not all(abs(value) <= LARGEST for value in values):
+        raise ValueError(f"a context holds numbers of at most {LARGEST:g}, got {text!r}")
     return check_context(np.asarray([int(v) for v in values] if all(v == int(v) for v in values) else values))
 
 

@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import platform
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +31,10 @@ def versions() -> dict[str, str]:
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     write_atomic(path, lambda file: file.write(text.encode()))
+
+
+_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)(e[-+]?\d+)?|[-+]?inf|nan|", re.ASCII)
+"""What a fit writes into a cell of history.csv."""
 
 
 class RunFolder:
@@ -122,24 +127,41 @@ class History:
         self.path, self.fields, self.rows = path, list(fields), list[dict[str, Any]]()
 
     def restore(self, step: int) -> None:
-        """Keep the rows of the file up to ``step``; later ones, and a line torn by a kill, are written anew."""
+        """Keep the rows of the file up to ``step``; later ones, and a line torn by a kill, are written anew.
+
+        So are lines that are no numbers, which no fit wrote.
+        """
         if self.path is None or not self.path.exists():
             return
-        with open(self.path, newline="") as file:
-            for row in csv.DictReader(file):
-                complete = None not in row and None not in row.values() and set(row) == set(self.fields)
-                if complete and row["step"].isdigit() and int(row["step"]) <= step:
-                    self.rows.append(
-                        {k: (int(v) if k in ("step", "skipped") else float(v or "nan")) for k, v in row.items()}
-                    )
+        lines = self.path.read_text(encoding="utf-8", errors="replace").replace("\0", "?").splitlines()
+        for row in csv.DictReader(lines):
+            found = self._numbers(row)
+            if found is not None and 0 <= found["step"] <= step:
+                self.rows.append(found)
         self._rewrite()
+
+    def _numbers(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The numbers of one line of the file; ``None`` for a line that is torn or none of ours."""
+        if None in row or None in row.values() or set(row) != set(self.fields):
+            return None
+        if not all(_NUMBER.fullmatch(text) for text in row.values()):
+            return None
+        try:
+            return {k: (int(v) if k in ("step", "skipped") else float(v or "nan")) for k, v in row.items()}
+        except ValueError:  # a whole number is expected
+            return None
 
     def read(self) -> Any:
         """The whole file as a DataFrame (empty if there is none)."""
         import pandas as pd
 
         assert self.path is not None
-        return pd.read_csv(self.path) if self.path.exists() else pd.DataFrame()
+        try:
+            return pd.read_csv(self.path) if self.path.exists() else pd.DataFrame()
+        except ValueError as error:  # pandas' own errors and those of decoding are ValueErrors
+            raise ValueError(
+                f"{self.path} is torn or no table ({error}); remove it: resuming the run writes it anew from there on"
+            ) from error
 
     def _rewrite(self) -> None:
         assert self.path is not None
