@@ -102,7 +102,8 @@ def tree_of(fitted: Any, x: Any, factors: Any) -> Any:
             alike = tree.attrs.get("posterior", "amortised") == ("refined" if hasattr(fitted, "local") else "amortised")
             if alike and len(observed) == rows(x) and current(tree.attrs, path, fitted.folder, fitted):
                 return tree.load()
-        except (OSError, KeyError, StopIteration, ValueError) as error:
+        # A torn file makes HDF5, h5netcdf and xarray raise all of these.
+        except (OSError, KeyError, StopIteration, ValueError, RuntimeError, TypeError, AttributeError) as error:
             say(f"warning: {path} cannot be used ({error}); computing it again")
     return runs.draw_posterior(fitted, x, draws=DRAWS, factors=factors)
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,11 @@ import numpy as np
 _NAME = re.compile(r"step_(\d{8,})\.npz$")
 _TEMPORARY = re.compile(r"\.\d+\.tmp$")
 FORMAT = "ppl-models checkpoint 1"
+_BROKEN = (
+    zipfile.BadZipFile, zlib.error, struct.error, ValueError, EOFError, OSError, NotImplementedError, MemoryError,
+    RecursionError,
+)  # fmt: skip
+"""What zip, NumPy and JSON raise for a file that is torn, or was never a checkpoint."""
 Pick = Callable[[Mapping[str, Any]], Sequence[str]]
 
 
@@ -111,7 +118,7 @@ def read(path: Path, template: Any, pick: Pick | None = None) -> tuple[Any, dict
         raise CheckpointError(f"no checkpoint at {path}") from None
     except KeyError:
         raise CheckpointError(f"{path} is not a checkpoint of this package: it has no __meta__ header") from None
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+    except _BROKEN as error:
         raise CheckpointError(
             f"{path} is torn or not a checkpoint ({error}); remove it to use the one before"
         ) from error
