@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LONGEST = 240.0
+LONGEST = 900.0
 """Seconds without a sign of life after which a child counts as hung."""
 
 
@@ -61,6 +61,10 @@ class Child:
     def kill(self, number: int = signal.SIGKILL) -> None:
         if self.code is None:
             os.kill(self.pid, number)
+
+    def ended(self) -> bool:
+        """Whether the process is over; ``end`` says how."""
+        return self.code is not None or os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def end(self) -> dict[str, Any]:
         """How it ended: ``code`` (minus the signal where one killed it), and what it raised or returned last."""

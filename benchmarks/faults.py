@@ -67,6 +67,7 @@ def serve(folder: Path, chains: int, each: int, quick: bool) -> dict[str, Any]:
     """Kill, injure, compare; the parent of every attempt."""
     from benchmarks import _faults_cases, _faults_work as work
     from benchmarks._faults_fork import start
+    from benchmarks._faults_place import Place
 
     work.warm()
     log, cache = folder / "log", str(folder / "cache")
@@ -85,7 +86,7 @@ def serve(folder: Path, chains: int, each: int, quick: bool) -> dict[str, Any]:
     for chain in range(chains):
         kills += _chain(folder / f"chain{chain}", cache, log, lasts, each, rng, reference)
         print(f"{len(kills)} kills, {sum(k['equal'] for k in kills)} without a trace", flush=True)
-    place = _faults_cases.Place(folder, cache, whole, log, rng)
+    place = Place(folder, cache, whole, log, rng)
     names = ("SIGTERM", "torn texts", "old formats") if quick else tuple(_faults_cases.CASES)
     cases = {name: _case(_faults_cases.CASES[name], place) for name in names}
     return {"kills": kills, "cases": cases, "cpu_seconds": round(sum(_cpu()), 1)}

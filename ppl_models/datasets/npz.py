@@ -30,7 +30,8 @@ from ppl_models.datasets.locate import verify_once
 
 Header = tuple[tuple[int, ...], np.dtype]
 _BROKEN = (
-    zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, NotImplementedError, MemoryError, struct.error
+    zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, NotImplementedError, MemoryError,
+    struct.error,
 )  # fmt: skip
 _TEXTS = ("description", "licence", "provenance")
 

@@ -70,18 +70,32 @@ def test_a_lock_goes_with_the_process_that_holds_it(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_second_fit_into_a_folder_is_refused_and_the_first_goes_on(program, whole, tmp_path):
-    seen = []
+def on_host(at, act):
+    """A sampler that runs outside JAX, and calls ``act`` before its draw number ``at``; ``calls`` counts them."""
+    x, calls = toy_data(), [0]
 
     def sampler(key, n):
-        if not isinstance(key, jax.core.Tracer) and len(seen) < 1:
-            seen.append(None)
-            with pytest.raises(FolderInUse, match="choose another folder"):
-                resume(tmp_path / "run", toy_data(), progress=False)
-        return np.asarray(toy_data()[:n])
+        seed = np.asarray(jax.random.key_data(key))
+        calls[0] += 1
+        if calls[0] == at:
+            act()
+        return x[np.random.default_rng(seed).integers(0, len(x), n)]
 
+    return sampler, calls
+
+
+def test_a_second_fit_into_a_folder_is_refused_and_the_first_goes_on(program, tmp_path):
+    said = []
+
+    def second():
+        with pytest.raises(FolderInUse, match="choose another folder") as caught:
+            resume(tmp_path / "run", sampler, progress=False)
+        said.append(str(caught.value))
+
+    sampler, _ = on_host(12, second)
     result = run(program, tmp_path / "run", sampler)
-    assert seen and result.info["steps"] == 40 and not (tmp_path / "run" / "checkpoint" / ".lock").exists()
+    assert f"process {os.getpid()}" in said[0]
+    assert result.info["steps"] == 40 and not (tmp_path / "run" / "checkpoint" / ".lock").exists()
 
 
 # ------------------------------------------------------------------------------------------------- killed early
@@ -113,15 +127,9 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again_by_resume(program
     assert same(again, whole) and list(again.history["step"]) == list(whole.history["step"])
 
 
-def test_sigterm_ends_a_step_writes_a_checkpoint_and_goes_on_to_its_handler(program, whole, tmp_path):
-    x, calls, got = toy_data(), [0], []
-
-    def sampler(key, n):
-        calls[0] += 1
-        if calls[0] == 25:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return x[np.random.default_rng(np.asarray(jax.random.key_data(key))).integers(0, len(x), n)]
-
+def test_sigterm_ends_a_step_writes_a_checkpoint_and_goes_on_to_its_handler(program, tmp_path):
+    got = []
+    sampler, calls = on_host(25, lambda: os.kill(os.getpid(), signal.SIGTERM))
     calls[0] = 100
     left_alone = run(program, None, sampler)
     calls[0] = 0
