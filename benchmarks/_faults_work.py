@@ -59,13 +59,14 @@ def fitted(folder: Path, x: Any, **changes: Any) -> Any:
     from inference.fitting.run import fit, resume
     from ppl_models.program import resolve
 
-    if (folder / "run.json").exists():
+    run = RunFolder(folder)
+    begun = (folder / "run.json").exists()
+    if begun and list(run.checkpoint.glob("step_*.npz")):
         return resume(folder, x, progress=False)
-    if folder.exists():
-        assert RunFolder(folder).stillborn(), f"{folder} is neither a run nor free for one"
+    assert begun or not folder.exists() or run.stillborn(), f"{folder} is neither a run nor free for one"
     program = resolve(SPEC).build(jax.random.key(0))
     options = {"steps": STEPS, "batch_size": BATCH, "checkpoint_every": EVERY, **changes}
-    return fit(program, x, key=jax.random.key(0), out=folder, progress=False, **options)
+    return fit(program, x, key=jax.random.key(0), out=folder, resume=begun, progress=False, **options)
 
 
 def work(say: Callable[[str], None], folder: Path, cache: str) -> None:

@@ -149,8 +149,8 @@ def _load_plugin(file: Path) -> dict[str, str]:
     return note
 
 
-def reload_plugins(noted: Sequence[Mapping[str, str]], given: Sequence[Path]) -> None:
-    """Load the plug-ins of a run again; a file given on the command line stands for one of the same name.
+def reload_plugins(noted: Any, given: Sequence[Path]) -> None:
+    """Load the plug-ins that a run's card notes; a file given on the command line stands for one of the same name.
 
     A run folder may come from anywhere: it starts no file that the user of this machine has not named before.
     """

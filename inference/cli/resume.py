@@ -55,15 +55,27 @@ def resume(command: Resume) -> None:
             say(f"{command.folder} is fitted already: {record['info']['steps']:,} steps")
             fitted = load(command.folder)
         else:
-            fitted = _go_on(command.folder, data, progress=not command.evaluation.quiet)
+            fitted = _go_on(command.folder, record, data, progress=not command.evaluation.quiet)
         runs.finish(fitted, data, command.evaluation)
 
 
-def _go_on(folder: Path, data: runs.Data, *, progress: bool) -> Any:
+def _go_on(folder: Path, record: dict[str, Any], data: runs.Data, *, progress: bool) -> Any:
     """Continue from the last checkpoint; a run stopped before its first one starts again, with the same numbers."""
-    from inference.fitting import resume as run_resume
-    from inference.fitting.checkpoint import checkpoints
+    import jax
+    import jax.numpy as jnp
 
-    if not checkpoints(folder / "checkpoint"):
-        say(f"{folder} has no checkpoint yet: starting at step 0")
-    return run_resume(folder, data.train, validation=data.validation, progress=progress)
+    from inference.fitting import fit as run_fit, resume as run_resume
+    from inference.fitting.checkpoint import checkpoints
+    from inference.fitting.folder import RunFolder
+    from inference.fitting.record import key_numbers
+
+    if checkpoints(folder / "checkpoint"):
+        return run_resume(folder, data.train, validation=data.validation, progress=progress)
+    say(f"{folder} has no checkpoint yet: starting at step 0")
+    arguments = {name: value for name, value in record["arguments"].items() if name not in ("key", "validation")}
+    key = jax.random.wrap_key_data(jnp.asarray(key_numbers(record, folder / "run.json"), jnp.uint32))
+    program = RunFolder(folder).read_spec().build(key)
+    return run_fit(
+        program, data.train, validation=data.validation, key=key, out=folder, card=record["card"], progress=progress,
+        resume=True, **arguments,
+    )  # fmt: skip

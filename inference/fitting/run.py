@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from inference.fitting.arguments import check_arguments, check_dispatch, plain, same_run
-from inference.fitting.checkpoint import checkpoints
+from inference.fitting.checkpoint import CheckpointError, checkpoints
 from inference.fitting.fitted import Fit
 from inference.fitting.folder import RunFolder, versions
 from inference.fitting.loop import Loop
@@ -129,10 +129,16 @@ def resume(folder: str | Path, data: Any, *, validation: Any = None, progress: b
     """Continue the run of a folder with the arguments it was started with; ``changes`` may raise ``steps``.
 
     Schedules and optimisers are functions, which run.json records by name only: pass them again.  Raises ``ValueError``
-    for a folder without a run, or whose run.json is torn or of a later version.
+    for a folder without a run, or whose run.json is torn or of a later version, and for a run that was killed before
+    its first checkpoint, whose initial weights only the program that it was started with has.
     """
     run = RunFolder(folder)
     record = run.read_run()
+    if not checkpoints(run.checkpoint):
+        raise CheckpointError(
+            f"no checkpoint in {run.checkpoint}: the run was stopped before its first one, and nothing is lost; start it "
+            "again with the same program and arguments: fit(program, data, ..., out=folder, resume=True)"
+        )
     known = inspect.signature(fit).parameters
     if strange := sorted(set(record["arguments"]) - set(known)):
         raise ValueError(f"{run.path / 'run.json'} has arguments that fit does not take: {', '.join(strange)}")

@@ -78,7 +78,7 @@ def test_what_a_fit_killed_in_its_first_moments_left_is_no_obstacle(tmp_path):
     (tmp_path / ".run.json.12.tmp").write_text("{")
     claim(tmp_path, overwrite=False)
     (tmp_path / "checkpoint" / "step_00000001.npz").touch()
-    with pytest.raises(UsageError, match="parts of a run but no run.json"):
+    with pytest.raises(UsageError, match="left alone; give another folder"):
         claim(tmp_path, overwrite=False)
 
 

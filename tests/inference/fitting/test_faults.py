@@ -119,11 +119,13 @@ def test_a_folder_with_other_files_is_left_alone(program, tmp_path, mine):
     assert file.read_text() == "mine"
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_again_by_resume(program, whole, tmp_path):
+def test_a_run_killed_before_its_first_checkpoint_starts_again(program, whole, tmp_path):
     run(program, tmp_path / "run")
     for file in checkpoint.checkpoints(tmp_path / "run" / "checkpoint"):
         file.unlink()
-    again = resume(tmp_path / "run", toy_data(), progress=False)
+    with pytest.raises(checkpoint.CheckpointError, match="nothing is lost.*resume=True"):
+        resume(tmp_path / "run", toy_data(), progress=False)
+    again = run(program, tmp_path / "run", resume=True)
     assert same(again, whole) and list(again.history["step"]) == list(whole.history["step"])
 
 

@@ -71,11 +71,14 @@ def test_answers_that_are_no_object_are_said(raw, says):
     head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(raw)}\r\n\r\n".encode()
     with raw_server(lambda connection: connection.sendall(head + raw)) as url:
         with pytest.raises(EndpointError, match=says):
-            Endpoint(url, "m", timeout=20, retries=0).complete({})
+            Endpoint(url, "m", timeout=20.0, retries=0).complete({})
+
+
+BOTH = {"1": -0.1, "0": float(np.log(1 - np.exp(-0.1)))}
 
 
 def choice(index=0, token="1", value=-0.1, top=None):
-    held = {"tokens": [token], "token_logprobs": [value], "top_logprobs": [top if top is not None else {"1": -0.1}]}
+    held = {"tokens": [token], "token_logprobs": [value], "top_logprobs": [BOTH if top is None else top]}
     return {"index": index, "text": "1,", "logprobs": held}
 
 
