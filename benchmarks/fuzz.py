@@ -115,6 +115,8 @@ def fuzz(names: Iterable[str], share: float, folder: Path, seed: int = SEED) -> 
                     found["tracebacks"].append(said[:600])
         found["inputs"][name], found["accepted"][name] = n, accepted
         found["cpu_seconds"][name] = round(time.process_time() - began, 1)
+        bad = sum(len(found[key]) for key in ("hangs", "tracebacks", "wrong"))
+        print(f"{name}: {n:,} inputs, {accepted:,} accepted; {bad} found so far", file=sys.stderr, flush=True)
     return found
 
 

@@ -136,8 +136,8 @@ def resume(folder: str | Path, data: Any, *, validation: Any = None, progress: b
     record = run.read_run()
     if not checkpoints(run.checkpoint):
         raise CheckpointError(
-            f"no checkpoint in {run.checkpoint}: the run was stopped before its first one, and nothing is lost; start it "
-            "again with the same program and arguments: fit(program, data, ..., out=folder, resume=True)"
+            f"no checkpoint in {run.checkpoint}: the run was stopped before its first one, and nothing is lost; start "
+            "it again with the same program and arguments: fit(program, data, ..., out=folder, resume=True)"
         )
     known = inspect.signature(fit).parameters
     if strange := sorted(set(record["arguments"]) - set(known)):
