@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -102,22 +103,26 @@ def _chain(
 
     kills, before = [], -1
     for at, stage in enumerate(lasts):
-        for _ in range(each):
+        made = 0
+        while made < each:
             child = start(work.work, folder, cache, log=log)
             seen = child.wait_for(*work.STAGES[at:], "done")
             moment = float(rng.uniform(0, lasts[stage]))
             time.sleep(moment)
             child.kill()
-            ended = child.end()["code"]
+            if (ended := child.end()["code"]) != -signal.SIGKILL:  # it was done before: the last stage once more
+                if ended:
+                    raise RuntimeError(f"an attempt ended with {ended}; {log.read_text()[-2000:]}")
+                (folder / "contexts.csv").unlink()
+                continue
+            made += 1
             kept, why = True, ""
             try:
                 step = work.check_readable(folder)
                 kept, before = step >= before, max(step, before)
             except (ValueError, OSError) as error:
                 kept, why = False, str(error)
-            kills.append(
-                {"stage": seen, "after": round(moment, 3), "step": before, "kept": kept, "why": why, "code": ended}
-            )
+            kills.append({"stage": seen, "after": round(moment, 3), "step": before, "kept": kept, "why": why})
     last = start(work.work, folder, cache, log=log).end()
     found = (
         work.differ(work.contents(folder), reference) if last["code"] == 0 else [f"the last start ended with {last}"]
