@@ -96,7 +96,7 @@ def allowed_of_ours(name, families):
         "ppl_models.program",
         *(
             f"ppl_models._{part}"
-            for part in ("amortise", "bind", "clash", "column", "datum", "predictor", "program", "registry", "rows")
+            for part in "amortise bind clash column datum folders predictor program registry rows".split()
         ),
     )
 

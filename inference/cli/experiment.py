@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -122,7 +123,9 @@ def experiment(command: Experiment) -> None:
     command.out.mkdir(parents=True, exist_ok=True)
     runs.write_table(study.table, command.out / "verdict.csv", index=True)
     runs.write_table(study.contexts, command.out / "contexts.csv")
-    study.tree.to_netcdf(command.out / "paths.nc", engine="h5netcdf")
+    fresh = command.out / f".paths.{os.getpid()}.nc"
+    study.tree.to_netcdf(fresh, engine="h5netcdf")
+    os.replace(fresh, command.out / "paths.nc")
     from inference.reporting.study_figures import study_figure
 
     study_figure(study).savefig(command.out / "figure.png", dpi=150)

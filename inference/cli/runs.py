@@ -17,6 +17,7 @@ from inference.cli.calibrated import calibrated
 from inference.cli.classical import classical
 from inference.cli.common import (
     Interrupted,
+    Terminated,
     UsageError,
     data_info,
     is_run,
@@ -237,10 +238,10 @@ def with_clusters(spec: Any, text: str) -> Any:
     facets = getattr(spec, "facets", ())
     if not facets or not all(dataclasses.is_dataclass(f) and hasattr(f, "clusters") for f in facets):
         raise UsageError(f"--clusters is for models with facets, {type(spec).__name__} has none; leave it out")
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UsageError(f"--clusters takes whole numbers, one or one a facet (3 or 3,4), got {text!r}") from error
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        raise UsageError(f"--clusters takes whole numbers, one or one a facet (3 or 3,4), got {text!r}")
+    counts = list(map(int, parts))
     counts = counts * len(facets) if len(counts) == 1 else counts
     if len(counts) != len(facets):
         names = ", ".join(facet.name for facet in facets)
@@ -373,13 +374,14 @@ def build(spec: Any, seed: int) -> Any:
 
 @contextlib.contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Add the command that goes on to a Ctrl-C."""
+    """Add the command that goes on to a Ctrl-C and to a SIGTERM."""
     try:
         yield
     except KeyboardInterrupt as stop:
         if not is_run(folder):
             raise
-        raise Interrupted(f"{str(stop) or 'interrupted'}; continue: ppl-models resume {shell(folder)}") from None
+        kind = type(stop) if isinstance(stop, Terminated) else Interrupted
+        raise kind(f"{str(stop) or 'interrupted'}; continue: ppl-models resume {shell(folder)}") from None
 
 
 def finish(fitted: Any, data: Data, options: Evaluation) -> None:

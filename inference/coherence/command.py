@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Literal
 
 import jax
 import numpy as np
+import pandas as pd
 
 from inference.coherence._symbols import check_context, match_context, symbols_of
 from inference.coherence.paths import fitting_context
 from inference.coherence.report import Coherence, coherence, published
 from ppl_models.program import HostPredictor, Predictor
 
+LARGEST = 1e9
+"""Of a symbol: symbols are counted by int32 or measured by float32."""
+_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 FREQUENCIES = (0.3, 0.5, 0.7)
 
 
@@ -48,14 +54,23 @@ def parse_context(text: str) -> np.ndarray:
     >>> parse_context("0110").tolist()
     [0, 1, 1, 0]
     """
-    parts = [part for part in text.split(",") if part.strip()] if "," in text else list(text.strip())
-    try:
-        values = [float(part) for part in parts]
-    except ValueError as error:
-        raise ValueError(
-            f"a context is digits ('0110') or numbers between commas ('0.3,-1.2'), got {text!r}"
-        ) from error
+    parts = [part.strip() for part in text.split(",") if part.strip()] if "," in text else list(text.strip())
+    if not all(_NUMBER.fullmatch(part) for part in parts):
+        raise ValueError(f"a context is digits ('0110') or numbers between commas ('0.3,-1.2'), got {text!r}")
+    values = [float(part) for part in parts]
+    if not all(abs(value) <= LARGEST for value in values):
+        raise ValueError(f"a context holds numbers of at most {LARGEST:g}, got {text!r}")
     return check_context(np.asarray([int(v) for v in values] if all(v == int(v) for v in values) else values))
+
+
+def _write(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV; a name that exists is a whole file."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        table.to_csv(fresh)
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def coherence_command(
@@ -101,8 +116,8 @@ def coherence_command(
         print(shown.to_string(float_format=lambda v: f"{v:.3g}", na_rep=""))
         print("\n" + "\n".join(f"{name}: {m}" for name, m in found.summary["meaning"].items()))
         if out is not None:
-            found.summary.to_csv(out / "coherence.csv")
-            found.contexts.to_csv(out / "contexts.csv")
+            _write(found.summary, out / "coherence.csv")
+            _write(found.contexts, out / "contexts.csv")
     if method != "calibrated":
         table = published(predictor, given, key=reference_key, steps=steps, paths=paths)
         share = table.groupby("statistic", sort=False)[["inside"]].mean()
@@ -110,5 +125,5 @@ def coherence_command(
         print("\nPublished tests: share of contexts inside the 95 % band of the reference Bayes model")
         print(share.to_string(float_format=lambda v: f"{v:.3g}", na_rep="undefined"))
         if out is not None:
-            table.to_csv(out / "falck2024.csv")
+            _write(table, out / "falck2024.csv")
     return found

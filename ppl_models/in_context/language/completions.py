@@ -74,7 +74,7 @@ def read(choice: Mapping[str, Any], form: Format, *, samples_only: bool) -> Read
         word = form.word(token)
         if word is None:
             break
-        listed = dict(top or {})
+        listed = _listed(top)
         if not any(form.word(other) == word for other in listed):
             listed[token] = value
         chances, whole = word_probabilities(listed, form)
@@ -89,7 +89,7 @@ def first(choice: Mapping[str, Any], form: Format) -> tuple[Float[np.ndarray, " 
     tokens, values, tops = _logprobs(choice)
     if not tokens:
         raise EndpointError("the server drew no token after the prompt; ask for at least one")
-    listed = dict(tops[0] or {})
+    listed = _listed(tops[0])
     listed.setdefault(tokens[0], values[0])
     return word_probabilities(listed, form)
 
@@ -144,4 +144,19 @@ def _logprobs(choice: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[float 
         raise EndpointError(
             f"logprobs of {len(tokens)} tokens, {len(values)} values and {len(tops)} lists: not the same"
         )
+    if not all(isinstance(token, str) for token in tokens) or not all(map(_is_value, values)):
+        raise EndpointError("logprobs whose tokens are no texts, or whose values are no numbers; use samples_only=True")
     return tokens, values, tops
+
+
+def _listed(top: Any) -> dict[str, float | None]:
+    """The likeliest tokens at one place and their log-probabilities; none where the server lists none."""
+    if top is None:
+        return {}
+    if not isinstance(top, dict) or not all(map(_is_value, top.values())):
+        raise EndpointError("top_logprobs that are no object of token and number; use samples_only=True")
+    return dict(top)
+
+
+def _is_value(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))

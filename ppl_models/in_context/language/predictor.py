@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -157,8 +158,14 @@ class LanguageModel:
         return [read(choice, self.format, samples_only=self.samples_only) for choice in _choices(answer)]
 
     def _first(self, answer: Mapping[str, Any]) -> list[Any]:
-        choices = sorted(_choices(answer), key=lambda choice: choice.get("index", 0))
-        return [first(choice, self.format) for choice in choices]
+        choices = _choices(answer)
+        order = [choice.get("index", i) for i, choice in enumerate(choices)]
+        if any(type(i) is not int for i in order) or sorted(order) != list(range(len(order))):
+            raise EndpointError(
+                f"{len(order)} completions with the indexes {str(order)[:60]}: not one for each prompt, so that it is "
+                "not known whose they are"
+            )
+        return [first(choices[at], self.format) for at in np.argsort(order)]
 
     def _ask(
         self, bodies: Sequence[Mapping[str, Any]], parse: Callable[[Mapping[str, Any]], list[Any]]
@@ -174,7 +181,8 @@ class LanguageModel:
             asked = json.dumps({"url": self.endpoint.url, "model": self.endpoint.model, **body}, sort_keys=True)
             path = self.cache / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
             if path.is_file():
-                return parse(json.loads(path.read_text(encoding="utf-8")))
+                with contextlib.suppress(EndpointError, ValueError):  # torn: asked for again
+                    return parse(_kept(path))
         answer = self.endpoint.complete(body)
         self.tally.requests += 1
         found = parse(answer)  # before it is kept: an answer that cannot be read is asked for again
@@ -184,6 +192,14 @@ class LanguageModel:
             fresh.write_text(json.dumps({"choices": answer["choices"]}), encoding="utf-8")
             os.replace(fresh, path)
         return found
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """A finished answer of the cache; ``ValueError`` where it is torn."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no answer")
+    return found
 
 
 def _choices(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
