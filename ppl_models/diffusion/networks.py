@@ -175,13 +175,13 @@ class GreyDenoiser(nnx.Module):
         self.levels, self.centre, self.scale = levels, centre, scale
 
     def logits(
-        self, x: Float[Array, " n *shape"], phi: Float[Array, " n"], *label: Int[Array, " n"], **drop: Drop
+        self, x: Float[Array, " n *shape"], phi: Float[Array, " n"], *label: Int[Array, " n"], **drop: Any
     ) -> Float[Array, " n *shape_levels"]:
         """Log weight of each grey level of each pixel, before the pixel's own noisy value is taken into account."""
         return self.net(x, level_of(phi), *label, **drop) + TABLE_RATE * self.table[...][None]
 
     def __call__(
-        self, x: Float[Array, " n *shape"], phi: Float[Array, " n"], *label: Int[Array, " n"], **drop: Drop
+        self, x: Float[Array, " n *shape"], phi: Float[Array, " n"], *label: Int[Array, " n"], **drop: Any
     ) -> Float[Array, " n *shape"]:
         """``E[x_0 | x]``, given a label where the network knows classes, and ``drop=`` where it has dropout."""
         wide = (-1, *(1,) * (x.ndim - 1))
@@ -344,7 +344,7 @@ class RealDenoiser(nnx.Module):
         self.net, self.prediction = layout.build(tuple(shape), 1, rngs, **_known(classes)), prediction
 
     def __call__(
-        self, x: Float[Array, " n *shape"], phi: Float[Array, " n"], *label: Int[Array, " n"], **drop: Drop
+        self, x: Float[Array, " n *shape"], phi: Float[Array, " n"], *label: Int[Array, " n"], **drop: Any
     ) -> Float[Array, " n *shape"]:
         """``E[x_0 | x]``, given a label where the network knows classes, and ``drop=`` where it has dropout."""
         wide = (-1, *(1,) * (x.ndim - 1))
