@@ -137,9 +137,11 @@ def generative(spec: Diffusion, module: nnx.Module) -> Any:
             raise ValueError("the model needs data x or a size: model(x) scores x, model(size=n) draws n fresh data")
         x, label = by_class.parts(x)
         batch = size if x is None and label is None else jnp.shape(x if label is None else label)[0]
+        apply: Any
         apply, params = pure(bind("denoiser", module))
         key = numpyro.prng_key()
-        fn, law = one_datum(spec, apply), DenoisingBound
+        fn: Any = one_datum(spec, apply)
+        law = DenoisingBound
         more: dict[str, Any] = {"params": params}
         if label is not None:
             more = {"params": (params, label), "batch_shape": (batch,)}
@@ -183,8 +185,8 @@ def standard_prior(
 ) -> DiffusionPrior:
     """The trained model as a :class:`DiffusionPrior` over ``x_0``, the standardised datum; otherwise :func:`prior`."""
     by_class.check_guidance(program.spec.classes, label, guidance)
-    label = None if label is None else jnp.asarray(label, jnp.int32)
-    return _prior(program.spec, *_trained(program.views.modules["denoiser"], params), trace, label, guidance)
+    own = None if label is None else jnp.asarray(label, jnp.int32)
+    return _prior(program.spec, *_trained(program.views.modules["denoiser"], params), trace, own, guidance)
 
 
 def _prior(
