@@ -215,8 +215,7 @@ def box_mean(
     near_inner = lower[own]
     near_log_mass, near_mean = truncated(x, near_inner, width, narrow, cos, sin)
     near_rough_log_mass, near_rough_mean = gaussians(x, near_inner + width / 2, width, var, cos, sin)
-    rough = gaussians(x, inner + width / 2, width, jnp.where(narrow, var, 0.0), cos, sin)
-    rough_log_mass, rough_mean = rough
+    rough_log_mass, rough_mean = gaussians(x, inner + width / 2, width, jnp.where(narrow, var, 0.0), cos, sin)
     pick = narrow[..., None]
     near = jnp.take_along_axis(logits, own, -1) + jnp.where(pick, near_rough_log_mass, near_log_mass)
     far = jnp.where(outside, logits + rough_log_mass, -jnp.inf)

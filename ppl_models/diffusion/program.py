@@ -107,7 +107,7 @@ def program(spec: Diffusion, key: Key[Array, ""]) -> Program:
         views=Views(
             density(spec),
             {"denoiser": module},
-            panels=lambda fit, x, factors, tree: panels.panels(spec, fit, x),
+            panels=lambda fit, x, factors, tree: panels.panels(spec, fit, x, tree),
             replicates=REPLICATED // math.prod(spec.shape),
         ),
     )
