@@ -232,8 +232,7 @@ def box_mean(
     near_inner = lower[own]
     near_log_mass, near_mean = truncated(x, near_inner, width, narrow, cos, sin)
     near_rough_log_mass, near_rough_mean = gaussians(x, near_inner + width / 2, width, var, cos, sin)
-    var = jnp.where(narrow, var, 0.0)
-    rough_log_mass, rough_mean = gaussians(x, inner + width / 2, width, var, cos, sin)
+    rough_log_mass, rough_mean = gaussians(x, inner + width / 2, width, jnp.where(narrow, var, 0.0), cos, sin)
     pick = narrow[..., None]
     near = jnp.take_along_axis(logits, own, -1) + jnp.where(pick, near_rough_log_mass, near_log_mass)
     far = jnp.where(outside, logits + rough_log_mass, -jnp.inf)
@@ -299,7 +298,7 @@ def _along(fn: Callable[..., Array], primals: Any, tangents: Any) -> tuple[Array
     def along(slope: Array, change: Array) -> Array:
         return (slope * change).reshape(*out.shape, -1).sum(-1)
 
-    return out, sum(jax.tree.leaves(jax.tree.map(along, slopes, moved[0])))  # type: ignore[return-value]
+    return out, jnp.stack(jax.tree.leaves(jax.tree.map(along, slopes, moved[0]))).sum(0)
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,18 @@ ANGLES = (0.25, 0.5, 0.7, 0.85)
 """Shares of the way from data to noise (phi over pi/2) in the denoising panel."""
 
 
-def panels(spec: Diffusion, fit: Any, x: Any) -> list[Panel]:
-    """Samples and denoising rows for images; samples over data for points in a plane."""
+def panels(spec: Diffusion, fit: Any, x: Any, tree: Any = None) -> list[Panel]:
+    """Samples and denoising rows for images; samples over data for points in a plane.
+
+    Images that the evaluation has drawn already, in ``tree``, are not drawn again: each takes hundreds of calls.
+    """
     if len(spec.shape) in (2, 3) and (len(spec.shape) == 2 or spec.shape[2] in (1, 3)):
         return [
             Panel(
                 "samples",
                 "Fresh draws from the model (upper rows) and data (last row). Good: the draws could be data, differ "
                 "from one another, and none repeats a datum.",
-                lambda: _draw_samples(spec, fit, x),
+                lambda: _draw_samples(spec, fit, x, drawn_before(tree, spec.shape, 4 * COLUMNS)),
             ),
             Panel(
                 "denoising",
@@ -53,6 +56,14 @@ def draw(fit: Any, size: int) -> np.ndarray:
     """``size`` fresh data of the fitted model, on the scale that is scored."""
     seeded = handlers.seed(fit.model, jax.random.key(0))
     return np.asarray(jax.jit(lambda: seeded(size=size))())
+
+
+def drawn_before(tree: Any, shape: tuple[int, ...], size: int) -> np.ndarray | None:
+    """``size`` draws of the model that a posterior tree holds; ``None`` where it has too few."""
+    if tree is None or "prior_predictive" not in tree.children:
+        return None
+    found = tree["prior_predictive"]["x"].values.reshape(-1, *shape)
+    return found[:size] if len(found) >= size else None
 
 
 def denoised(spec: Diffusion, fit: Any, x: Any, angle: float) -> tuple[np.ndarray, np.ndarray]:
@@ -102,9 +113,10 @@ def _limits(spec: Diffusion, data: np.ndarray) -> tuple[float, float]:
     return (0.0, 1.0) if spec.levels is not None else (float(data.min()), float(data.max()))
 
 
-def _draw_samples(spec: Diffusion, fit: Any, x: Any) -> Any:
+def _draw_samples(spec: Diffusion, fit: Any, x: Any, drawn: np.ndarray | None) -> Any:
     data = np.asarray(parts(_prepared(fit, x, COLUMNS))[0])
-    drawn = draw(fit, 4 * COLUMNS).reshape(4, COLUMNS, *spec.shape)
+    drawn = draw(fit, 4 * COLUMNS) if drawn is None else drawn
+    drawn = drawn.reshape(4, COLUMNS, *spec.shape)
     labels = ["model", "", "", "", "data"]
     return _mosaic([*drawn, data], labels, "draws of the model by its ODE, and data", _limits(spec, data))
 

@@ -110,7 +110,7 @@ def program(spec: Diffusion, key: Key[Array, ""]) -> Program:
         views=Views(
             density(spec),
             {"denoiser": module},
-            panels=lambda fit, x, factors, tree: panels.panels(spec, fit, x),
+            panels=lambda fit, x, factors, tree: panels.panels(spec, fit, x, tree),
             replicates=REPLICATED // math.prod(spec.shape),
         ),
     )
@@ -140,10 +140,11 @@ def generative(spec: Diffusion, module: nnx.Module) -> Any:
             raise ValueError("the model needs data x or a size: model(x) scores x, model(size=n) draws n fresh data")
         x, label = by_class.parts(x)
         batch = size if x is None and label is None else jnp.shape(x if label is None else label)[0]
+        apply: Any
         apply, params = pure(bind("denoiser", module))
         key = numpyro.prng_key()
-        fn, law = one_datum(spec, apply), DenoisingBound
-        apply = dropping(spec, apply)
+        fn: Any = one_datum(spec, apply)
+        apply, law = dropping(spec, apply), DenoisingBound
         more: dict[str, Any] = {"params": params}
         if label is not None:
             more = {"params": (params, label), "batch_shape": (batch,)}
@@ -187,8 +188,8 @@ def standard_prior(
 ) -> DiffusionPrior:
     """The trained model as a :class:`DiffusionPrior` over ``x_0``, the standardised datum; otherwise :func:`prior`."""
     by_class.check_guidance(program.spec.classes, label, guidance)
-    label = None if label is None else jnp.asarray(label, jnp.int32)
-    return _prior(program.spec, *_trained(program.views.modules["denoiser"], params), trace, label, guidance)
+    own = None if label is None else jnp.asarray(label, jnp.int32)
+    return _prior(program.spec, *_trained(program.views.modules["denoiser"], params), trace, own, guidance)
 
 
 def _prior(

@@ -142,3 +142,15 @@ def test_specs_and_data_that_cannot_be_meant_are_refused():
         inference.fit(
             made, {"x": np.zeros((4, 2), "f4"), "label": np.asarray([0, 1, 2, 1])}, steps=1, batch_size=2, key=KEY
         )
+
+
+def test_images_that_were_drawn_before_are_not_drawn_again():
+    import xarray as xr
+
+    from ppl_models.diffusion.panels import drawn_before
+
+    drawn = np.arange(2 * 3 * 4).reshape(1, 2, 3, 2, 2)
+    group = xr.Dataset({"x": (("chain", "draw", "datum", "x_dim_0", "x_dim_1"), drawn)})
+    tree = xr.DataTree.from_dict({"/prior_predictive": group})
+    np.testing.assert_array_equal(drawn_before(tree, (2, 2), 4), drawn.reshape(-1, 2, 2)[:4])
+    assert drawn_before(tree, (2, 2), 7) is None and drawn_before(None, (2, 2), 1) is None
