@@ -29,7 +29,7 @@ from ppl_models.diffusion import MLP, RK4, Diffusion, prior, standard_prior
 NOISE = 0.1
 SPEC = Diffusion((8, 8), network=MLP(width=256, depth=2), centre=0.32, scale=0.36, solver=RK4(12, 1.75))
 STEPS = 100
-TRAINING, VALIDATION = 1500, 300
+TRAINING, VALIDATION = 3000, 300
 CHURN, WARPS = (0.0, 10.0, 40.0), (1.5, 3.0, 7.0)
 
 
