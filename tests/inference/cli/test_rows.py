@@ -12,8 +12,7 @@ from ppl_models import datasets
 from tests.inference.cli.test_cli import call, untuned  # noqa: F401 - a fixture used by name
 
 WORDS = (
-    "--steps", "6", "--batch-size", "16", "--particles", "12", "--draws", "4", "--test-n", "20", "--quiet",
-    "--validation", "30",
+    "--steps", "6", "--batch-size", "16", "--test-n", "20", "--quiet", "--validation", "30", "--no-evaluate",
 )  # fmt: skip
 pytestmark = pytest.mark.usefixtures("untuned")
 
@@ -52,15 +51,14 @@ def test_a_folder_of_shards_is_fitted_resumed_and_evaluated(shards, tmp_path, ca
     assert told.place == str(out / "tensorboard") and ("loss", 6) in told.scalars
     card = json.loads((out / "run.json").read_text())["card"]
     assert (card["kind"], card["rows"], card["validation"], card["shape"]) == ("rows", 200, 30, [8, 8])
-    table = pd.read_csv(out / "evidence.csv")
-    from inference.checking.log_evidence import checksums
+    assert pd.read_csv(out / "history.csv")["step"].max() == 6
     from inference.cli import runs
 
     data = runs.load_data(card, None)
     assert len(data.stream) == data.size == 130 and len(data.test) == 20 and len(data.validation) == 30
-    assert table["x_crc"].tolist() == checksums(data.test).tolist()
     seen = np.concatenate([data.stream.read(np.arange(130)), data.validation, data.test])
-    assert len({row.tobytes() for row in seen}) == len({row.tobytes() for row in x[:]} & {r.tobytes() for r in seen})
+    parts = {row.tobytes() for row in seen}
+    assert len(parts) == 180 and parts <= {row.tobytes() for row in x}
     held_out = {row.tobytes() for row in runs.load_data(card, None, test_n=40).test}
     assert not held_out & {row.tobytes() for row in data.stream.read(np.arange(130))}
     code, _, err = call(capsys, "resume", out, "--quiet", "--no-evaluate")
