@@ -140,11 +140,11 @@ def generative(spec: Diffusion, module: nnx.Module) -> Any:
             raise ValueError("the model needs data x or a size: model(x) scores x, model(size=n) draws n fresh data")
         x, label = by_class.parts(x)
         batch = size if x is None and label is None else jnp.shape(x if label is None else label)[0]
-        apply: Any
-        apply, params = pure(bind("denoiser", module))
+        plain, params = pure(bind("denoiser", module))
         key = numpyro.prng_key()
-        fn: Any = one_datum(spec, apply)
-        apply, law = dropping(spec, apply), DenoisingBound
+        apply: Any = dropping(spec, plain)
+        fn: Any = one_datum(spec, plain)
+        law = DenoisingBound
         more: dict[str, Any] = {"params": params}
         if label is not None:
             more = {"params": (params, label), "batch_shape": (batch,)}
