@@ -28,7 +28,7 @@ SEED = 0
 COUNTS = {
     "specs": 1500, "names": 600, "records": 1200, "histories": 800, "contexts": 600, "rules": 500, "overrides": 500,
     "words": 800, "checkpoints": 1000, "evidence": 600, "tables": 700, "arrays": 400, "answers": 900, "counts": 250,
-    "h5ad": 200, "posteriors": 150,
+    "h5ad": 100, "posteriors": 150,
 }  # fmt: skip
 """Inputs of each kind."""
 HDF5 = ("h5ad", "posteriors")

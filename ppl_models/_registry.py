@@ -220,14 +220,15 @@ def _import_family(name: str, module: str) -> None:
 def _source(module: str) -> str:
     """The source of a module, found without running anything of it or of its packages."""
     path: Sequence[str] | None = None
+    loader: Any = None
     for part in module.split("."):
         found = importlib.machinery.PathFinder.find_spec(part, path) if part else None
         if found is None:
             raise ImportError(f"No module named {module!r}")
-        path = found.submodule_search_locations or ()
-    if not isinstance(found.loader, importlib.machinery.SourceFileLoader):
+        path, loader = found.submodule_search_locations or (), found.loader
+    if not isinstance(loader, importlib.machinery.SourceFileLoader):
         raise ImportError(f"{module!r} has no source")
-    return importlib.util.decode_source(found.loader.get_data(found.loader.path))
+    return importlib.util.decode_source(loader.get_data(loader.path))
 
 
 def _readable(name: str, spec: type, error: ValidationError) -> str:

@@ -92,11 +92,13 @@ def tree_of(fitted: Any, x: Any, factors: Any) -> Any:
     """Return posterior.nc where it holds these data and posteriors like those of the fit, else compute and write it."""
     import xarray as xr
 
+    from ppl_models.datasets.hdf5 import check_hdf5
     from ppl_models.program import rows
 
     path = fitted.folder / "posterior.nc"
     if path.is_file():
         try:
+            check_hdf5(path)
             tree = xr.open_datatree(path)
             observed = next(iter(tree["observed_data"].data_vars.values()))
             alike = tree.attrs.get("posterior", "amortised") == ("refined" if hasattr(fitted, "local") else "amortised")

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ppl_models.datasets.count_matrices import CountMatrix, counts
+from ppl_models.datasets.hdf5 import check_hdf5
 from ppl_models.program import did_you_mean
 
 BLOCK = 2**24
@@ -73,6 +74,7 @@ def _npz(path: Path) -> Any:
 def _h5ad(path: Path, labels: str | None, layer: str | None, columns: Any, top: int | None) -> CountMatrix:
     import h5py
 
+    check_hdf5(path)
     try:
         file = h5py.File(path, "r")
     except OSError as error:
