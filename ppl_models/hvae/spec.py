@@ -24,6 +24,7 @@ CHOICES = {
     "encoder": ("learned", "pool", "haar"),
     "step": ("vdvae", "euler"),
     "clock": ("none", "step", "normalise"),
+    "execution": ("auto", "unroll", "scan"),
 }
 
 
@@ -59,6 +60,12 @@ class HVAE:
                     a Cholesky factor, ``N(qm_i, (diag exp(qv_i) T_i) (diag exp(qv_i) T_i)^T)``, T_i(Z_i, a) unit lower
                     triangular; ``"flow"``: the noise of that Gaussian bent by spline couplings that read (Z_i, a).
                     Finer levels stay normal.
+    ``execution``   how cells run, whatever weights they share: ``"unroll"``, each written out; ``"scan"``, plain cells
+                    of a resolution as loops, whose compilation does not grow with their number; ``"auto"``: scan on an
+                    accelerator, and on a CPU from 16 decoder cells on.  Equal in value and gradient, with the same
+                    parameters.  Of tables, and at resolution 1 under a richer posterior, cells are always written out.
+    ``remat``       compute the inner values of cells again in the backward pass instead of keeping them: less memory,
+                    more time.
     ``dropout``     share of hidden units dropped in each block while training; none in evaluation or stock ``SVI``.
 
     A table: ``likelihood=Columns(...)`` as ``datasets.table`` makes it, ``shape`` (columns,), ``enc`` and ``dec`` at 1,
@@ -84,6 +91,8 @@ class HVAE:
     posterior: Literal["normal", "full", "flow"] = "normal"
     step: Literal["vdvae", "euler"] = "vdvae"
     clock: Literal["none", "step", "normalise"] = "none"
+    execution: Literal["auto", "unroll", "scan"] = "auto"
+    remat: bool = False
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
@@ -106,6 +115,8 @@ class HVAE:
                 raise ValueError(
                     f"{field} must be one of {', '.join(known)}, got {value!r}{did_you_mean(str(value), known)}"
                 )
+        if not isinstance(self.remat, bool):
+            raise ValueError(f"remat must be True or False, got {self.remat!r}")
         if not isinstance(self.levels, int) or self.levels < 2:
             raise ValueError(f"levels counts the grey levels of the stored data, expected >= 2, got {self.levels}")
         self._check_table()
