@@ -1,8 +1,8 @@
 """One training step of ``hvae_speed`` in a process of its own: one core, one thread; told by lines what to do.
 
 Started with a line of JSON, it compiles and answers a line of JSON: parameters, CPU seconds of tracing and of
-compiling, megabytes of XLA's temporaries.  Then it answers each line on its input: ``train N`` with the CPU seconds of a
-step, of N; ``memory`` with resident megabytes now, and at most since it was asked before.
+compiling, megabytes of XLA's temporaries.  Then it answers each line on its input: ``train N`` with the CPU seconds of
+a step, of N; ``memory`` with resident megabytes now, and at most since it was asked before.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """What do a training step of a hierarchical VAE, its memory and its compilation cost on a CPU?
 
-``small28`` (10 levels, 342,209 parameters), batch 32, Adam, against the same network of Flax's and JAX's own layers with
-every cell written out (``_plain_hvae``), found to compute the same loss.  Every form runs in a process of its own, bound
-to one core, one thread; steps are timed in turns: CPU seconds, least of the rounds.  Ours as this package's command line
-runs it (``tune_runtime``), the plain one with and without.  Compilation is that of the training step, tracing included,
-without a cache; ``deep28`` has 27 levels.
+``small28`` (10 levels, 342,209 parameters), batch 32, Adam, against the same network of Flax's and JAX's own layers
+with every cell written out (``_plain_hvae``), which computes the same loss (a test).  Every form runs in a process of
+its own, bound to one core, one thread; steps are timed in turns: CPU seconds, least of the rounds.  Ours as this
+package's command line runs it (``tune_runtime``), the plain one with and without.  Compilation is that of the training
+step, tracing included, without a cache; ``deep28`` has 27 levels.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def _times(spent: dict[str, list[float]], detail: dict[str, Any], words: str) ->
             unit="ratio",
             target="<= 0.40" if other == "plain" else "",
             detail=detail,
-            if_missed="matrix products are two fifths of our step and run near the processor's peak at 16 channels; the "
-            "rest is GELU, additions and the taps of convolutions, which the plain program has as well",
+            if_missed="what is saved is XLA's slow gradients of convolutions, erfc in GELU, and with our allocator page "
+            "faults; GELU itself, additions and narrow products of 16 channels stay in both",
         )
     yield Claim(
         name="scan_over_unroll",
@@ -129,8 +129,8 @@ def _times(spent: dict[str, list[float]], detail: dict[str, Any], words: str) ->
 def _memory(ours: dict[str, float], plain: dict[str, float], detail: dict[str, Any], words: str) -> Claim:
     return Claim(
         name="memory_over_plain",
-        claim=f"resident memory after {ours['steps']:.0f} training steps over that of Flax's and JAX's own layers, both "
-        f"with our allocator, {words}",
+        claim=f"resident memory after {ours['steps']:.0f} training steps over that of Flax's and JAX's own layers, "
+        f"both with our allocator, {words}",
         value=ours["resident"] / plain["resident"],
         unit="ratio",
         target="<= 1.0",
