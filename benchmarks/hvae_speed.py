@@ -105,8 +105,8 @@ def _times(spent: dict[str, list[float]], detail: dict[str, Any], words: str) ->
             unit="ratio",
             target="<= 0.40" if other == "plain" else "",
             detail=detail,
-            if_missed="what is saved is XLA's slow gradients of convolutions, erfc in GELU, and with our allocator page "
-            "faults; GELU itself, additions and narrow products of 16 channels stay in both",
+            if_missed="what is saved is XLA's slow gradients of convolutions, erfc in GELU, and by our allocator "
+            "page faults; GELU itself, additions and narrow products of 16 channels stay in both",
         )
     yield Claim(
         name="scan_over_unroll",
