@@ -159,6 +159,20 @@ def test_handlers_see_the_same_program(pair, around, posterior):
         np.testing.assert_allclose(b[name][1], density, rtol=1e-4, atol=1e-3, err_msg=name)
 
 
+def test_a_run_that_nobody_disturbs_is_a_loop_and_nothing_else(pair, monkeypatch):
+    """What a loop draws is what its sites return, so no level is written out beside it."""
+    programs, params = pair
+    departed = []
+    monkeypatch.setattr("ppl_models.hvae.levels.TopDown._depart", lambda self, *rest: departed.append(rest))
+    for run in (
+        lambda: trace_posterior(programs[1], params, KEY, X),
+        lambda: seed(programs[1].guide, KEY)(X),
+        lambda: seed(programs[1].model, KEY)(size=3),
+    ):
+        jax.eval_shape(lambda run=run: (run(), 0)[1])
+    assert not departed
+
+
 def test_a_strange_posterior_is_asked_for_each_level(pair):
     """A law that no loop knows: levels are written out, each with the state that it starts from."""
     programs, params = pair
