@@ -24,6 +24,7 @@ CHOICES = {
     "encoder": ("learned", "pool", "haar"),
     "step": ("vdvae", "euler"),
     "clock": ("none", "step", "normalise"),
+    "execution": ("auto", "unroll", "scan"),
 }
 
 
@@ -62,6 +63,12 @@ class HVAE:
     ``posterior_residual``  ``True``: the encoder says how q differs from the prior it meets, ``qm = pm + dm``,
                     ``qv = pv + dv`` with (dm, dv) the output of the level's block (Vahdat & Kautz 2020, NVAE, arXiv
                     2007.03898, sec. 3.2): a block that says 0 costs 0 nats, whatever the prior has learned.
+    ``execution``   how cells run, whatever weights they share: ``"unroll"``, each written out; ``"scan"``, plain cells
+                    of a resolution as loops, whose compilation does not grow with their number; ``"auto"``: scan on an
+                    accelerator, and on a CPU from 16 decoder cells on.  Equal in value and gradient, with the same
+                    parameters.  Of tables, and at resolution 1 under a richer posterior, cells are always written out.
+    ``remat``       compute the inner values of cells again in the backward pass instead of keeping them: less memory,
+                    more time.
     ``dropout``     share of hidden units dropped in each block while training; none in evaluation or stock ``SVI``.
 
     A table: ``likelihood=Columns(...)`` as ``datasets.table`` makes it, ``shape`` (columns,), ``enc`` and ``dec`` at 1,
@@ -88,6 +95,8 @@ class HVAE:
     posterior_residual: bool = False
     step: Literal["vdvae", "euler"] = "vdvae"
     clock: Literal["none", "step", "normalise"] = "none"
+    execution: Literal["auto", "unroll", "scan"] = "auto"
+    remat: bool = False
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
@@ -110,6 +119,8 @@ class HVAE:
                 raise ValueError(
                     f"{field} must be one of {', '.join(known)}, got {value!r}{did_you_mean(str(value), known)}"
                 )
+        if not isinstance(self.remat, bool):
+            raise ValueError(f"remat must be True or False, got {self.remat!r}")
         if not isinstance(self.levels, int) or self.levels < 2:
             raise ValueError(f"levels counts the grey levels of the stored data, expected >= 2, got {self.levels}")
         self._check_table()
