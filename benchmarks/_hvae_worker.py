@@ -77,11 +77,13 @@ def main(given: dict[str, Any]) -> None:
     lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, jax.random.key(0))
     traced = time.process_time()
     train = lowered.compile()
+    analysis = train.memory_analysis()
+    assert analysis is not None
     built = {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "trace_seconds": traced - start,
         "compile_seconds": time.process_time() - traced,
-        "temporaries": train.memory_analysis().temp_size_in_bytes / 1e6,
+        "temporaries": analysis.temp_size_in_bytes / 1e6,
     }
     print(json.dumps(built), flush=True)
     steps, value = 0, 0.0

@@ -73,18 +73,18 @@ class Net(nnx.Module):
             found[cell.res // cell.down] = h
         states: dict[int, Array] = {}
         rate = jnp.zeros(len(x))
-        for i, cell in enumerate(self.spec.decoder_cells):
-            shape = (len(x), cell.res, cell.res, self.spec.width)
-            Z = states.get(cell.res, jnp.broadcast_to(self.start[f"at_{cell.res}"][...], shape))
-            if cell.mixin:
-                Z = Z + jax.image.resize(states[cell.mixin], shape, "nearest")
-            qm, qv = jnp.split(self.posterior[i](jnp.concatenate([Z, found[cell.res]], -1)), 2, -1)
+        for i, level in enumerate(self.spec.decoder_cells):
+            shape = (len(x), level.res, level.res, self.spec.width)
+            Z = states.get(level.res, jnp.broadcast_to(self.start[f"at_{level.res}"][...], shape))
+            if level.mixin:
+                Z = Z + jax.image.resize(states[level.mixin], shape, "nearest")
+            qm, qv = jnp.split(self.posterior[i](jnp.concatenate([Z, found[level.res]], -1)), 2, -1)
             pm, pv, drift = jnp.split(self.prior[i](Z), [self.spec.zdim, 2 * self.spec.zdim], -1)
             z = qm + jnp.exp(qv) * noise[i]
             kl = -0.5 + pv - qv + (jnp.exp(2 * qv) + (qm - pm) ** 2) / (2 * jnp.exp(2 * pv))
             rate += kl.sum((1, 2, 3))
             Z = Z + drift + self.z_proj[i](z)
-            states[cell.res] = Z + self.resnet[i](Z)
+            states[level.res] = Z + self.resnet[i](Z)
         logits = self.head(states[x.shape[1]] * self.gain[...] + self.shift[...])[..., 0]
         log_lik = (x * jax.nn.log_sigmoid(logits) + (1 - x) * jax.nn.log_sigmoid(-logits)).sum((1, 2))
         return (rate - log_lik).mean()

@@ -16,14 +16,15 @@ MIXED, COMPONENTS, ROUNDS = 10_000, 100, 40
 
 def small_images(quick: bool) -> tuple[str, np.ndarray, np.ndarray]:
     """Name, training and test images (n, 14, 14), 256 grey levels: means over 2x2 pixels of Fashion-MNIST, or MNIST."""
-    if datasets.info("fashion_mnist").available:
+    if datasets.info("fashion_mnist").available():
         name = "fashion_mnist"
     elif os.environ.get("PPL_MODELS_DATA") or not quick:
         name = "mnist"
     else:
         # A quick run only sees that everything runs: any images of this size will do.
         rng = np.random.default_rng(0)
-        return "noise", *(rng.integers(0, 256, (n, 14, 14)).astype("uint8") for n in (200, 20))
+        train, test = (rng.integers(0, 256, (n, 14, 14)).astype("uint8") for n in (200, 20))
+        return "noise", train, test
     train, _ = datasets.load(name, "train", n=200 if quick else None)
     test, _ = datasets.load(name, "test", n=20 if quick else TEST)
     return name, pooled(train), pooled(test)

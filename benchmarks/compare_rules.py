@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,7 +35,8 @@ def run(quick: bool) -> Iterator[Claim]:
     tune_runtime()
     seed, size = 0, 100 if quick else 300
     rng = np.random.default_rng(seed)
-    found, off = {}, {}
+    found: dict[str, dict[str, Any]] = {}
+    off: dict[str, dict[str, float]] = {}
     names = ("sticky", "beta") if quick else tuple(DESCRIPTIONS)
     for i, name in enumerate(list(RULES)[: 1 if quick else None]):
         rule, true = RULES[name]

@@ -81,7 +81,7 @@ def run(quick: bool) -> Iterator[Claim]:
             else sliced_wasserstein(halves.reshape(len(halves), -1), test.reshape(len(test), -1))
         )  # fmt: skip
         told = ", ".join(f"{name} {value:.4f}" for name, value in means.items()) + f"; 1,000 training digits {data:.4f}"
-        best = min(FEW, key=lambda name, means=means: means[name])
+        best = min(FEW, key=means.__getitem__)
         spread = float(np.std([r[LONG][what] for r in runs], ddof=1)) if len(runs) > 1 else 0.0
         yield Claim(
             f"{what}_over_plain",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -33,9 +34,10 @@ SPECS = {
 def run(quick: bool) -> Iterator[Claim]:
     """Yield what each parameter-poor encoder gains over the learned one; quick: dense, narrow, one seed."""
     name, *data = small_images(quick)
-    specs, seeds, steps, draws = SPECS, SEEDS, STEPS, DRAWS
+    specs, steps, draws = SPECS, STEPS, DRAWS
+    seeds: tuple[int, ...] = SEEDS
     if quick:
-        small = {"enc": "1x1", "dec": "1x2", "width": 8}
+        small: dict[str, Any] = {"enc": "1x1", "dec": "1x2", "width": 8}
         specs = {key: dataclasses.replace(spec, **small) for key, spec in SPECS.items()}
         seeds, steps, draws = (0,), 6, 2
     found, cost = scores(specs, seeds, steps, (data[0], data[1]), draws)

@@ -58,9 +58,10 @@ def scores(specs: dict[str, HVAE], seeds: tuple[int, ...], steps: int, data: tup
 def run(quick: bool) -> Iterator[Claim]:
     """Yield what tying gains at equal parameters and at equal widths; quick: narrow, shallow, one seed."""
     name, *data = small_images(quick)
-    specs, seeds, steps, draws = SPECS, SEEDS, STEPS, DRAWS
+    specs, steps, draws = SPECS, STEPS, DRAWS
+    seeds: tuple[int, ...] = SEEDS
     if quick:
-        small = {"enc": "1x1", "dec": "1x3", "width": 8}
+        small: dict[str, Any] = {"enc": "1x1", "dec": "1x3", "width": 8}
         specs = {key: dataclasses.replace(spec, **small) for key, spec in list(SPECS.items())[:2]}
         specs["tied, wide"] = specs["tied"]
         seeds, steps, draws = (0,), 6, 2

@@ -186,11 +186,13 @@ class GreyDenoiser(nnx.Module):
         """``E[x_0 | x]``, given a label where the network knows classes, and ``drop=`` where it has dropout."""
         wide = (-1, *(1,) * (x.ndim - 1))
         cos, sin = jnp.cos(phi).reshape(wide), jnp.sin(phi).reshape(wide)
-        if x.ndim == 3 and isinstance(self.net, _ImageNetwork):
-            kernel, bias = self.net.readout
+        net: Any = self.net
+        if x.ndim == 3 and isinstance(net, _ImageNetwork):
+            kernel, bias = net.readout
             head = PixelHead(self.levels, self.centre, self.scale)
             shared = (kernel, bias, TABLE_RATE * self.table[...], cos, sin)
-            return by_pixel(head, (self.net.features(x, level_of(phi), *label, **drop), x), shared)
+            known: Any = label  # one label, or none
+            return by_pixel(head, (net.features(x, level_of(phi), *known, **drop), x), shared)
         return box_mean(
             x, self.logits(x, phi, *label, **drop), *boxes(self.levels, self.centre, self.scale, x.dtype), cos, sin
         )

@@ -85,7 +85,7 @@ def _plain(cell: EncoderCell | DecoderCell) -> bool:
     return not (getattr(cell, "mixin", 0) or getattr(cell, "down", 1) > 1)
 
 
-def rematerialised[F: Callable[..., Any]](function: F, spec: HVAE, *, in_loop: bool = False) -> F:
+def rematerialised[**P, T](function: Callable[P, T], spec: HVAE, *, in_loop: bool = False) -> Callable[P, T]:
     """``function``, or with ``remat=True`` one whose inner values the backward pass computes again."""
     # A loop's body is compiled by itself, so nothing undoes the second computation there.
     return jax.checkpoint(function, prevent_cse=not in_loop) if spec.remat else function

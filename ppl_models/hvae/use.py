@@ -34,7 +34,7 @@ def _traced(spec: HVAE, fit: Any, choose: Callable[[int, Any], Any], batch: int)
 
 def _held(spec: HVAE, z: Mapping[str, Any]) -> list[Array]:
     """The levels of ``z``, top-down; ``ValueError`` for one that lacks or has not (n, side, side, zdim)."""
-    found = []
+    found: list[Array] = []
     for name, cell in zip(spec.latents, spec.decoder_cells, strict=True):
         if name not in z:
             raise ValueError(f"z lacks the level {name!r}; expected {', '.join(spec.latents)}")

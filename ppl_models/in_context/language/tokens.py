@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from ppl_models.in_context.language.gguf_file import GGUF
 
@@ -41,7 +42,9 @@ class Vocabulary:
     @classmethod
     def of(cls, file: GGUF) -> Vocabulary:
         """The vocabulary of a file.  ``ValueError`` where its fields are missing or of another tokeniser."""
-        held = {name: file.fields.get(f"tokenizer.ggml.{name}") for name in ("model", "tokens", "scores", "token_type")}
+        held: dict[str, Any] = {
+            name: file.fields.get(f"tokenizer.ggml.{name}") for name in ("model", "tokens", "scores", "token_type")
+        }
         if held["model"] != "llama" or not isinstance(held["tokens"], list) or any(v is None for v in held.values()):
             raise ValueError(
                 f"the file's tokeniser is {held['model']!r} with {sorted(k for k, v in held.items() if v is not None)}"
