@@ -32,8 +32,9 @@ from inference import evidence, fit
 from inference.checking.criticism import site_rates
 from ppl_models import datasets
 from ppl_models.hvae import PRESETS
-from ppl_models.hvae.networks import Dropout, gelu, no_drop
 from ppl_models.hvae.training import digits8_training, vdvae_training
+from ppl_models.networks.activations import gelu
+from ppl_models.networks.dropout import Dropout, no_drop
 from ppl_models.program import Observation, Posterior, Program, Training, bind, knob
 
 SPEC, PYRAMID = PRESETS["digits"], dataclasses.replace(PRESETS["digits8"], dropout=0.1)

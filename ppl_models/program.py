@@ -24,6 +24,7 @@ from ppl_models._datum import (
     take as take,
     zeros as zeros,
 )
+from ppl_models._folders import CACHE_VARIABLE as CACHE_VARIABLE, cache_dir as cache_dir
 from ppl_models._predictor import (
     HostPaths as HostPaths,
     HostPredictor as HostPredictor,

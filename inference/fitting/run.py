@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,13 @@ import numpy as np
 from jaxtyping import Array
 
 from inference.fitting.arguments import check_arguments, check_dispatch, plain, same_run
+from inference.fitting.callbacks import Watchers
+from inference.fitting.checkpoint import CheckpointError, checkpoints
 from inference.fitting.fitted import Fit
 from inference.fitting.folder import RunFolder, versions
 from inference.fitting.loop import Loop
 from inference.fitting.loss import make_loss
+from inference.fitting.record import key_numbers
 from inference.fitting.sources import as_source, stored
 from inference.fitting.trainer import Trainer, make_optimizer, scheduled
 from ppl_models.program import Program
@@ -45,13 +50,15 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     steps_per_dispatch: int | str = "auto",
+    callbacks: Sequence[Any] = (),
 ) -> Fit:
     """Maximise the ELBO of ``program`` on ``data``, or a tighter bound, and return the fitted program.
 
     ``data``           stored data (n, *shape), kept as stored on the device, a dict (tuple, dataclass) of arrays where
                        the program's datum is one; or what the program can read, such as a DataFrame; or a Hugging Face
                        data set with such columns; or a sampler ``(key, n) -> batch``; or a grain dataset of single
-                       records.
+                       records.  Data that stay on disk: memory maps (``numpy.load(FILE, mmap_mode="r")``), or the path
+                       of a .npy file, a .parquet file, or a folder of either (:mod:`inference.fitting.stored_rows`).
     ``learning_rate``  Adam's rate, a number (default 1e-3) or an optax schedule; ``optimizer`` replaces Adam.
     ``clip``           largest global gradient norm, in nats per datum.
     ``weights``        numbers or schedules of the step by name: a site (its log-likelihood or KL), a knob of the
@@ -78,11 +85,16 @@ def fit(
     ``out``            run folder: spec.json, run.json, history.csv as it goes, checkpoint/ every ``checkpoint_every``
                        steps.  With ``resume=True`` and the same arguments the run there continues exactly; a killed
                        run ends with the parameters that it would have had.
+    ``callbacks``      functions ``(step, figures)`` that are told every row of the history and may end the fit by
+                       returning ``True``, or :class:`inference.fitting.callbacks.Watcher`: the trackers of
+                       :mod:`inference.fitting.trackers`, a live plot.  One that fails is warned about, once.
     ``card``           a few facts about the data (name, split, seed), kept in run.json.
 
     Updates with a non-finite loss or gradient are skipped, counted in the history and in ``info["skipped"]``, and
     warned about; 50 in a row raise ``FloatingPointError`` with the last good state on disk.  Ctrl-C ends the current
-    step, writes a checkpoint and raises ``KeyboardInterrupt``.  Bad arguments raise ``ValueError`` before any work.
+    step, writes a checkpoint and raises ``FitInterrupted``, a ``KeyboardInterrupt`` whose ``fit`` is what was fitted
+    until then; so does SIGTERM, which then goes on to end the process.  A folder that another process writes is refused
+    at once.  Bad arguments raise ``ValueError`` before any work.
     Same key, same machine, same arguments: the same parameters, bit for bit.
     """
     validate_every = validate_every or max(1, steps // 20) if isinstance(steps, int) and steps > 0 else validate_every
@@ -92,6 +104,7 @@ def fit(
     check_dispatch(steps_per_dispatch)
     rules = scheduled(program, weights)
     chosen = make_optimizer(learning_rate, optimizer, clip)
+    watchers = Watchers(callbacks)
     loss = make_loss(program, objective, particles, sleep, rules)
     data_key, train_key, validation_key = jax.random.split(key, 3)
     source = as_source(data, program, batch_size, data_key)
@@ -105,34 +118,48 @@ def fit(
         "steps_per_dispatch": steps_per_dispatch, "key": np.asarray(jax.random.key_data(key)).tolist(),
         "validation": held_out is not None,
     }  # fmt: skip
-    if folder is not None:
-        if resume:
-            same_run(folder, program, arguments)
-        else:
-            folder.create()
+    if folder is None and resume:
+        raise ValueError("resume=True needs out=, the folder of the run to continue")
+    if folder is not None and resume:
+        same_run(folder, program, arguments)
+    elif folder is not None:
+        folder.create()
+    with contextlib.nullcontext() if folder is None else folder.held():
+        if folder is not None and not resume:
             folder.write_spec(program.spec)
             folder.write_run({"arguments": arguments, "card": dict(card or {}), "versions": versions(), "info": {}})
-    elif resume:
-        raise ValueError("resume=True needs out=, the folder of the run to continue")
-    trainer = Trainer(program, source, chosen, rules, average, loss)
-    loop = Loop(trainer, folder, held_out, validation_key, arguments, dict(card or {}), progress)
-    return loop.run(train_key, resume)
+        # A run that was killed before its first checkpoint starts again, with the same numbers.
+        begun = folder is not None and resume and bool(checkpoints(folder.checkpoint))
+        trainer = Trainer(program, source, chosen, rules, average, loss)
+        loop = Loop(trainer, folder, held_out, validation_key, arguments, dict(card or {}), progress, watchers)
+        return loop.run(train_key, begun)
 
 
 def resume(folder: str | Path, data: Any, *, validation: Any = None, progress: bool = True, **changes: Any) -> Fit:
     """Continue the run of a folder with the arguments it was started with; ``changes`` may raise ``steps``.
 
-    Schedules and optimisers are functions, which run.json records by name only: pass them again.
+    Schedules and optimisers are functions, which run.json records by name only, and ``callbacks`` are not recorded:
+    pass them again.  Raises ``ValueError`` for a folder without a run, or whose run.json is torn or of a later version,
+    and for a run that was killed before its first checkpoint, whose initial weights only the program that it was
+    started with has.
     """
     run = RunFolder(folder)
     record = run.read_run()
+    if not checkpoints(run.checkpoint):
+        raise CheckpointError(
+            f"no checkpoint in {run.checkpoint}: the run was stopped before its first one, and nothing is lost; start "
+            "it again with the same program and arguments: fit(program, data, ..., out=folder, resume=True)"
+        )
+    known = inspect.signature(fit).parameters
+    if strange := sorted(set(record["arguments"]) - set(known)):
+        raise ValueError(f"{run.path / 'run.json'} has arguments that fit does not take: {', '.join(strange)}")
     arguments = {k: v for k, v in record["arguments"].items() if k not in ("key", "validation")}
-    key = jax.random.wrap_key_data(jnp.asarray(record["arguments"]["key"], jnp.uint32))
+    key = jax.random.wrap_key_data(jnp.asarray(key_numbers(record, run.path / "run.json"), jnp.uint32))
     for name, value in arguments.items():
         nested = value.values() if isinstance(value, dict) and "callable" not in value else [value]
         if name not in changes and any(isinstance(v, dict) and "callable" in v for v in nested):
             raise ValueError(f"the run in {folder} used a function for {name}; pass {name}= to resume again")
-    if record["arguments"]["validation"] and validation is None:
+    if record["arguments"].get("validation") and validation is None:
         raise ValueError(f"the run in {folder} used validation data; pass validation= the same data again")
     program = run.read_spec().build(key)
     return fit(

@@ -8,17 +8,18 @@ the branches that add up along the depth scaled by 1/sqrt(number of cells).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from ppl_models.distributions import Columns
 from ppl_models.networks.activations import gelu
+from ppl_models.networks.dropout import Drop, no_drop
 from ppl_models.networks.flow import CONTEXT, CouplingFlow
 from ppl_models.networks.separable import separable_convolution
 
@@ -29,7 +30,6 @@ Image = Float[Array, "batch height width channel"]
 Part = Float[Array, "batch height width _"]
 Mapped = Float[Array, "batch height width c_out"]
 Resized = Float[Array, "batch new_height new_width channel"]
-Drop = Callable[[Array], Array]
 LOG_SD_BOUND = 20.0
 """Log standard deviations are cut here, far outside anything useful: beyond, exp() of their differences overflows."""
 NO_BIAS_ABOVE = 64
@@ -57,25 +57,6 @@ def rms(x: Image) -> Float[Array, " batch"]:
 def normalised(x: Image) -> Image:
     """``x / RMS(x)`` over pixels and channels; 0 stays 0, and its gradient finite."""
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=(1, 2, 3), keepdims=True) + 1e-6)
-
-
-class Dropout:
-    """Zero units with probability ``rate`` and scale up the rest; another mask at each call, all from one key."""
-
-    def __init__(self, rate: Float[Array, ""] | float, key: Key[Array, ""]) -> None:
-        self.keep, self.key, self.calls = 1.0 - rate, key, 0
-
-    def __call__(self, h: Float[Array, "..."]) -> Float[Array, "..."]:
-        self.calls += 1
-        # 16 random bits a unit: half the cost of a uniform number.
-        bits = jax.random.bits(jax.random.fold_in(self.key, self.calls), h.shape, jnp.uint16)
-        kept = bits.astype(jnp.float32) < 65536.0 * self.keep
-        return jnp.where(kept, h * jnp.asarray(1.0 / self.keep, h.dtype), jnp.zeros((), h.dtype))
-
-
-def no_drop(h: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The dropout of evaluation."""
-    return h
 
 
 def _constant(value: float, *shape: int) -> nnx.Param:

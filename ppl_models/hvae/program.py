@@ -31,9 +31,10 @@ from numpyro.distributions.transforms import ReshapeTransform
 from ppl_models.distributions import Columns, ConditionalFlow, ShapedGaussian
 from ppl_models.distributions.conditional_flow import unit_lower
 from ppl_models.hvae import checks, panels
-from ppl_models.hvae.networks import Decoder, Drop, Dropout, Encoder, is_table, no_drop, rms
+from ppl_models.hvae.networks import Decoder, Encoder, is_table, rms
 from ppl_models.hvae.observed import encoder_input, observation
 from ppl_models.hvae.table_start import START_SIZE, table_start
+from ppl_models.networks.dropout import Drop, Dropout, no_drop
 from ppl_models.program import Event, Posterior, Program, Training, Views, bind, knob, rows
 
 if TYPE_CHECKING:

@@ -162,6 +162,6 @@ def test_bad_arguments_are_refused_before_any_work(change, message):
 
 def test_a_tree_too_large_to_hold_is_refused(monkeypatch):
     form = linear_gaussian_program()
-    monkeypatch.setattr(importlib.import_module("inference.checking.posterior_tree"), "LARGEST", 1000)
-    with pytest.raises(ValueError, match="4 data and 30 draws.*fewer draws"):
+    monkeypatch.setattr(importlib.import_module("inference.checking.tree_store"), "LARGEST", 1000)
+    with pytest.raises(ValueError, match="for 4 data.*store=.*fewer draws"):
         posterior(form.fit, form.sample(KEY, 4), draws=30, key=KEY, progress=False)
