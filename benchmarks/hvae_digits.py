@@ -38,7 +38,7 @@ from ppl_models.networks.dropout import Dropout, no_drop
 from ppl_models.program import Observation, Posterior, Program, Training, bind, knob
 
 SPEC, PYRAMID = PRESETS["digits"], dataclasses.replace(PRESETS["digits8"], dropout=0.1)
-STEPS = {"hierarchy": 16_000, "one level": 26_000, "pyramid": 8_000}  # the first two take about the same CPU time
+STEPS = {"hierarchy": 16_000, "one level": 26_000, "pyramid": 6_000}  # the first two take about the same CPU time
 ALIVE = 0.01
 """Nats a datum above which a level is in use."""
 PARTICLES, BATCH = 256, 64
