@@ -213,7 +213,7 @@ def lying_endpoint(place: Place) -> str:
     from ppl_models.in_context.language import Endpoint, EndpointError, LanguageModel
 
     held = {"tokens": ["1"], "token_logprobs": [-0.1], "top_logprobs": [{"1": -0.1, "0": -2.4}]}
-    lies = {
+    lies: dict[str, list[dict[str, Any]]] = {
         "two answers to one prompt": [{"index": 0, "logprobs": held}, {"index": 0, "logprobs": held}],
         "one answer too few": [{"index": 0, "logprobs": held}],
         "a probability of 2": [{"index": i, "logprobs": {**held, "token_logprobs": [0.7]}} for i in (0, 1)],
