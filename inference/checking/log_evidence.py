@@ -141,7 +141,7 @@ def evidence(
     else:
         local = locals_of(fit, x)
         weigh = Weigher(fit, pairs, progress=progress, kernel=None if local is None else fit.kernel)
-        values = summarise(weigh(x, particles, key, local=local))
+        values = weigh.summary(x, particles, key, local=local)
         estimator = np.full(rows(x), AMORTISED, object) if local is None else fit.estimators(x)
         if local is None and refine != "none":
             at, fresh = _mend(fit, x, values, refine, particles=particles, key=key, pairs=pairs, progress=progress)
@@ -152,8 +152,8 @@ def evidence(
     table = _table(program, x, values, particles=int(particles), estimator="exact" if exact else method)
     if not exact:
         table.attrs["refine"] = refine if locals_of(fit, x) is None else "all"
-    elif program.exact.solver:
-        table.attrs["solver"] = program.exact.solver + work
+    if program.exact.solver:
+        table.attrs["solver"] = program.exact.solver + work if exact else program.exact.solver
     table.attrs["params_crc"] = params_checksum(fit)
     bad = np.flatnonzero(~np.isfinite(table["log_px"].to_numpy()))
     if bad.size:
@@ -186,7 +186,7 @@ def _mend(
     )  # fmt: skip
     if not found.better.any():
         return np.arange(0), {}
-    fresh = summarise(weigh(part, particles, key, local=found.local, index=chosen))
+    fresh = weigh.summary(part, particles, key, local=found.local, index=chosen)
     return chosen[found.better], {name: column[found.better] for name, column in fresh.items()}
 
 

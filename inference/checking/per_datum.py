@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -140,8 +140,11 @@ def sweep(
     *,
     what: str,
     progress: bool,
+    start: int = 0,
 ) -> Iterator[tuple[slice, slice, Any]]:
     """Call ``kernel(datum indices, draw indices)`` over all pairs in blocks of one shape; yield NumPy results.
+
+    ``start``  the first datum, where those before it are done: blocks begin at multiples of one number of data.
 
     A result's leading axes are (datum, draw).  The last block repeats the last datum, or draws on beyond the
     number asked for; the surplus is cut off here, so the kernel compiles once, and not again for other data.
@@ -149,16 +152,28 @@ def sweep(
     blocks = math.ceil(draws / pairs)
     width = math.ceil(draws / blocks)
     rows = min(data, max(1, pairs // width))
-    with Progress(data * draws, what, unit="draws", show=progress, delay=2.0) as bar:
-        for start in range(0, data, rows):
-            stop = min(start + rows, data)
-            datum = np.minimum(np.arange(start, start + rows), data - 1).astype(np.uint32)
+    begin = data if start >= data else start // rows * rows
+    with Progress(data * draws, what, unit="draws", show=progress, delay=2.0, start=begin * draws) as bar:
+        for first_row in range(begin, data, rows):
+            stop = min(first_row + rows, data)
+            datum = np.minimum(np.arange(first_row, first_row + rows), data - 1).astype(np.uint32)
             for first in range(0, draws, width):
                 last = min(first + width, draws)
                 out = kernel(datum, np.arange(first, first + width, dtype=np.uint32))
-                keep = (slice(0, stop - start), slice(0, last - first))
-                yield slice(start, stop), slice(first, last), jax.tree.map(lambda a, k=keep: np.asarray(a)[k], out)
-                bar.update(start * draws + (stop - start) * last)
+                keep = (slice(0, stop - first_row), slice(0, last - first))
+                out = jax.tree.map(lambda a, k=keep: np.asarray(a)[k], out)
+                yield slice(first_row, stop), slice(first, last), out
+                bar.update(first_row * draws + (stop - first_row) * last)
+
+
+def by_rows(blocks: Iterable[tuple[slice, slice, Any]], draws: int) -> Iterator[tuple[slice, Any]]:
+    """The blocks of :func:`sweep`, those of the same data joined along their draws (axis 1)."""
+    parts: list[Any] = []
+    for datum, columns, found in blocks:
+        parts.append(found)
+        if columns.stop == draws:
+            yield datum, parts[0] if len(parts) == 1 else jax.tree.map(lambda *p: np.concatenate(p, 1), *parts)
+            parts = []
 
 
 def params_checksum(fit: Any) -> int:

@@ -53,6 +53,8 @@ class Evaluation:
     """No progress on stderr."""
 
 
+Track = Annotated[UseAppendAction[tuple[Literal["tensorboard", "mlflow", "wandb"], ...]], opt("NAME")]
+
 Run = Annotated[Positional[Path], opt("DIR")]
 
 

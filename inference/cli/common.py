@@ -21,7 +21,7 @@ from typing import Any
 PARTS = (
     "spec.json", "run.json", "checkpoint", "history.csv", "posterior.nc", "evidence.csv", "evidence.json",
     "diagnosis.csv", "clustering.csv", "report.html", "figures", "samples.npz", "assignments.csv", "baselines.csv",
-    "baselines.json", "columns.csv", "imputed.csv", "imputed_table.csv",
+    "baselines.json", "columns.csv", "imputed.csv", "imputed_table.csv", "tensorboard",
 )  # fmt: skip
 """What a run folder holds.  Only these are ever removed, and only from a folder that has a ``run.json``."""
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from inference.cli import files, runs
-from inference.cli.arguments import Common, Evaluation, Run, check_evaluation
+from inference.cli.arguments import Common, Evaluation, Run, Track, check_evaluation
 from inference.cli.common import (
     read_run,
     say,
     start,
 )
+from inference.cli.track import trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,8 @@ class Resume:
 
     folder: Run
     """Run folder."""
+    track: Track = ()
+    """Also report to a tracker: tensorboard (DIR/tensorboard), mlflow or wandb, which know their own log-in."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     common: Common = field(default_factory=Common)
 
@@ -55,11 +58,12 @@ def resume(command: Resume) -> None:
             say(f"{command.folder} is fitted already: {record['info']['steps']:,} steps")
             fitted = load(command.folder)
         else:
-            fitted = _go_on(command.folder, record, data, progress=not command.evaluation.quiet)
+            callbacks = trackers(command.track, command.folder)
+            fitted = _go_on(command.folder, record, data, progress=not command.evaluation.quiet, callbacks=callbacks)
         runs.finish(fitted, data, command.evaluation)
 
 
-def _go_on(folder: Path, record: dict[str, Any], data: runs.Data, *, progress: bool) -> Any:
+def _go_on(folder: Path, record: dict[str, Any], data: runs.Data, **shown: Any) -> Any:
     """Continue from the last checkpoint; a run stopped before its first one starts again, with the same numbers."""
     import jax
     import jax.numpy as jnp
@@ -70,12 +74,12 @@ def _go_on(folder: Path, record: dict[str, Any], data: runs.Data, *, progress: b
     from inference.fitting.record import key_numbers
 
     if checkpoints(folder / "checkpoint"):
-        return run_resume(folder, data.train, validation=data.validation, progress=progress)
+        return run_resume(folder, data.fitted_to, validation=data.validation, **shown)
     say(f"{folder} has no checkpoint yet: starting at step 0")
     arguments = {name: value for name, value in record["arguments"].items() if name not in ("key", "validation")}
     key = jax.random.wrap_key_data(jnp.asarray(key_numbers(record, folder / "run.json"), jnp.uint32))
     program = RunFolder(folder).read_spec().build(key)
     return run_fit(
-        program, data.train, validation=data.validation, key=key, out=folder, card=record["card"], progress=progress,
-        resume=True, **arguments,
+        program, data.fitted_to, validation=data.validation, key=key, out=folder, card=record["card"], resume=True,
+        **shown, **arguments,
     )  # fmt: skip

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import pandas as pd
 
-from inference.coherence._symbols import check_context
+from inference.coherence._symbols import check_context, match_context, symbols_of
 from inference.coherence.paths import fitting_context
 from inference.coherence.report import Coherence, coherence, published
-from ppl_models.program import Predictor
+from ppl_models.program import HostPredictor, Predictor
 
 LARGEST = 1e9
 """Of a symbol: symbols are counted by int32 or measured by float32."""
@@ -22,13 +22,25 @@ _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 FREQUENCIES = (0.3, 0.5, 0.7)
 
 
-def default_contexts(predictor: Predictor, contexts: int, n: int, seed: int) -> np.ndarray:
+def symbols_fitting(predictor: Predictor | HostPredictor, contexts: np.ndarray, steps: int = 0) -> int | None:
+    """Number K of symbols that a predictor speaks of, ``None`` for real ones.
+
+    Raises ``ValueError`` where the contexts (contexts, n) hold others, or are too long for ``steps`` more.
+    """
+    if not isinstance(predictor, HostPredictor):
+        return fitting_context(predictor, contexts, ndim=2, ahead=steps)[1].K
+    K = symbols_of(tuple(predictor.names))
+    match_context(check_context(contexts, "contexts", ndim=2), K)
+    return K
+
+
+def default_contexts(predictor: Predictor | HostPredictor, contexts: int, n: int, seed: int) -> np.ndarray:
     """Contexts (contexts, n) for a check: binary symbols of frequency .3, .5, .7 in turn; K symbols of frequencies
     uniform on the simplex; real ones of unit variance about -1, 0, 1 in turn.
     """
     rng = np.random.default_rng(seed)
     turn = np.arange(contexts) % 3
-    K = fitting_context(predictor, np.zeros(n, np.int32))[1].K
+    K = symbols_fitting(predictor, np.zeros((1, n), np.int32))
     if K is None:
         return rng.normal(turn[:, None] - 1.0, 1.0, (contexts, n)).astype(np.float32)
     if K == 2:
@@ -62,7 +74,7 @@ def _write(table: pd.DataFrame, path: Path) -> None:
 
 
 def coherence_command(
-    predictor: Predictor,
+    predictor: Predictor | HostPredictor,
     *,
     label: str,
     context: str | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
@@ -19,13 +20,14 @@ from jaxtyping import Array
 from inference.fitting import checkpoint
 from inference.fitting.arguments import dispatch
 from inference.fitting.bounds import BOUND, per_datum_bound
-from inference.fitting.fitted import Fit
+from inference.fitting.callbacks import Watchers
+from inference.fitting.fitted import Fit, FitInterrupted
 from inference.fitting.folder import History, RunFolder, versions
 from inference.fitting.objectives import per_datum_elbo
 from inference.fitting.progress import Progress
 from inference.fitting.sleep import SLEEP
 from inference.fitting.trainer import State, Trainer
-from ppl_models.program import Event, Program, rows, take
+from ppl_models.program import Event, Program, rows, spec_to_json, take
 
 MAX_STREAK = 50
 """Updates skipped in a row after which a fit stops: the numbers will not come back by themselves."""
@@ -73,7 +75,9 @@ class Loop:
         arguments: dict[str, Any],
         card: dict[str, Any],
         progress: bool,
+        watchers: Watchers,
     ) -> None:
+        self.watchers, self.stop = watchers, False
         self.trainer, self.folder, self.arguments, self.card, self.show = trainer, folder, arguments, card, progress
         self.program, self.steps = trainer.program, int(arguments["steps"])
         self.held_out, self.validation_key = held_out, validation_key
@@ -111,9 +115,14 @@ class Loop:
         if self.folder is not None and not resume:
             self._save(state, 0)  # a run killed before its first interval goes on from its own initial weights
         began = time.monotonic() - self.seconds
-        with _Interrupt() as interrupt, Progress(self.steps, "fit", unit="steps", show=self.show, start=at) as shown:
+        bar = Progress(
+            self.steps, "fit", unit="steps", show=self.show, start=at, each=(self.trainer.source.batch_size, "data")
+        )  # fmt: skip
+        with _Interrupt() as interrupt, bar as shown, self.watchers as watchers:
+            if watchers.all:
+                watchers.begin(_facts(self.program, self.card, arguments, at))
             patience = arguments["patience"] or np.inf
-            while at < self.steps and self.bad_validations < patience:
+            while at < self.steps and self.bad_validations < patience and not self.stop:
                 for event in events.get(at, ()):
                     shown.update(at, {"now": event.name})
                     state = self.trainer.happen(event, state)
@@ -128,23 +137,29 @@ class Loop:
                     shown.update(at, figures)
                 else:
                     shown.update(at)
-                last = interrupt.asked or self.bad_validations >= patience
+                last = interrupt.asked or self.stop or self.bad_validations >= patience
                 if self.folder is not None and ("checkpoint" in due or last):
                     self._save(state, at)
                 if interrupt.asked:
-                    self._finish(state, at, "interrupted")
+                    found = self._finish(state, at, "interrupted")
                     interrupt.pass_on()
-                    raise KeyboardInterrupt(f"stopped at step {at} of {self.steps}")
-        stopped = "steps" if at >= self.steps else "patience"
-        if int(state.skipped) >= at:
-            raise FloatingPointError(f"all {at} updates had a non-finite loss or gradient; {_REMEDY}")
+                    raise FitInterrupted(f"stopped at step {at} of {self.steps}", found)
+            if int(state.skipped) >= at:
+                raise FloatingPointError(f"all {at} updates had a non-finite loss or gradient; {_REMEDY}")
+        stopped = "steps" if at >= self.steps else "callback" if self.stop else "patience"
         return self._finish(state, at, stopped)
 
     def _validate_start(self, state: State) -> None:
         """A start from the data (an event before the first update) is a candidate for the best parameters, too."""
         found = self.evaluate(self._in_use(state))
         self.best = {"value": found[self.better], "step": 0, **self._in_use(state)}
-        self.history.append({"step": 0, "seconds": round(self.seconds, 3), "skipped": 0, **found})
+        self._tell({"step": 0, "seconds": round(self.seconds, 3), "skipped": 0, **found})
+
+    def _tell(self, row: dict[str, Any]) -> None:
+        """Add a row to the history, and tell the callbacks."""
+        self.history.append(row)
+        figures = {name: value for name, value in row.items() if name != "step" and value == value}
+        self.stop = self.watchers.report(row["step"], figures) or self.stop
 
     def _found(self) -> dict[str, Any] | None:
         """The best parameters by validation, once there was one."""
@@ -171,7 +186,7 @@ class Loop:
                 self.best, self.bad_validations = {"value": value, "step": at, **self._in_use(state)}, 0
             else:
                 self.bad_validations += 1
-        self.history.append(row)
+        self._tell(row)
         if int(state.streak) >= min(MAX_STREAK, self.steps):
             if self.folder is not None:
                 self._save(state, at)
@@ -246,10 +261,22 @@ class Loop:
                 "shorten them in the spec",
                 UserWarning, stacklevel=4,
             )  # fmt: skip
+        self.watchers.end(info)
         use = best if best is not None else self._in_use(state)
         params = self.trainer.constrain(use["params"])
         path = self.folder.path if self.folder else None
         return Fit(self.program, params, use["mutable"], self.history.frame(), info, path, self.card)
+
+
+def _facts(program: Program, card: dict[str, Any], arguments: dict[str, Any], step: int) -> dict[str, Any]:
+    """A fit for its callbacks: the spec as its JSON says it (of a family that is not registered, its text), the card,
+    the arguments without the random key, which reads like another kind of key, and the step."""
+    try:
+        spec = json.loads(spec_to_json(program.spec))
+    except ValueError:
+        spec = repr(program.spec)
+    public = {name: value for name, value in arguments.items() if name != "key"}
+    return {"spec": spec, "card": card, **public, "step": step}
 
 
 def _events(program: Program, steps: int) -> dict[int, list[Event]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from inference.fitting.arguments import check_arguments, check_dispatch, plain, same_run
+from inference.fitting.callbacks import Watchers
 from inference.fitting.checkpoint import CheckpointError, checkpoints
 from inference.fitting.fitted import Fit
 from inference.fitting.folder import RunFolder, versions
@@ -49,19 +50,23 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     steps_per_dispatch: int | str = "auto",
+    callbacks: Sequence[Any] = (),
 ) -> Fit:
     """Maximise the ELBO of ``program`` on ``data``, or a tighter bound, and return the fitted program.
 
     ``data``           stored data (n, *shape), kept as stored on the device, a dict (tuple, dataclass) of arrays where
                        the program's datum is one; or what the program can read, such as a DataFrame; or a Hugging Face
                        data set with such columns; or a sampler ``(key, n) -> batch``; or a grain dataset of single
-                       records.
+                       records.  Data that stay on disk: memory maps (``numpy.load(FILE, mmap_mode="r")``), or the path
+                       of a .npy file, a .parquet file, or a folder of either (:mod:`inference.fitting.stored_rows`).
     ``learning_rate``  Adam's rate, a number (default 1e-3) or an optax schedule; ``optimizer`` replaces Adam.
     ``clip``           largest global gradient norm, in nats per datum.
     ``weights``        numbers or schedules of the step by name: a site (its log-likelihood or KL), a knob of the
                        program, or ``"kl"`` for all latents; for example ``{"kl": optax.linear_schedule(0, 1, 500)}``.
                        ``"free_bits"``: nats a datum of each latent site's KL that cost nothing, max(KL_l, free) in its
-                       place (Kingma et al. 2016, arXiv 1606.04934, eq. 15), so that no level is priced out early on.
+                       place (Kingma et al. 2016, arXiv 1606.04934, eq. 15), so that no level is priced out early on;
+                       ``"free_bits/SITE"`` those of one.  ``"balance"``: share, a schedule that ends at 0, by which the
+                       KLs are priced in proportion to themselves, a site that says little pays little (``fused_elbo``).
     ``objective``      what is maximised: ``"elbo"``; ``"iwae"``, the importance-weighted bound E log (1/K) sum_k w_k,
                        w = p(x, z) / q(z | x), of K = ``particles`` draws a datum, 8 unless said (Burda, Grosse &
                        Salakhutdinov 2016, eq. 8); ``"dreg"``, the same bound by doubly reparameterised gradients, whose
@@ -80,12 +85,16 @@ def fit(
     ``out``            run folder: spec.json, run.json, history.csv as it goes, checkpoint/ every ``checkpoint_every``
                        steps.  With ``resume=True`` and the same arguments the run there continues exactly; a killed
                        run ends with the parameters that it would have had.
+    ``callbacks``      functions ``(step, figures)`` that are told every row of the history and may end the fit by
+                       returning ``True``, or :class:`inference.fitting.callbacks.Watcher`: the trackers of
+                       :mod:`inference.fitting.trackers`, a live plot.  One that fails is warned about, once.
     ``card``           a few facts about the data (name, split, seed), kept in run.json.
 
     Updates with a non-finite loss or gradient are skipped, counted in the history and in ``info["skipped"]``, and
     warned about; 50 in a row raise ``FloatingPointError`` with the last good state on disk.  Ctrl-C ends the current
-    step, writes a checkpoint and raises ``KeyboardInterrupt``; so does SIGTERM, which then goes on to end the process.
-    A folder that another process writes is refused at once.  Bad arguments raise ``ValueError`` before any work.
+    step, writes a checkpoint and raises ``FitInterrupted``, a ``KeyboardInterrupt`` whose ``fit`` is what was fitted
+    until then; so does SIGTERM, which then goes on to end the process.  A folder that another process writes is refused
+    at once.  Bad arguments raise ``ValueError`` before any work.
     Same key, same machine, same arguments: the same parameters, bit for bit.
     """
     validate_every = validate_every or max(1, steps // 20) if isinstance(steps, int) and steps > 0 else validate_every
@@ -95,6 +104,7 @@ def fit(
     check_dispatch(steps_per_dispatch)
     rules = scheduled(program, weights)
     chosen = make_optimizer(learning_rate, optimizer, clip)
+    watchers = Watchers(callbacks)
     loss = make_loss(program, objective, particles, sleep, rules)
     data_key, train_key, validation_key = jax.random.split(key, 3)
     source = as_source(data, program, batch_size, data_key)
@@ -121,16 +131,17 @@ def fit(
         # A run that was killed before its first checkpoint starts again, with the same numbers.
         begun = folder is not None and resume and bool(checkpoints(folder.checkpoint))
         trainer = Trainer(program, source, chosen, rules, average, loss)
-        loop = Loop(trainer, folder, held_out, validation_key, arguments, dict(card or {}), progress)
+        loop = Loop(trainer, folder, held_out, validation_key, arguments, dict(card or {}), progress, watchers)
         return loop.run(train_key, begun)
 
 
 def resume(folder: str | Path, data: Any, *, validation: Any = None, progress: bool = True, **changes: Any) -> Fit:
     """Continue the run of a folder with the arguments it was started with; ``changes`` may raise ``steps``.
 
-    Schedules and optimisers are functions, which run.json records by name only: pass them again.  Raises ``ValueError``
-    for a folder without a run, or whose run.json is torn or of a later version, and for a run that was killed before
-    its first checkpoint, whose initial weights only the program that it was started with has.
+    Schedules and optimisers are functions, which run.json records by name only, and ``callbacks`` are not recorded:
+    pass them again.  Raises ``ValueError`` for a folder without a run, or whose run.json is torn or of a later version,
+    and for a run that was killed before its first checkpoint, whose initial weights only the program that it was
+    started with has.
     """
     run = RunFolder(folder)
     record = run.read_run()

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 
 from ppl_models.in_context.language.endpoint import EndpointError
 from ppl_models.in_context.language.formats import Format
+from ppl_models.program import HostPaths
 
 SLACK = 1e-3
 """Probabilities may sum to so much more than one (rounding of the server), and an outcome left out of its list may have
@@ -91,6 +92,30 @@ def first(choice: Mapping[str, Any], form: Format) -> tuple[Float[np.ndarray, " 
     listed = _listed(tops[0])
     listed.setdefault(tokens[0], values[0])
     return word_probabilities(listed, form)
+
+
+def host_paths(
+    z: Num[np.ndarray, "path step"],
+    each: Float[np.ndarray, "path step_1 slot word"],
+    first: Int[np.ndarray, "path place"],
+    form: Format,
+) -> HostPaths:
+    """Paths of symbols from the probabilities of the words in each slot, before each symbol and after the last.
+
+    With two slots those of the second word are known only after the first one drawn, ``first``, of each symbol and of
+    one symbol more; the rest is NaN.
+    """
+    J, places, slots, words = each.shape
+    if slots == 1:
+        full = each[:, :, 0]
+    else:
+        full = np.full((J, places, words, words), np.nan)
+        path, place = np.indices((J, places))
+        full[path, place, first] = each[path, place, 0, first][..., None] * each[:, :, 1]
+        full = full.reshape(J, places, words**2)
+    with np.errstate(divide="ignore"):
+        log_p = np.log(np.take_along_axis(full[:, :-1], z[..., None].astype(int), -1)[..., 0])
+    return HostPaths(z, full[..., 1:] if len(form.names) == 1 else full, log_p)
 
 
 def _words(text: str, form: Format) -> list[int]:

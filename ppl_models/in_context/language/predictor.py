@@ -15,35 +15,15 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Num
 
-from ppl_models.in_context.language.completions import Read, first, read
+from ppl_models.in_context.language.completions import Read, first, host_paths, read
 from ppl_models.in_context.language.endpoint import Endpoint, EndpointError
 from ppl_models.in_context.language.formats import BERNOULLI, Format
+from ppl_models.in_context.language.tally import Tally
 from ppl_models.program import HostPaths
 
 PROMPTS = 64
 """Prompts in one request for scores."""
 SEEDS = 2**31
-
-
-@dataclass
-class Tally:
-    """What was seen on the way: requests, paths drawn again, and the mass of the outcomes before renormalising.
-
-    A small mass means that the rule tested is not what the model would write.
-    """
-
-    requests: int = 0
-    drawn: int = 0
-    redrawn: int = 0
-    masses: list[float] = field(default_factory=list)
-
-    def row(self) -> dict[str, int | float]:
-        """In one row; the mass NaN where none was told."""
-        mass = np.asarray(self.masses or [np.nan])
-        return {
-            "requests": self.requests, "paths": self.drawn, "redrawn": self.redrawn,
-            "mass_mean": float(mass.mean()), "mass_least": float(mass.min()),
-        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -141,18 +121,8 @@ class LanguageModel:
         each = np.stack([found.p[: (steps + 1) * slots] for found in finished])
         each = each.reshape(len(z), steps + 1, slots, words)
         self.tally.masses += [float(m) for found in finished for m in found.mass[: (steps + 1) * slots]]
-        if slots == 1:
-            full = each[:, :, 0]
-        else:  # of the second word only given the first one drawn: the rest is unknown
-            full = np.full((len(z), steps + 1, words, words), np.nan)
-            longer = np.stack([found.z[: steps + 1] for found in finished])
-            path, step = np.indices(longer.shape)
-            top = longer // words
-            full[path, step, top] = each[path, step, 0, top][..., None] * each[:, :, 1]
-            full = full.reshape(len(z), steps + 1, words**2)
-        with np.errstate(divide="ignore"):
-            log_p = np.log(np.take_along_axis(full[:, :steps], z[..., None].astype(int), -1)[..., 0])
-        return HostPaths(z, full[..., 1:] if F == 1 else full, log_p)
+        longer = np.stack([found.z[: steps + 1] for found in finished]) if slots > 1 else z
+        return host_paths(z, each, longer // words, self.format)
 
     # ------------------------------------------------------------------------------------------------ scores
     def score(self, sequences: Sequence[Num[np.ndarray, " _"]]) -> Float[np.ndarray, "sequence feature"]:
