@@ -94,9 +94,8 @@ def work(say: Callable[[str], None], folder: Path, cache: str) -> None:
         save_posterior(posterior(fit, x[:TEST], draws=8, key=key, progress=False), folder)
     if not (folder / "contexts.csv").exists():
         say("coherence")
-        predictor = fit.program.exact.predictor
-        assert predictor is not None
-        coherence_command(predictor(fit.params), label=SPEC, contexts=2, n=4, steps=8, paths=20, depth=2, out=folder)
+        rule: Any = fit.program.exact.predictor
+        coherence_command(rule(fit.params), label=SPEC, contexts=2, n=4, steps=8, paths=20, depth=2, out=folder)
     say("done")
 
 

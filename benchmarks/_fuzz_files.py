@@ -231,7 +231,7 @@ class Posteriors:
             raise ValueError(f"HDF5: {error}") from error  # not ours to word; what is read is
         for group in ("posterior", "observed_data"):
             for name, values in self.tree[group].data_vars.items():
-                read = np.asarray(found[group].dataset[name].values)
+                read = np.asarray(found[group][str(name)].values)
                 require(np.array_equal(read, values.values), f"{group}/{name} is not what was written")
         return True
 

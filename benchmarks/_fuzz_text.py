@@ -148,7 +148,11 @@ class Records:
         self.base = {
             "format": FORMAT,
             "arguments": {"steps": 10, "batch_size": 8, "key": [0, 7], "weights": {}, "validation": False},
-            "card": {"name": "digits", "held_out": "test", "n": None, "plugins": []}, "versions": {"jax": "0.11"},
+            "card": {
+                "name": "digits", "split": "train", "held_out": "test", "n": None, "seed": 0, "validation": 0,
+                "test_n": 20, "shape": [8, 8], "levels": 17, "plugins": [],
+            },
+            "versions": {"jax": "0.11"},
             "info": {"steps": 10, "stopped": "steps"},
         }  # fmt: skip
 

@@ -296,7 +296,8 @@ def read_evidence(folder: str | Path) -> pd.DataFrame:
     try:
         text = (folder / "evidence.csv").read_text(encoding="utf-8")
         attrs = json_object((folder / "evidence.json").read_text(encoding="utf-8"), "evidence.json", "")
-        if attrs.pop(CRC, None) not in (None, _crc(attrs, text)):
+        crc = attrs.pop(CRC, None)  # a version that wrote none knew no params_crc either
+        if crc != _crc(attrs, text) and not (crc is None and "params_crc" not in attrs):
             raise ValueError("evidence.csv is not the table that evidence.json describes: one of them has changed")
         # Python's own float() is exact; which parser of pandas is, depends on its version.
         table = pd.read_csv(io.StringIO(text), converters=dict.fromkeys(COLUMNS[2:-1], float))

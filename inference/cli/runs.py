@@ -14,6 +14,7 @@ import numpy as np
 from inference.cli import files
 from inference.cli.arguments import Evaluation
 from inference.cli.calibrated import calibrated
+from inference.cli.card import check_card
 from inference.cli.classical import classical
 from inference.cli.common import (
     Interrupted,
@@ -279,6 +280,7 @@ def run_card(folder: Path, plugins: Sequence[Path]) -> dict[str, Any]:
             f"{str(folder)!r} was fitted from Python and names no data set that can be loaded again; "
             "use inference.load(folder) and the functions of the package inference there"
         )
+    check_card(card, folder)
     reload_plugins(card.get("plugins", ()), plugins)
     return card
 

@@ -67,7 +67,7 @@ def write_atomic(path: Path, write: Any) -> None:
 
 def write_error(path: Path, error: OSError) -> OSError:
     """What to raise for an error of writing ``path``, which the system's own message need not name."""
-    reason = error.strerror or str(error)
+    reason = os.strerror(error.errno) if error.errno else str(error)  # libraries tell a story there
     return OSError(
         error.errno,
         f"cannot write {path}: {reason}; what was written before is whole: free some space or make the folder "

@@ -152,8 +152,35 @@ def test_a_changed_byte_of_the_evidence_is_seen(tmp_path, change):
         read_evidence(tmp_path)
 
 
+def test_a_description_that_lost_its_checksum_is_seen(tmp_path):
+    save_evidence(table(params_crc=3), tmp_path)
+    held = json.loads((tmp_path / "evidence.json").read_text())
+    (tmp_path / "evidence.json").write_text(json.dumps({k: v for k, v in held.items() if k != "crc"}))
+    with pytest.raises(ValueError, match="one of them has changed"):
+        read_evidence(tmp_path)
+
+
 def test_other_line_ends_change_nothing(tmp_path):
     save_evidence(table(), tmp_path)
     for file in tmp_path.iterdir():
         file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
     assert read_evidence(tmp_path).equals(table())
+
+
+CARD = {"name": "digits", "held_out": "test", "split": "train", "n": None, "seed": 0, "validation": 0, "test_n": 5}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": None}, {"seed": -1}, {"test_n": "all"}, {"n": True}, {"validation": 0.5}, {"name": 3}, {"split": 1}],
+)
+def test_a_card_that_names_no_data_is_refused_by_its_entry(tmp_path, change):
+    (tmp_path / "run.json").write_text(record(card=CARD))
+    assert runs.run_card(tmp_path, ()) == CARD
+    (tmp_path / "run.json").write_text(record(card={**CARD, **change}))
+    with pytest.raises(UsageError, match=f"run.json: the '{next(iter(change))}' of its card is .*restore the file"):
+        runs.run_card(tmp_path, ())
+    (tmp_path / "run.json").write_text(record(card={k: v for k, v in CARD.items() if k not in change or k == "name"}))
+    if "name" not in change:
+        with pytest.raises(UsageError, match="of its card is nothing, expected"):
+            runs.run_card(tmp_path, ())
