@@ -31,8 +31,9 @@ from numpyro import handlers
 from numpyro.distributions import Distribution, constraints
 from numpyro.primitives import Messenger
 
+from ppl_models.diffusion.computed import prior_line
 from ppl_models.diffusion.networks import MLP
-from ppl_models.diffusion.program import SITE, in_data_units, one_datum, prior, prior_line
+from ppl_models.diffusion.program import SITE, in_data_units, one_datum, prior
 from ppl_models.diffusion.spec import Diffusion
 from ppl_models.distributions.denoising_bound import DenoisingBound
 from ppl_models.distributions.ode import RK4
