@@ -95,12 +95,14 @@ def write_table(file: Path, rows: int) -> None:
 # ------------------------------------------------------------------------------------------------ the steps
 def program_of(kind: str, quick: bool = False) -> Any:
     from ppl_models import mfcvae
+    from ppl_models.distributions import Columns
 
     if quick:
         return replace(mfcvae.PRESETS["tiny"], shape=SHAPE, levels=256).build(KEY)
     if kind == "images":
         return mfcvae.PRESETS["facets"].build(KEY)
     spec = mfcvae.PRESETS["table"]
+    assert isinstance(spec.likelihood, Columns)
     likelihood = replace(spec.likelihood, columns=columns())
     return replace(spec, shape=(len(likelihood.columns),), likelihood=likelihood).build(KEY)
 
@@ -112,7 +114,7 @@ def stepper(program: Any, data: Any, batch: int) -> tuple[Callable[[int], Any], 
 
     source = as_source(data, program, batch, KEY)
     trainer = Trainer(program, source, make_optimizer(1e-3, None, None), scheduled(program, None), None)
-    held = {"state": trainer.init(KEY), "at": 0}
+    held: dict[str, Any] = {"state": trainer.init(KEY), "at": 0}
 
     def steps(count: int) -> None:
         for _ in range(count):

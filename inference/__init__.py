@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from inference.reporting.comparison_page import compare_report as compare_report
     from inference.reporting.live import LivePlot as LivePlot
     from inference.reporting.run_page import report as report
+    from inference.reporting.sampling_page import sampler_report as sampler_report
 
 __distribution__ = "ppl-models"  # ppl_models/_clash.py tells this package from a stranger of the same name by this line
 
@@ -89,6 +90,7 @@ __getattr__, __dir__, __all__ = lazily(
         "refine": "checking.refinement",
         "report": "reporting.run_page",
         "resume": "fitting.run",
+        "sampler_report": "reporting.sampling_page",
         "sampler_verdict": "checking.sampling_checks",
         "sandwich": "checking.sandwich",
         "save_evidence": "checking.log_evidence",

@@ -31,10 +31,20 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """``jax.jit`` for a kernel with a key for every pair: a pass runs briefly, so its compilation must be brief too.
 
     On a CPU, the highest level of LLVM optimisation takes two to three times as long to compile the random numbers of
-    such a kernel, and the kernel then runs no faster.
+    such a kernel, and the kernel then runs no faster.  JAX is asked for its device at the first call: a module that is
+    imported must not start it.
     """
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    return jax.jit(function, compiler_options=options)
+
+    @functools.cache
+    def kernel() -> Callable[..., Any]:
+        options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+        return jax.jit(function, compiler_options=options)
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        return kernel()(*args)
+
+    return call
 
 
 class _Same:
@@ -164,6 +174,15 @@ def by_rows(blocks: Iterable[tuple[slice, slice, Any]], draws: int) -> Iterator[
         if columns.stop == draws:
             yield datum, parts[0] if len(parts) == 1 else jax.tree.map(lambda *p: np.concatenate(p, 1), *parts)
             parts = []
+
+
+def params_checksum(fit: Any) -> int:
+    """CRC-32 of the arrays of a fit, parameters and mutable state: whether a result is still that of these."""
+    found = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path((fit.params, fit.mutable)):
+        found = zlib.crc32(jax.tree_util.keystr(path).encode(), found)
+        found = zlib.crc32(np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf).tobytes(), found)
+    return found
 
 
 def checksums(x: Any) -> np.ndarray:

@@ -45,6 +45,7 @@ def _posterior_kernel(program: Program, draws: int) -> Any:
                 "log_joint": prior + lik,
                 "log_q": q,
                 "log_weight": prior + lik - q,
+                "rates": {f"rate_{name}": found.log_q[name] - found.log_prior[name] for name in found.log_q},
             }
             return jax.tree.map(_single, kept), jax.tree.map(_single, found.mean)
 

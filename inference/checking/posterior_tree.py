@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from inference.checking.per_datum import check_count, check_key, locals_of, pairs_at_once
+from inference.checking.per_datum import check_count, check_key, locals_of, pairs_at_once, params_checksum
 from inference.checking.posterior_passes import generate_pass, posterior_pass
 from inference.checking.tree_store import DATUM, MemoryTree, Variables, ZarrTree
-from inference.fitting.checkpoint import is_key
+from inference.fitting.checkpoint import is_key, write_error
 from inference.fitting.sources import stored
 from ppl_models.program import named_leaves, rows
 
@@ -49,7 +49,9 @@ def posterior(
     ========================  ================================================  ======================================
     ``posterior``             latent and deterministic sites                    chain=1, draw, datum, unit_<site>
     ``sample_stats``          ``log_joint`` log p(x, z), ``log_q`` log q(z|x),  chain, draw, datum
-                              ``log_weight`` their difference; nats
+                              ``log_weight`` their difference;
+                              ``rate_<site>`` log q - log p of one latent
+                              site, whose mean over draws is its KL; nats
     ``log_likelihood``        log p(x | z) of each observed site; nats          chain, draw, datum
     ``posterior_predictive``  ``x`` sampled from p(x | z), noise included, for  chain, draw, datum, x_dim_0, ...
                               the first ``predictive_draws`` draws of z (default 10)
@@ -100,6 +102,7 @@ def posterior(
     attrs = {
         "observation": fit.program.observation.line,
         "density": "\n".join(fit.program.views.density),
+        "params_crc": params_checksum(fit),
         "posterior": "amortised" if locals_of(fit, x) is None else "refined",
         "draws": "independent draws from q(z | x); weight them by exp(log_weight)",
         "inference_library": "numpyro",
@@ -115,7 +118,7 @@ def posterior(
         target.latents[:] = found["latents"]
         sites = {**found["latents"], **found["deterministic"]}
         seen = {name or "x": leaf for name, leaf in named_leaves(found["x"]).items()}
-        densities = {name: found[name] for name in ("log_joint", "log_q", "log_weight")}
+        densities = {name: found[name] for name in ("log_joint", "log_q", "log_weight")} | found["rates"]
         groups = {
             "posterior": _samples(sites, _unit),
             "sample_stats": _samples(densities, _unit),
@@ -178,14 +181,24 @@ def _crc(tree: Any) -> int:
 
 
 def save_posterior(tree: xr.DataTree, folder: str | Path) -> Path:
-    """Write ``posterior.nc`` (netCDF 4) into an existing folder in one step; ``xarray.open_datatree`` reads it."""
+    """Write ``posterior.nc`` (netCDF 4) into an existing folder in one step; ``xarray.open_datatree`` reads it.
+
+    Every block of numbers has a checksum (HDF5's fletcher32): one that has changed on the disk is an error when it is
+    read.  Raises ``OSError`` that names the file where it cannot be written, and leaves an earlier one as it was.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; create it first")
     target, partial = folder / "posterior.nc", folder / f".posterior.{os.getpid()}.partial.nc"
+    summed = {
+        group.path: {name: {"fletcher32": True} for name, v in group.variables.items() if v.size > 1 and v.ndim}
+        for group in tree.subtree
+    }
     try:
-        tree.to_netcdf(partial, engine="h5netcdf")
+        tree.to_netcdf(partial, engine="h5netcdf", encoding=summed)
         os.replace(partial, target)
+    except OSError as error:
+        raise write_error(target, error) from error
     finally:
         partial.unlink(missing_ok=True)
     return target

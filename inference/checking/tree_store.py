@@ -100,7 +100,7 @@ class ZarrTree:
             self.state = {"about": dict(about), "done": {}, "latents": [], "complete": False}
             self.root = zarr.create_group(self.path, attributes={**attrs, STATE: self.state})
         self.latents: list[str] = self.state["latents"]
-        self._arrays: dict[str, Any] = {}
+        self._arrays: dict[tuple[str, str], Any] = {}
 
     def _note(self) -> None:
         self.root.attrs[STATE] = {**self.state, "latents": list(self.latents)}

@@ -152,9 +152,15 @@ def fit(command: Fit) -> None:
     elif (file := files.of_name(command.data)) is not None:
         sizes["validation"] = command.validation
         of_columns = {"columns": command.columns, "index": command.index}
-        asked = {"table": of_columns, "parquet": of_columns, "counts": {"top": command.top}, "rows": {}}[file.KIND]
+        choices: dict[str, dict[str, Any]] = {
+            "table": of_columns,
+            "parquet": of_columns,
+            "counts": {"top": command.top},
+            "rows": {},
+        }
+        sizes |= choices[file.KIND]
         card = file.make_card(
-            command.data, labels=command.labels, n=command.n, seed=runs.DATA_SEED, plugins=plugins, **asked, **sizes
+            command.data, labels=command.labels, n=command.n, seed=runs.DATA_SEED, plugins=plugins, **sizes
         )
         spec = runs.fitted_to(spec, card)
         claim(command.out, overwrite=command.overwrite)
@@ -166,6 +172,7 @@ def fit(command: Fit) -> None:
     else:
         card = runs.make_card(command.data, n=command.n, plugins=plugins, **sizes)
         spec = runs.fitted_to(spec, card)
+        card = runs.labelled(card, spec)
         claim(command.out, overwrite=command.overwrite)
         data = runs.load_data(card, None)
         if command.batch_size > (most := data.size):

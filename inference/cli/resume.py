@@ -9,7 +9,6 @@ from typing import Any
 from inference.cli import files, runs
 from inference.cli.arguments import Common, Evaluation, Run, Tracking, check_evaluation
 from inference.cli.common import (
-    clear,
     read_run,
     say,
     start,
@@ -71,15 +70,15 @@ def _go_on(folder: Path, record: dict[str, Any], data: runs.Data, **shown: Any) 
     from inference.fitting import fit as run_fit, resume as run_resume
     from inference.fitting.checkpoint import checkpoints
     from inference.fitting.folder import RunFolder
+    from inference.fitting.record import key_numbers
 
     if checkpoints(folder / "checkpoint"):
         return run_resume(folder, data.fitted_to, validation=data.validation, **shown)
     say(f"{folder} has no checkpoint yet: starting at step 0")
     arguments = {name: value for name, value in record["arguments"].items() if name not in ("key", "validation")}
-    key = jax.random.wrap_key_data(jnp.asarray(record["arguments"]["key"], jnp.uint32))
+    key = jax.random.wrap_key_data(jnp.asarray(key_numbers(record, folder / "run.json"), jnp.uint32))
     program = RunFolder(folder).read_spec().build(key)
-    clear(folder)
     return run_fit(
-        program, data.fitted_to, validation=data.validation, key=key, out=folder, card=record["card"], **shown,
-        **arguments,
+        program, data.fitted_to, validation=data.validation, key=key, out=folder, card=record["card"], resume=True,
+        **shown, **arguments,
     )  # fmt: skip

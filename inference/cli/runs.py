@@ -14,9 +14,11 @@ import numpy as np
 from inference.cli import files
 from inference.cli.arguments import Evaluation
 from inference.cli.calibrated import calibrated
+from inference.cli.card import check_card
 from inference.cli.classical import classical
 from inference.cli.common import (
     Interrupted,
+    Terminated,
     UsageError,
     data_info,
     is_run,
@@ -104,6 +106,24 @@ def make_card(
     }  # fmt: skip
 
 
+def labelled(card: Mapping[str, Any], spec: Any) -> dict[str, Any]:
+    """The card of data whose classes a model is given: it names the factor that holds as many as the spec says."""
+    if (classes := getattr(spec, "classes", None)) is None:
+        return dict(card)
+    factors = data_info(card["name"]).factors
+    fitting = [name for name, values in factors.items() if len(values) == classes]
+    if not fitting:
+        known = ", ".join(f"{name} of {len(values)}" for name, values in factors.items()) or "no factors"
+        raise UsageError(
+            f"the model is given 1 of {classes} classes, {card['name']!r} has {known}; set classes to that"
+        )
+    return {**card, "given": fitting[0]}
+
+
+def _with_label(x: Any, factors: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> Any:
+    return {"x": x, "label": np.asarray(factors[card["given"]])} if card.get("given") in factors else x
+
+
 def own_card(
     program: Any, *, validation: int, test_n: int, plugins: Sequence[Mapping[str, str]] = ()
 ) -> dict[str, Any]:
@@ -161,7 +181,8 @@ def load_data(
         n = card["validation"]
         return Data(own, own_draws(own, card, "validation", n) if n else None, test, factors)
     with usage():
-        x, _ = datasets.load(card["name"], card["split"], n=card["n"], seed=card["seed"])
+        x, known = datasets.load(card["name"], card["split"], n=card["n"], seed=card["seed"])
+        x = _with_label(x, known, card)
         test, factors = load_test(card, sampler, test_n=test_n)
     cut = rows(x) - card["validation"]
     return Data(take(x, slice(cut)), take(x, slice(cut, None)) if card["validation"] else None, test, factors)
@@ -180,7 +201,8 @@ def load_test(
         return own_draws(checked_sampler(sampler), card, "test", card["test_n"] if test_n is None else test_n), {}
     size = data_info(card["name"]).sizes[card["held_out"]]
     wanted = min(card["test_n"] if test_n is None else test_n, size)
-    return datasets.load(card["name"], card["held_out"], n=wanted if wanted < size else None, seed=card["seed"])
+    x, factors = datasets.load(card["name"], card["held_out"], n=wanted if wanted < size else None, seed=card["seed"])
+    return _with_label(x, factors, card), factors
 
 
 def checked_sampler(sampler: Sampler | None) -> Sampler:
@@ -217,10 +239,10 @@ def with_clusters(spec: Any, text: str) -> Any:
     facets = getattr(spec, "facets", ())
     if not facets or not all(dataclasses.is_dataclass(f) and hasattr(f, "clusters") for f in facets):
         raise UsageError(f"--clusters is for models with facets, {type(spec).__name__} has none; leave it out")
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UsageError(f"--clusters takes whole numbers, one or one a facet (3 or 3,4), got {text!r}") from error
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        raise UsageError(f"--clusters takes whole numbers, one or one a facet (3 or 3,4), got {text!r}")
+    counts = list(map(int, parts))
     counts = counts * len(facets) if len(counts) == 1 else counts
     if len(counts) != len(facets):
         names = ", ".join(facet.name for facet in facets)
@@ -258,6 +280,7 @@ def run_card(folder: Path, plugins: Sequence[Path]) -> dict[str, Any]:
             f"{str(folder)!r} was fitted from Python and names no data set that can be loaded again; "
             "use inference.load(folder) and the functions of the package inference there"
         )
+    check_card(card, folder)
     reload_plugins(card.get("plugins", ()), plugins)
     return card
 
@@ -353,13 +376,14 @@ def build(spec: Any, seed: int) -> Any:
 
 @contextlib.contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Add the command that goes on to a Ctrl-C."""
+    """Add the command that goes on to a Ctrl-C and to a SIGTERM."""
     try:
         yield
     except KeyboardInterrupt as stop:
         if not is_run(folder):
             raise
-        raise Interrupted(f"{str(stop) or 'interrupted'}; continue: ppl-models resume {shell(folder)}") from None
+        kind = type(stop) if isinstance(stop, Terminated) else Interrupted
+        raise kind(f"{str(stop) or 'interrupted'}; continue: ppl-models resume {shell(folder)}") from None
 
 
 def finish(fitted: Any, data: Data, options: Evaluation) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
@@ -143,7 +144,7 @@ class _Windows:
     def _load(self, epoch: int, window: int) -> tuple[Any, np.ndarray]:
         """The rows of a window, and their order."""
         source, parts = self.source, self._plan(epoch)[0]
-        blocks = [source.checked(lambda b=b: source.rows.read(np.asarray([b])), f"block {b}") for b in parts[window]]
+        blocks = [source.checked(partial(source.rows.read, np.asarray([b])), f"block {b}") for b in parts[window]]
         data = jax.tree.map(lambda *leaf: np.concatenate(leaf), *blocks)
         key = jax.random.fold_in(jax.random.fold_in(self.key, epoch), window)
         seed = np.asarray(jax.random.key_data(key))

@@ -34,22 +34,33 @@ MAX_STREAK = 50
 
 
 class _Interrupt:
-    """Turn the first Ctrl-C into a flag, so that a step ends and a checkpoint is written; the second is Python's."""
+    """Turn the first Ctrl-C or SIGTERM into a flag, so that a step ends and a checkpoint is written.
+
+    The second has the effect that it had before.
+    """
 
     def __enter__(self) -> _Interrupt:
-        self.asked = False
-        self.active = threading.current_thread() is threading.main_thread()
-        if self.active:
-            self.before = signal.signal(signal.SIGINT, self._ask)
+        self.asked = 0
+        self.before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, self.before)
+        self.asked = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: set by other than Python
+
+    def pass_on(self) -> None:
+        """Let a SIGTERM do what it would have done: end the process, or what the caller's own handler does."""
+        if self.asked == signal.SIGTERM:
+            signal.raise_signal(signal.SIGTERM)
 
     def __exit__(self, *error: object) -> None:
-        if self.active:
-            signal.signal(signal.SIGINT, self.before)
+        self._restore()
 
 
 class Loop:
@@ -131,6 +142,7 @@ class Loop:
                     self._save(state, at)
                 if interrupt.asked:
                     found = self._finish(state, at, "interrupted")
+                    interrupt.pass_on()
                     raise FitInterrupted(f"stopped at step {at} of {self.steps}", found)
             if int(state.skipped) >= at:
                 raise FloatingPointError(f"all {at} updates had a non-finite loss or gradient; {_REMEDY}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,12 @@ from jaxtyping import Array
 
 from inference.fitting.arguments import check_arguments, check_dispatch, plain, same_run
 from inference.fitting.callbacks import Watchers
+from inference.fitting.checkpoint import CheckpointError, checkpoints
 from inference.fitting.fitted import Fit
 from inference.fitting.folder import RunFolder, versions
 from inference.fitting.loop import Loop
 from inference.fitting.loss import make_loss
+from inference.fitting.record import key_numbers
 from inference.fitting.sources import as_source, stored
 from inference.fitting.trainer import Trainer, make_optimizer, scheduled
 from ppl_models.program import Program
@@ -60,7 +64,9 @@ def fit(
     ``weights``        numbers or schedules of the step by name: a site (its log-likelihood or KL), a knob of the
                        program, or ``"kl"`` for all latents; for example ``{"kl": optax.linear_schedule(0, 1, 500)}``.
                        ``"free_bits"``: nats a datum of each latent site's KL that cost nothing, max(KL_l, free) in its
-                       place (Kingma et al. 2016, arXiv 1606.04934, eq. 15), so that no level is priced out early on.
+                       place (Kingma et al. 2016, arXiv 1606.04934, eq. 15), so that no level is priced out early on;
+                       ``"free_bits/SITE"`` those of one.  ``"balance"``: share, a schedule that ends at 0, by which the
+                       KLs are priced in proportion to themselves, a site that says little pays little (``fused_elbo``).
     ``objective``      what is maximised: ``"elbo"``; ``"iwae"``, the importance-weighted bound E log (1/K) sum_k w_k,
                        w = p(x, z) / q(z | x), of K = ``particles`` draws a datum, 8 unless said (Burda, Grosse &
                        Salakhutdinov 2016, eq. 8); ``"dreg"``, the same bound by doubly reparameterised gradients, whose
@@ -87,7 +93,8 @@ def fit(
     Updates with a non-finite loss or gradient are skipped, counted in the history and in ``info["skipped"]``, and
     warned about; 50 in a row raise ``FloatingPointError`` with the last good state on disk.  Ctrl-C ends the current
     step, writes a checkpoint and raises ``FitInterrupted``, a ``KeyboardInterrupt`` whose ``fit`` is what was fitted
-    until then.  Bad arguments raise ``ValueError`` before any work.
+    until then; so does SIGTERM, which then goes on to end the process.  A folder that another process writes is refused
+    at once.  Bad arguments raise ``ValueError`` before any work.
     Same key, same machine, same arguments: the same parameters, bit for bit.
     """
     validate_every = validate_every or max(1, steps // 20) if isinstance(steps, int) and steps > 0 else validate_every
@@ -111,36 +118,48 @@ def fit(
         "steps_per_dispatch": steps_per_dispatch, "key": np.asarray(jax.random.key_data(key)).tolist(),
         "validation": held_out is not None,
     }  # fmt: skip
-    if folder is not None:
-        if resume:
-            same_run(folder, program, arguments)
-        else:
-            folder.create()
+    if folder is None and resume:
+        raise ValueError("resume=True needs out=, the folder of the run to continue")
+    if folder is not None and resume:
+        same_run(folder, program, arguments)
+    elif folder is not None:
+        folder.create()
+    with contextlib.nullcontext() if folder is None else folder.held():
+        if folder is not None and not resume:
             folder.write_spec(program.spec)
             folder.write_run({"arguments": arguments, "card": dict(card or {}), "versions": versions(), "info": {}})
-    elif resume:
-        raise ValueError("resume=True needs out=, the folder of the run to continue")
-    trainer = Trainer(program, source, chosen, rules, average, loss)
-    loop = Loop(trainer, folder, held_out, validation_key, arguments, dict(card or {}), progress, watchers)
-    return loop.run(train_key, resume)
+        # A run that was killed before its first checkpoint starts again, with the same numbers.
+        begun = folder is not None and resume and bool(checkpoints(folder.checkpoint))
+        trainer = Trainer(program, source, chosen, rules, average, loss)
+        loop = Loop(trainer, folder, held_out, validation_key, arguments, dict(card or {}), progress, watchers)
+        return loop.run(train_key, begun)
 
 
 def resume(folder: str | Path, data: Any, *, validation: Any = None, progress: bool = True, **changes: Any) -> Fit:
     """Continue the run of a folder with the arguments it was started with; ``changes`` may raise ``steps``.
 
-    ``callbacks`` of the run are passed again among the ``changes``.
-
-    Schedules and optimisers are functions, which run.json records by name only: pass them again.
+    Schedules and optimisers are functions, which run.json records by name only, and ``callbacks`` are not recorded:
+    pass them again.  Raises ``ValueError`` for a folder without a run, or whose run.json is torn or of a later version,
+    and for a run that was killed before its first checkpoint, whose initial weights only the program that it was
+    started with has.
     """
     run = RunFolder(folder)
     record = run.read_run()
+    if not checkpoints(run.checkpoint):
+        raise CheckpointError(
+            f"no checkpoint in {run.checkpoint}: the run was stopped before its first one, and nothing is lost; start "
+            "it again with the same program and arguments: fit(program, data, ..., out=folder, resume=True)"
+        )
+    known = inspect.signature(fit).parameters
+    if strange := sorted(set(record["arguments"]) - set(known)):
+        raise ValueError(f"{run.path / 'run.json'} has arguments that fit does not take: {', '.join(strange)}")
     arguments = {k: v for k, v in record["arguments"].items() if k not in ("key", "validation")}
-    key = jax.random.wrap_key_data(jnp.asarray(record["arguments"]["key"], jnp.uint32))
+    key = jax.random.wrap_key_data(jnp.asarray(key_numbers(record, run.path / "run.json"), jnp.uint32))
     for name, value in arguments.items():
         nested = value.values() if isinstance(value, dict) and "callable" not in value else [value]
         if name not in changes and any(isinstance(v, dict) and "callable" in v for v in nested):
             raise ValueError(f"the run in {folder} used a function for {name}; pass {name}= to resume again")
-    if record["arguments"]["validation"] and validation is None:
+    if record["arguments"].get("validation") and validation is None:
         raise ValueError(f"the run in {folder} used validation data; pass validation= the same data again")
     program = run.read_spec().build(key)
     return fit(
