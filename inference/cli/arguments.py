@@ -53,7 +53,13 @@ class Evaluation:
     """No progress on stderr."""
 
 
-Track = Annotated[UseAppendAction[tuple[Literal["tensorboard", "mlflow", "wandb"], ...]], opt("NAME")]
+@dataclass(frozen=True)
+class Tracking:
+    """Where else a fit is reported while it runs."""
+
+    track: Annotated[UseAppendAction[tuple[Literal["tensorboard", "mlflow", "wandb"], ...]], opt("NAME")] = ()
+    """Also report to a tracker: tensorboard (DIR/tensorboard), mlflow or wandb, which know their own log-in."""
+
 
 Run = Annotated[Positional[Path], opt("DIR")]
 

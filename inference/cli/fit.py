@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from inference.cli import files, runs
-from inference.cli.arguments import Common, Evaluation, Track, check_at_least, check_evaluation, opt
+from inference.cli.arguments import Common, Evaluation, Tracking, check_at_least, check_evaluation, opt
 from inference.cli.common import (
     UsageError,
     claim,
@@ -86,11 +86,10 @@ class Fit:
     """Keep the N most variable columns of a matrix of counts (--data FILE.h5ad|.npz) [columns]."""
     clusters: Annotated[str | None, opt("K[,K...]", "as in the spec")] = None
     """Number of clusters of every facet, or one number a facet."""
-    track: Track = ()
-    """Also report to a tracker: tensorboard (DIR/tensorboard), mlflow or wandb, which know their own log-in."""
     overwrite: bool = False
     """Replace the run that --out already holds."""
     evaluation: Evaluation = field(default_factory=Evaluation)
+    tracking: Tracking = field(default_factory=Tracking)
     common: Common = field(default_factory=Common)
 
     def run(self) -> None:
@@ -188,7 +187,7 @@ def fit(command: Fit) -> None:
     from inference.fitting.sources import stored
     from inference.fitting.trainer import scheduled
 
-    callbacks = trackers(command.track, command.out)
+    callbacks = trackers(command.tracking.track, command.out)
     key = jax.random.key(command.seed)
     with usage():
         make_loss(program, command.objective, command.train_particles, command.sleep, scheduled(program, None))

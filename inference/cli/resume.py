@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.cli import files, runs
-from inference.cli.arguments import Common, Evaluation, Run, Track, check_evaluation
+from inference.cli.arguments import Common, Evaluation, Run, Tracking, check_evaluation
 from inference.cli.common import (
     read_run,
     say,
@@ -28,9 +28,8 @@ class Resume:
 
     folder: Run
     """Run folder."""
-    track: Track = ()
-    """Also report to a tracker: tensorboard (DIR/tensorboard), mlflow or wandb, which know their own log-in."""
     evaluation: Evaluation = field(default_factory=Evaluation)
+    tracking: Tracking = field(default_factory=Tracking)
     common: Common = field(default_factory=Common)
 
     def run(self) -> None:
@@ -58,7 +57,7 @@ def resume(command: Resume) -> None:
             say(f"{command.folder} is fitted already: {record['info']['steps']:,} steps")
             fitted = load(command.folder)
         else:
-            callbacks = trackers(command.track, command.folder)
+            callbacks = trackers(command.tracking.track, command.folder)
             fitted = _go_on(command.folder, record, data, progress=not command.evaluation.quiet, callbacks=callbacks)
         runs.finish(fitted, data, command.evaluation)
 
