@@ -36,8 +36,8 @@ TAILS = (
     "likelier than that normal law, and a few particles carry the weights of a run"
 )
 SHORT = (
-    "of 32 numbers one in some twenty runs is that far off by chance, and the Monte Carlo errors of sds are estimates "
-    "themselves; it is not the ODE: its density in 24 steps moves the exact means by at most 0.002 sds"
+    "the Monte Carlo errors that are the unit here are estimates from the same chains; it is not the ODE, whose "
+    "density in 24 steps moves the exact means by at most 0.002 sds"
 )
 NAMES = {"tds": "TDS", "mcgdiff": "MCGdiff", "nuts": "NUTS", "dps": "DPS"}
 

@@ -1,10 +1,9 @@
 """The lower half of a handwritten digit, given its upper half: do the samplers agree, and do intervals hold the truth?
 
-Scikit-learn's digits, 8x8, (k + u) / 17; a small diffusion (MLP) trained on 1,200 of them, as long as the bound on 300
-others improves: trained on, it learns its digits by heart, its posterior falls into many modes, and its ODE and SDE are
-two laws.  The upper 32 pixels of held-out digits are read with noise of standard deviation .1, and the lower 32 are
-inferred by TDS and by NUTS.  Also: 18 steps of Heun against 1,000 ancestral steps, by maximum mean discrepancy (MMD) to
-held-out digits; grid and churn of Heun are chosen by the MMD to the 300.
+Scikit-learn's digits, 8x8, (k + u) / 17; a small diffusion (MLP) trained on 1,200 of them, the step chosen by the bound
+on 300 others.  The upper 32 pixels of held-out digits are read with noise of standard deviation .1, and the lower 32
+are inferred by TDS and by NUTS.  Also: 18 steps of Heun against 1,000 ancestral steps, by maximum mean discrepancy
+(MMD) to held-out digits; grid and churn of Heun are chosen by the MMD to the 300.
 """
 
 from __future__ import annotations
