@@ -34,7 +34,7 @@ def card_of(folder: Path) -> dict[str, Any]:
             given = f"{value!r:.60}" if name in card else "nothing"
             words = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
             raise UsageError(
-                f"{folder / 'run.json'}: the {name!r} of its card is {given}, expected {words}; restore the file from a "
-                "copy, or fit the run again"
+                f"{folder / 'run.json'}: the {name!r} of its card is {given}, expected {words}; restore the file "
+                "from a copy, or fit the run again"
             )
     return card
