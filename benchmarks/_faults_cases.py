@@ -126,8 +126,12 @@ def torn_checkpoint(place: Place) -> str:
     folder = place.copy("torn")
     newest = sorted((folder / "checkpoint").glob("step_*.npz"))[-1]
     os.truncate(newest, int(place.rng.integers(0, newest.stat().st_size)))
+    # A kill tears the end of the history; what stands before the checkpoint that is read next was whole.
     history = folder / "history.csv"
-    os.truncate(history, int(place.rng.integers(1, history.stat().st_size)))
+    lines = history.read_bytes().splitlines(keepends=True)
+    later = sum(int(line.split(b",")[0]) > work.STEPS - work.EVERY for line in lines[1:])
+    end = sum(map(len, lines[: len(lines) - later]))
+    os.truncate(history, int(place.rng.integers(end, history.stat().st_size)))
     found = fit_again(place, folder)
     assert found["code"] == 0, found
     place.same(folder, "after torn files")

@@ -14,7 +14,7 @@ import numpy as np
 from inference.cli import files
 from inference.cli.arguments import Evaluation
 from inference.cli.calibrated import calibrated
-from inference.cli.card import check_card
+from inference.cli.card import card_of
 from inference.cli.classical import classical
 from inference.cli.common import (
     Interrupted,
@@ -22,7 +22,6 @@ from inference.cli.common import (
     UsageError,
     data_info,
     is_run,
-    read_run,
     reload_plugins,
     say,
     shell,
@@ -274,13 +273,7 @@ def load_fit(folder: Path) -> Any:
 
 def run_card(folder: Path, plugins: Sequence[Path]) -> dict[str, Any]:
     """Return the data card of a run and load its plug-ins."""
-    card = read_run(folder).get("card")
-    if not isinstance(card, dict) or "name" not in card or "held_out" not in card:
-        raise UsageError(
-            f"{str(folder)!r} was fitted from Python and names no data set that can be loaded again; "
-            "use inference.load(folder) and the functions of the package inference there"
-        )
-    check_card(card, folder)
+    card = card_of(folder)
     reload_plugins(card.get("plugins", ()), plugins)
     return card
 
