@@ -28,6 +28,7 @@ from inference.checking.per_datum import (
     locals_of,
     pair_key,
     pairs_at_once,
+    placed,
     prepare_one,
     sweep,
 )
@@ -240,10 +241,13 @@ def _posterior_pass(
     kernel = compiled(jax.vmap(one, in_axes=(None, None, None, 0, 0, 0, None)))
     n = rows(x)
     store, prepared, means = _Store(draws, n), None, dict[str, np.ndarray]()
-    blocks = sweep(
-        lambda datum, index: kernel(fit.params, fit.mutable, key, take(x, datum), datum, take(local, datum), index),
-        n, draws, pairs, what="posterior", progress=progress,
-    )  # fmt: skip
+    place, params, mutable = placed(fit)
+    key = place.store(key)
+
+    def pass_over(datum: np.ndarray, index: np.ndarray) -> Any:
+        return kernel(params, mutable, key, *place.rows((take(x, datum), datum, take(local, datum))), index)
+
+    blocks = sweep(pass_over, n, draws, pairs, what="posterior", progress=progress, place=place)
     for found, columns, (kept, data) in blocks:
         store.put(found, columns, kept)
         if prepared is None:
@@ -288,14 +292,16 @@ def _generate_pass(
     over_draws = jax.vmap(one, in_axes=(None, None, None, None, 0, None, 0))
     pair = jax.vmap(over_draws, in_axes=(None, None, None, 0, 0, 0, None))
     kernel = compiled(pair)
+    place, params, mutable = placed(fit)
+    key = place.store(key)
 
     def block(datum: np.ndarray, index: np.ndarray) -> Any:
         at = np.ix_(np.minimum(index, draws - 1), datum)
         held = {name: np.swapaxes(value[at], 0, 1) for name, value in latents.items()}
-        return kernel(fit.params, fit.mutable, key, take(inputs, datum), held, datum, index)
+        return kernel(params, mutable, key, *place.rows((take(inputs, datum), held, datum)), index)
 
     store = _Store(draws, n)
     what = "replicated data" if latents else "prior draws"
-    for index, columns, found in sweep(block, n, draws, pairs, what=what, progress=progress):
+    for index, columns, found in sweep(block, n, draws, pairs, what=what, progress=progress, place=place):
         store.put(index, columns, found)
     return store.arrays

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from inference.cli import files, runs
-from inference.cli.arguments import Common, Evaluation, check_at_least, check_evaluation, opt
+from inference.cli import devices, files, runs
+from inference.cli.arguments import Common, Devices, Evaluation, check_at_least, check_evaluation, opt
 from inference.cli.common import (
     UsageError,
     claim,
@@ -37,6 +37,7 @@ class Fit:
       ppl-models fit my_spec.toml --data facets --out runs/mine --steps 5000 --seed 1
       ppl-models fit in_context:coin --data own --out runs/coin
       ppl-models fit mine:tiny --plugin mine.py --data digits --out runs/plug
+      ppl-models fit mfcvae:digits --data digits --out runs/four --mesh data=4
     """
 
     model: Annotated[Positional[str], opt("FAMILY[:PRESET]|SPEC.json|SPEC.toml")]
@@ -88,6 +89,7 @@ class Fit:
     overwrite: bool = False
     """Replace the run that --out already holds."""
     evaluation: Evaluation = field(default_factory=Evaluation)
+    devices: Devices = field(default_factory=Devices)
     common: Common = field(default_factory=Common)
 
     def run(self) -> None:
@@ -137,6 +139,7 @@ def fit(command: Fit) -> None:
     from ppl_models.program import rows
 
     check_numbers(command)
+    first = devices.begin(command.devices)
     plugins = load_plugins(command.common.plugin)
     spec = read_spec(command.model)
     if command.clusters is not None:
@@ -146,7 +149,8 @@ def fit(command: Fit) -> None:
     if command.data == runs.OWN:
         program = runs.build(spec, command.seed)
         card = runs.own_card(program, plugins=plugins, **sizes)
-        claim(command.out, overwrite=command.overwrite)
+        if first:
+            claim(command.out, overwrite=command.overwrite)
         data = runs.load_data(card, program.observation.sampler)
     elif (file := files.of_name(command.data)) is not None:
         sizes["validation"] = command.validation
@@ -155,7 +159,8 @@ def fit(command: Fit) -> None:
             command.data, labels=command.labels, n=command.n, seed=runs.DATA_SEED, plugins=plugins, **asked, **sizes
         )
         spec = runs.fitted_to(spec, card)
-        claim(command.out, overwrite=command.overwrite)
+        if first:
+            claim(command.out, overwrite=command.overwrite)
         program = runs.build(spec, command.seed)
         data = runs.data_of(program, card)
         if batch_size > (most := rows(data.train)):
@@ -164,7 +169,8 @@ def fit(command: Fit) -> None:
     else:
         card = runs.make_card(command.data, n=command.n, plugins=plugins, **sizes)
         spec = runs.fitted_to(spec, card)
-        claim(command.out, overwrite=command.overwrite)
+        if first:
+            claim(command.out, overwrite=command.overwrite)
         data = runs.load_data(card, None)
         if command.batch_size > (most := rows(data.train)):
             raise UsageError(
@@ -178,14 +184,15 @@ def fit(command: Fit) -> None:
     from inference.fitting.sources import stored
     from inference.fitting.trainer import scheduled
 
-    key = jax.random.key(command.seed)
+    key, place = jax.random.key(command.seed), devices.place(command.devices, batch_size)
     with usage():
         make_loss(program, command.objective, command.train_particles, command.sleep, scheduled(program, None))
         for name, x in (("training data", data.train), ("held-out data", data.test)):
             if not callable(x):
                 stored(program, x, name)
     # Everything that can be refused has been: only now is an earlier run given up.
-    clear(command.out)
+    if first:
+        clear(command.out)
     with runs.resumable(command.out):
         fitted = run_fit(
             program, data.train, steps=command.steps, key=key, batch_size=batch_size,
@@ -193,6 +200,6 @@ def fit(command: Fit) -> None:
             objective=command.objective, particles=command.train_particles, sleep=command.sleep,
             validation=data.validation, validate_every=command.validate_every, patience=command.patience,
             out=command.out, card=card, checkpoint_every=command.checkpoint_every,
-            progress=not command.evaluation.quiet,
+            progress=not command.evaluation.quiet, mesh=place,
         )  # fmt: skip
-        runs.finish(fitted, data, command.evaluation)
+        devices.finish(command.devices, first, fitted, data, command.evaluation)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inference.cli import files, runs
-from inference.cli.arguments import Common, Evaluation, Run, check_evaluation
+from inference.cli import devices, files, runs
+from inference.cli.arguments import Common, Devices, Evaluation, Run, check_evaluation
 from inference.cli.common import (
     clear,
     read_run,
@@ -29,6 +29,7 @@ class Resume:
     folder: Run
     """Run folder."""
     evaluation: Evaluation = field(default_factory=Evaluation)
+    devices: Devices = field(default_factory=Devices)
     common: Common = field(default_factory=Common)
 
     def run(self) -> None:
@@ -39,6 +40,7 @@ class Resume:
 def resume(command: Resume) -> None:
     """Continue a run from its last checkpoint, evaluate it, and say where to look."""
     check_evaluation(command.evaluation)
+    first = devices.begin(command.devices)
     record = read_run(command.folder)
     card = runs.run_card(command.folder, command.common.plugin)
     start()
@@ -51,16 +53,17 @@ def resume(command: Resume) -> None:
         data = runs.data_of(program, card, test_n=command.evaluation.test_n)
     else:
         data = runs.load_data(card, None, test_n=command.evaluation.test_n)
+    place = devices.place(command.devices, record["arguments"]["batch_size"])
     with runs.resumable(command.folder):
         if record["info"].get("stopped") in ("steps", "patience"):
             say(f"{command.folder} is fitted already: {record['info']['steps']:,} steps")
-            fitted = load(command.folder)
+            fitted = load(command.folder).on(place)
         else:
-            fitted = _go_on(command.folder, record, data, progress=not command.evaluation.quiet)
-        runs.finish(fitted, data, command.evaluation)
+            fitted = _go_on(command.folder, record, data, place, progress=not command.evaluation.quiet)
+        devices.finish(command.devices, first, fitted, data, command.evaluation)
 
 
-def _go_on(folder: Path, record: dict[str, Any], data: runs.Data, *, progress: bool) -> Any:
+def _go_on(folder: Path, record: dict[str, Any], data: runs.Data, place: Any, *, progress: bool) -> Any:
     """Continue from the last checkpoint; a run stopped before its first one starts again, with the same numbers."""
     import jax
     import jax.numpy as jnp
@@ -70,13 +73,14 @@ def _go_on(folder: Path, record: dict[str, Any], data: runs.Data, *, progress: b
     from inference.fitting.folder import RunFolder
 
     if checkpoints(folder / "checkpoint"):
-        return run_resume(folder, data.train, validation=data.validation, progress=progress)
+        return run_resume(folder, data.train, validation=data.validation, progress=progress, mesh=place)
     say(f"{folder} has no checkpoint yet: starting at step 0")
     arguments = {name: value for name, value in record["arguments"].items() if name not in ("key", "validation")}
     key = jax.random.wrap_key_data(jnp.asarray(record["arguments"]["key"], jnp.uint32))
     program = RunFolder(folder).read_spec().build(key)
-    clear(folder)
+    if place.writes:
+        clear(folder)
     return run_fit(
         program, data.train, validation=data.validation, key=key, out=folder, card=record["card"], progress=progress,
-        **arguments,
+        mesh=place, **arguments,
     )  # fmt: skip

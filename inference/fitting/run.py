@@ -16,6 +16,7 @@ from inference.fitting.fitted import Fit
 from inference.fitting.folder import RunFolder, versions
 from inference.fitting.loop import Loop
 from inference.fitting.loss import make_loss
+from inference.fitting.placement import MeshLike, as_placement, check_batch
 from inference.fitting.sources import as_source, stored
 from inference.fitting.trainer import Trainer, make_optimizer, scheduled
 from ppl_models.program import Program
@@ -45,6 +46,7 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     steps_per_dispatch: int | str = "auto",
+    mesh: MeshLike = None,
 ) -> Fit:
     """Maximise the ELBO of ``program`` on ``data``, or a tighter bound, and return the fitted program.
 
@@ -77,6 +79,11 @@ def fit(
                        steps.  With ``resume=True`` and the same arguments the run there continues exactly; a killed
                        run ends with the parameters that it would have had.
     ``card``           a few facts about the data (name, split, seed), kept in run.json.
+    ``mesh``           devices to share the work: ``"data=8"`` cuts each batch into eight, ``"data=4,model=2"`` also
+                       large parameters (with their moments) into two; or a dict, or a JAX mesh with these axes.  The
+                       program and its random numbers are those of one device, and losses equal its losses but for
+                       rounding.  A run may be resumed on another mesh.  In several processes (``jax.distributed``)
+                       each makes the same call with the same data; the first writes ``out``.  See docs/devices.md.
 
     Updates with a non-finite loss or gradient are skipped, counted in the history and in ``info["skipped"]``, and
     warned about; 50 in a row raise ``FloatingPointError`` with the last good state on disk.  Ctrl-C ends the current
@@ -88,6 +95,8 @@ def fit(
         steps, key, average, patience, validation, validate_every=validate_every, checkpoint_every=checkpoint_every
     )
     check_dispatch(steps_per_dispatch)
+    place = as_placement(mesh)
+    check_batch(place, batch_size)
     rules = scheduled(program, weights)
     chosen = make_optimizer(learning_rate, optimizer, clip)
     loss = make_loss(program, objective, particles, sleep, rules)
@@ -106,19 +115,20 @@ def fit(
     if folder is not None:
         if resume:
             same_run(folder, program, arguments)
-        else:
+        elif place.writes:
             folder.create()
             folder.write_spec(program.spec)
             folder.write_run({"arguments": arguments, "card": dict(card or {}), "versions": versions(), "info": {}})
     elif resume:
         raise ValueError("resume=True needs out=, the folder of the run to continue")
-    trainer = Trainer(program, source, chosen, rules, average, loss)
+    trainer = Trainer(program, source, chosen, rules, average, loss, place)
     loop = Loop(trainer, folder, held_out, validation_key, arguments, dict(card or {}), progress)
     return loop.run(train_key, resume)
 
 
 def resume(folder: str | Path, data: Any, *, validation: Any = None, progress: bool = True, **changes: Any) -> Fit:
-    """Continue the run of a folder with the arguments it was started with; ``changes`` may raise ``steps``.
+    """Continue the run of a folder with the arguments it was started with; ``changes`` may raise ``steps`` or name a
+    ``mesh``, which need not be that of the start.
 
     Schedules and optimisers are functions, which run.json records by name only: pass them again.
     """
