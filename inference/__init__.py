@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from inference.fitting.forward import forward_kl as forward_kl, simulator as simulator
     from inference.fitting.run import fit as fit, resume as resume
     from inference.fitting.runtime import tune_runtime as tune_runtime
+    from inference.fitting.sweeps import Sweep as Sweep, sweep as sweep
     from inference.reporting.comparison_page import compare_report as compare_report
     from inference.reporting.run_page import report as report
 
@@ -51,6 +52,7 @@ __getattr__, __dir__, __all__ = lazily(
         "Refined": "checking.refinement",
         "Imputation": "checking.imputation",
         "Sandwich": "checking.sandwich",
+        "Sweep": "fitting.sweeps",
         "baselines": "checking.classical",
         "bits_per_dim": "checking.log_evidence",
         "calibrate": "checking.calibration",
@@ -82,6 +84,7 @@ __getattr__, __dir__, __all__ = lazily(
         "simulator": "fitting.forward",
         "stability": "clustering",
         "stacking_weights": "checking.comparison",
+        "sweep": "fitting.sweeps",
         "tune_runtime": "fitting.runtime",
     },
 )

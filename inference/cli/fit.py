@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +21,7 @@ from inference.cli.common import (
     usage,
 )
 
-_VALIDATION = "(default: 0) (of a table: a seventh)"
+VALIDATION = "(default: 0) (of a table: a seventh)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class Fit:
     """Seed of the initial weights, the minibatches and all draws; equal seeds give equal runs."""
     n: Annotated[int | None, opt("N", "all")] = None
     """Fit to a random subset of N of the training data [data]."""
-    validation: Annotated[int | None, arg(metavar="N", help_behavior_hint=_VALIDATION)] = None
+    validation: Annotated[int | None, arg(metavar="N", help_behavior_hint=VALIDATION)] = None
     """Keep the last N of the training data out of the fit, and choose the best step by them [data]."""
     validate_every: Annotated[int | None, opt("N", "chosen from --steps")] = None
     """Steps between two validations [steps]."""
@@ -134,13 +135,15 @@ def check_numbers(command: Fit) -> None:
             raise UsageError(f"{name} needs validation data; add --validation N, or leave {name} out")
 
 
-def fit(command: Fit) -> None:
-    """Fit what the command names, evaluate it, and say where to look."""
+def load_for(
+    command: Fit, plugins: Sequence[Mapping[str, str]], take: Callable[[], None]
+) -> tuple[Any, dict[str, Any], runs.Data, int]:
+    """The program, its data card, the data and the size of a batch that the command names.
+
+    ``take`` makes sure of the output folder, once all names are known to be good.
+    """
     from ppl_models.program import rows
 
-    check_numbers(command)
-    first = devices.begin(command.devices)
-    plugins = load_plugins(command.common.plugin)
     spec = read_spec(command.model)
     if command.clusters is not None:
         spec = runs.with_clusters(spec, command.clusters)
@@ -149,8 +152,7 @@ def fit(command: Fit) -> None:
     if command.data == runs.OWN:
         program = runs.build(spec, command.seed)
         card = runs.own_card(program, plugins=plugins, **sizes)
-        if first:
-            claim(command.out, overwrite=command.overwrite)
+        take()
         data = runs.load_data(card, program.observation.sampler)
     elif (file := files.of_name(command.data)) is not None:
         sizes["validation"] = command.validation
@@ -159,8 +161,7 @@ def fit(command: Fit) -> None:
             command.data, labels=command.labels, n=command.n, seed=runs.DATA_SEED, plugins=plugins, **asked, **sizes
         )
         spec = runs.fitted_to(spec, card)
-        if first:
-            claim(command.out, overwrite=command.overwrite)
+        take()
         program = runs.build(spec, command.seed)
         data = runs.data_of(program, card)
         if batch_size > (most := rows(data.train)):
@@ -169,27 +170,46 @@ def fit(command: Fit) -> None:
     else:
         card = runs.make_card(command.data, n=command.n, plugins=plugins, **sizes)
         spec = runs.fitted_to(spec, card)
-        if first:
-            claim(command.out, overwrite=command.overwrite)
+        take()
         data = runs.load_data(card, None)
         if command.batch_size > (most := rows(data.train)):
             raise UsageError(
                 f"--batch-size {command.batch_size} is more than the {most:,} data to fit; give at most {most}"
             )
         program = runs.build(spec, command.seed)
-    import jax
+    return program, card, data, batch_size
 
-    from inference.fitting import fit as run_fit
+
+def check_data(command: Fit, program: Any, data: runs.Data) -> None:
+    """Raise :class:`UsageError` for an objective or data that the program cannot have; before any long work."""
     from inference.fitting.loss import make_loss
     from inference.fitting.sources import stored
     from inference.fitting.trainer import scheduled
 
-    key, place = jax.random.key(command.seed), devices.place(command.devices, batch_size)
     with usage():
         make_loss(program, command.objective, command.train_particles, command.sleep, scheduled(program, None))
         for name, x in (("training data", data.train), ("held-out data", data.test)):
             if not callable(x):
                 stored(program, x, name)
+
+
+def fit(command: Fit) -> None:
+    """Fit what the command names, evaluate it, and say where to look."""
+    check_numbers(command)
+    first = devices.begin(command.devices)
+    plugins = load_plugins(command.common.plugin)
+
+    def take() -> None:
+        if first:
+            claim(command.out, overwrite=command.overwrite)
+
+    program, card, data, batch_size = load_for(command, plugins, take)
+    import jax
+
+    from inference.fitting import fit as run_fit
+
+    key, place = jax.random.key(command.seed), devices.place(command.devices, batch_size)
+    check_data(command, program, data)
     # Everything that can be refused has been: only now is an earlier run given up.
     if first:
         clear(command.out)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from inference.fitting.forward import forward_kl as forward_kl, simulator as simulator
     from inference.fitting.run import fit as fit, resume as resume
     from inference.fitting.runtime import tune_runtime as tune_runtime
+    from inference.fitting.sweeps import Sweep as Sweep, sweep as sweep
 
 __getattr__, __dir__, __all__ = lazily(
     __name__,
@@ -23,6 +24,8 @@ __getattr__, __dir__, __all__ = lazily(
         "load": "fitted",
         "resume": "run",
         "simulator": "forward",
+        "Sweep": "sweeps",
+        "sweep": "sweeps",
         "tune_runtime": "runtime",
     },
 )

@@ -8,17 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
-from inference.fitting.arguments import check_arguments, check_dispatch, plain, same_run
 from inference.fitting.fitted import Fit
-from inference.fitting.folder import RunFolder, versions
-from inference.fitting.loop import Loop
-from inference.fitting.loss import make_loss
-from inference.fitting.placement import MeshLike, as_placement, check_batch
-from inference.fitting.sources import as_source, stored
-from inference.fitting.trainer import Trainer, make_optimizer, scheduled
+from inference.fitting.folder import RunFolder
+from inference.fitting.placement import MeshLike
+from inference.fitting.prepare import prepare
 from ppl_models.program import Program
 
 
@@ -90,40 +85,9 @@ def fit(
     step, writes a checkpoint and raises ``KeyboardInterrupt``.  Bad arguments raise ``ValueError`` before any work.
     Same key, same machine, same arguments: the same parameters, bit for bit.
     """
-    validate_every = validate_every or max(1, steps // 20) if isinstance(steps, int) and steps > 0 else validate_every
-    check_arguments(
-        steps, key, average, patience, validation, validate_every=validate_every, checkpoint_every=checkpoint_every
-    )
-    check_dispatch(steps_per_dispatch)
-    place = as_placement(mesh)
-    check_batch(place, batch_size)
-    rules = scheduled(program, weights)
-    chosen = make_optimizer(learning_rate, optimizer, clip)
-    loss = make_loss(program, objective, particles, sleep, rules)
-    data_key, train_key, validation_key = jax.random.split(key, 3)
-    source = as_source(data, program, batch_size, data_key)
-    held_out = None if validation is None else stored(program, validation, "validation data")
-    folder = None if out is None else RunFolder(out)
-    arguments = {
-        "steps": steps, "batch_size": batch_size, "learning_rate": plain(learning_rate),
-        "optimizer": plain(optimizer), "clip": clip, "weights": {n: plain(w) for n, w in (weights or {}).items()},
-        "objective": objective, "particles": loss.particles, "sleep": plain(sleep), "average": average,
-        "validate_every": validate_every, "patience": patience, "checkpoint_every": checkpoint_every,
-        "steps_per_dispatch": steps_per_dispatch, "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "validation": held_out is not None,
-    }  # fmt: skip
-    if folder is not None:
-        if resume:
-            same_run(folder, program, arguments)
-        elif place.writes:
-            folder.create()
-            folder.write_spec(program.spec)
-            folder.write_run({"arguments": arguments, "card": dict(card or {}), "versions": versions(), "info": {}})
-    elif resume:
-        raise ValueError("resume=True needs out=, the folder of the run to continue")
-    trainer = Trainer(program, source, chosen, rules, average, loss, place)
-    loop = Loop(trainer, folder, held_out, validation_key, arguments, dict(card or {}), progress)
-    return loop.run(train_key, resume)
+    given = {name: value for name, value in locals().items() if name not in ("program", "data")}
+    loop, start = prepare(program, data, **given)
+    return loop.run(start, resume)
 
 
 def resume(folder: str | Path, data: Any, *, validation: Any = None, progress: bool = True, **changes: Any) -> Fit:

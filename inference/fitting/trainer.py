@@ -65,7 +65,11 @@ def make_optimizer(learning_rate: Any, optimizer: Any, clip: float | None) -> op
         raise ValueError(f"learning_rate must be a positive number or an optax schedule, got {rate!r}")
     if clip is not None and not clip > 0:
         raise ValueError(f"clip must be a positive gradient norm in nats per datum, got {clip!r}; None turns it off")
-    core = optax.adam(rate) if optimizer is None else optimizer
+    return clipped(optax.adam(rate) if optimizer is None else optimizer, clip)
+
+
+def clipped(core: Any, clip: float | None) -> optax.GradientTransformationExtraArgs:
+    """An optimizer after clipping, where there is any."""
     return optax.with_extra_args_support(core if clip is None else optax.chain(optax.clip_by_global_norm(clip), core))
 
 
@@ -100,7 +104,7 @@ class Trainer:
         self.loss = Loss() if loss is None else loss
         self.weights, self.average = dict(weights), average
         self.transforms: dict[str, Any] = {}
-        self._update = jax.jit(self._steps, donate_argnums=0)
+        self._update = jax.jit(self.steps, donate_argnums=0)
         self._init = jax.jit(self._start)
 
     # ------------------------------------------------------------------------------------------ start
@@ -198,7 +202,8 @@ class Trainer:
         )
         return self.place.state(after)
 
-    def _steps(self, state: State, store: Any, items: Any) -> State:
+    def steps(self, state: State, store: Any, items: Any) -> State:
+        """As many steps as ``items`` has entries; not compiled."""
         count = jax.tree.leaves(items)[0].shape[0]
         if count == 1:
             return self._step(state, store, jax.tree.map(lambda a: a[0], items))

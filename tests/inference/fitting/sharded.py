@@ -80,13 +80,17 @@ def main(what: str, out: str, *joining: str) -> None:
 
         join(joining[0], int(joining[1]), int(joining[2]))
     several = bool(joining)
-    meshes = {"data": "data=2"} if several else {"one": None, "data": "data=8", "both": cut("data=4,model=2")}
+    if several:
+        meshes = {"data": "data=2", "model": cut("model=2")}
+    else:
+        meshes = {"both": cut("data=4,model=2"), "data": "data=8", "one": None}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(out).parent / "runs" if several else Path(temporary)
         other = cut("model=2") if several else cut("data=2,model=4")
-        found = toy(folder, {"data": "data=8", **meshes} if not several else meshes, other) if what == "toy" else None
-        if what == "families":
-            found = families(meshes, 50)
+        if what == "toy":
+            found = toy(folder, meshes, other)
+        else:
+            found = families({"one": None} if what == "one" else meshes, 50)
     if not several or jax.process_index() == 0:
         Path(out).write_text(json.dumps(found))
 
