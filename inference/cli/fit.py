@@ -38,7 +38,6 @@ class Fit:
       ppl-models fit my_spec.toml --data facets --out runs/mine --steps 5000 --seed 1
       ppl-models fit in_context:coin --data own --out runs/coin
       ppl-models fit mine:tiny --plugin mine.py --data digits --out runs/plug
-      ppl-models fit mfcvae:digits --data digits --out runs/four --mesh data=4
     """
 
     model: Annotated[Positional[str], opt("FAMILY[:PRESET]|SPEC.json|SPEC.toml")]

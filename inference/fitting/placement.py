@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from inference.fitting.checkpoint import is_key
+from inference.fitting.processes import meet
 from ppl_models.program import did_you_mean
 
 DATA, MODEL = "data", "model"
@@ -69,6 +70,8 @@ class OneDevice:
         return asked
 
     def wait(self) -> None: ...
+
+    def connect(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -183,9 +186,21 @@ class OnMesh:
     def wait(self) -> None:
         """Return once every process is here."""
         if self.processes > 1:
-            from jax.experimental.multihost_utils import sync_global_devices
+            meet()
 
-            sync_global_devices("ppl-models run")
+    def connect(self) -> None:
+        """Let the devices of several processes meet along each axis.
+
+        They connect at their first common sum, and gloo then waits for half a minute only: less than one process may
+        compile longer than another.
+        """
+        if self.processes == 1:
+            return
+        for axes in (DATA, MODEL, (DATA, MODEL)):
+            ones = self._array(np.ones(self.mesh.size, np.float32), P(axes))
+            total = jax.jit(jnp.sum, out_shardings=NamedSharding(self.mesh, P())).lower(ones).compile()
+            meet()
+            jax.block_until_ready(total(ones))
 
 
 Placement = OneDevice | OnMesh

@@ -82,6 +82,7 @@ def prepare(
             folder.write_run({"arguments": arguments, "card": dict(card or {}), "versions": versions(), "info": {}})
     elif resume:
         raise ValueError("resume=True needs out=, the folder of the run to continue")
+    place.connect()
     trainer = Trainer(program, source, chosen, rules, average, loss, place)
     loop = Loop(trainer, folder, held_out, validation_key, arguments, dict(card or {}), progress, evaluate)
     return loop, train_key

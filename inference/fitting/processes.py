@@ -1,6 +1,12 @@
-"""Several processes that make one fit: how they find one another."""
+"""Several processes that make one fit: how they find one another, and wait for one another."""
 
 from __future__ import annotations
+
+import itertools
+
+PATIENCE = 3600
+"""Seconds that a process waits for the others: one may compile much longer than another."""
+_MEETINGS = itertools.count()
 
 
 def join(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> int:
@@ -29,3 +35,13 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
             "first listens (HOST:PORT), the number of processes, and which one this is"
         ) from error
     return jax.process_index()
+
+
+def meet() -> None:
+    """Return once every process is here; all make these calls in the same order.
+
+    Over the coordination service, not over devices: their transport may give up after half a minute.
+    """
+    from jax._src import distributed  # JAX has no public name for its coordination service
+
+    distributed.global_state.client.wait_at_barrier(f"ppl-models {next(_MEETINGS)}", timeout_in_ms=1000 * PATIENCE)
