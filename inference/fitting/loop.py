@@ -112,8 +112,8 @@ class Loop:
         own = [n for n in (BOUND, SLEEP) if n in state.totals]
         fields = ["step", "seconds", "loss", "elbo", *own, *terms, "grad_norm", "skipped", "validation_elbo"]
         fields += [self.better] if self.better not in fields else []
-        kept = self.folder is not None and self.place.writes
-        self.history = History(self.folder.path / "history.csv" if self.folder and kept else None, fields)
+        file = self.folder.path / "history.csv" if self.folder is not None and self.place.writes else None
+        self.history = History(file, fields)
         if resume:
             self.history.restore(self.at or -1)  # what is before the first update happens again
         elif self.held_out is not None:
