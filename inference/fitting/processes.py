@@ -40,8 +40,10 @@ def join(coordinator: str | None = None, num_processes: int | None = None, proce
 def meet() -> None:
     """Return once every process is here; all make these calls in the same order.
 
-    Over the coordination service, not over devices: their transport may give up after half a minute.
+    Over the coordination service, not over devices: their transport may give up after half a minute.  Nothing where
+    there is one process.
     """
     from jax._src import distributed  # JAX has no public name for its coordination service
 
-    distributed.global_state.client.wait_at_barrier(f"ppl-models {next(_MEETINGS)}", timeout_in_ms=1000 * PATIENCE)
+    if (client := distributed.global_state.client) is not None:
+        client.wait_at_barrier(f"ppl-models {next(_MEETINGS)}", timeout_in_ms=1000 * PATIENCE)
