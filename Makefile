@@ -60,10 +60,11 @@ notebooks: $(VENV)/.dev  ## execute every notebook at small size
 	    $(BIN)/jupytext --quiet --to ipynb --output "build/notebooks/$$(basename "$$one" .py).ipynb" "$$one"; done; \
 	PPL_MODELS_SMALL=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=600 build/notebooks
 
-wheel: $(VENV)/.project  ## build the wheel into dist/
+wheel: $(VENV)/.project  ## build the wheel and the source distribution into dist/
 	@rm -rf dist
 	@$(PIP) wheel -qq --no-deps --no-build-isolation --wheel-dir dist .
-	@ls dist/*.whl
+	@$(BIN)/python -m hatchling build --target sdist --directory dist >/dev/null
+	@ls dist/*.whl dist/*.tar.gz
 
 pins:  ## maintainers: pin all dependencies anew (needs uv)
 	@requirements/compile.sh

@@ -24,7 +24,7 @@ from inference.fitting.objectives import fused_elbo, init_params
 from inference.fitting.sources import as_source
 from inference.fitting.trainer import Trainer, make_optimizer, scheduled
 from ppl_models import diffusion, hvae, in_context, mfcvae
-from ppl_models.hvae.networks import Dropout
+from ppl_models.networks.dropout import Dropout
 from ppl_models.program import Program
 
 BATCH, RATE = 128, 1e-3

@@ -1,7 +1,8 @@
 """Which description fits a model's probabilities: is the rule that made them found among six?
 
-Each of three rules continues 20 contexts of 10 symbols by 20; its log-odds get Normal noise of .1, a model's own error.
-All six descriptions are fitted by NUTS and compared by leaving out whole sequences.
+Each of six rules continues 20 contexts of 10 symbols by 20; its log-odds get Normal noise of .1, a model's own error.
+All six descriptions are fitted by NUTS and compared by leaving out whole sequences.  Beta updating is a special case of
+each of the other five, so that it cannot be ahead of them by much: it is found where none is ahead by two errors.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ RULES = {
     "sticky": ("sticky:0.1", 0.1),
     "discounted": ("discounted:0.9", 0.9),
     "tempered": ("tempered:1.3", 1.3),
+    "window": ("window:8", 8.0),
+    "fractional": ("fractional:0.3", 0.3),
+    "beta": ("bayes:1,1", None),
 }
-"""Description -> a rule it is true of, and its parameter."""
+"""Description -> a rule it is true of, and its parameter, if it has one of its own."""
 
 
 def run(quick: bool) -> Iterator[Claim]:
@@ -48,13 +52,18 @@ def run(quick: bool) -> Iterator[Claim]:
         }
         ahead = table.iloc[1] if table.index[0] == name else row
         found[name] |= {"next": str(ahead.name), "ahead_of_next": -float(ahead["elpd_diff"]), "se": float(ahead["dse"])}
-        off[name] = {"true": true, "mean": float(row["mean"]), "sd": float(row["sd"])}
-        print(f"{name}: {found[name]} {off[name]}", file=sys.stderr, flush=True)
-    right = [r["rank"] == 0 for r in found.values()]
+        behind = float(np.abs(row["elpd_diff"]))  # of the best; its sign differs between versions of ArviZ
+        best = found[name]["rank"] == 0
+        found[name]["right"] = best or (name == "beta" and behind < 2 * float(row["dse"]))
+        if true is not None:
+            off[name] = {"true": true, "mean": float(row["mean"]), "sd": float(row["sd"])}
+        print(f"{name}: {found[name]} {off.get(name, '')}", file=sys.stderr, flush=True)
+    right = [bool(r["right"]) for r in found.values()]
     yield Claim(
-        "found", f"rules of {len(found)} whose own description fits their noisy probabilities best, by LOO",
+        "found", f"rules of {len(found)} whose own description fits their noisy probabilities best, by LOO "
+        "(Beta, a special case of all others: none is ahead by two errors)",
         float(sum(right)), "rules", target=f"== {len(found)}", seeds=(seed,), detail=found,
-        if_missed="see the order in the record",
+        if_missed=", ".join(f"{name}: {r['order'][0]} is ahead" for name, r in found.items() if not r["right"]),
     )  # fmt: skip
     yield Claim(
         "parameter", "own parameter of the right description: largest error, posterior standard deviations",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from inference.checking.refinement import Refined as Refined, refine as refine
     from inference.checking.sampling_checks import sampler_verdict as sampler_verdict
     from inference.checking.sandwich import Sandwich as Sandwich, sandwich as sandwich
+    from inference.checking.tree_store import open_posterior as open_posterior
     from inference.clustering import (
         choose as choose,
         clustering_baselines as clustering_baselines,
@@ -34,13 +35,21 @@ if TYPE_CHECKING:
         stability as stability,
     )
     from inference.fitting.autoguides import from_autoguide as from_autoguide
-    from inference.fitting.fitted import Fit as Fit, load as load
+    from inference.fitting.callbacks import Watcher as Watcher
+    from inference.fitting.fitted import Fit as Fit, FitInterrupted as FitInterrupted, load as load
     from inference.fitting.forward import forward_kl as forward_kl, simulator as simulator
     from inference.fitting.run import fit as fit, resume as resume
     from inference.fitting.runtime import tune_runtime as tune_runtime
     from inference.fitting.sweeps import Sweep as Sweep, sweep as sweep
+    from inference.fitting.trackers import (
+        MLflow as MLflow,
+        TensorBoard as TensorBoard,
+        WeightsAndBiases as WeightsAndBiases,
+    )
     from inference.reporting.comparison_page import compare_report as compare_report
+    from inference.reporting.live import LivePlot as LivePlot
     from inference.reporting.run_page import report as report
+    from inference.reporting.sampling_page import sampler_report as sampler_report
 
 __distribution__ = "ppl-models"  # ppl_models/_clash.py tells this package from a stranger of the same name by this line
 
@@ -49,6 +58,12 @@ __getattr__, __dir__, __all__ = lazily(
     {
         "Calibration": "checking.calibration",
         "Fit": "fitting.fitted",
+        "FitInterrupted": "fitting.fitted",
+        "LivePlot": "reporting.live",
+        "MLflow": "fitting.trackers",
+        "TensorBoard": "fitting.trackers",
+        "Watcher": "fitting.callbacks",
+        "WeightsAndBiases": "fitting.trackers",
         "Refined": "checking.refinement",
         "Imputation": "checking.imputation",
         "Sandwich": "checking.sandwich",
@@ -71,11 +86,13 @@ __getattr__, __dir__, __all__ = lazily(
         "inference_gaps": "checking.gap_decomposition",
         "load": "fitting.fitted",
         "nuts_evidence": "checking.nuts_evidence",
+        "open_posterior": "checking.tree_store",
         "posterior": "checking.posterior_tree",
         "read_evidence": "checking.log_evidence",
         "refine": "checking.refinement",
         "report": "reporting.run_page",
         "resume": "fitting.run",
+        "sampler_report": "reporting.sampling_page",
         "sampler_verdict": "checking.sampling_checks",
         "sandwich": "checking.sandwich",
         "save_evidence": "checking.log_evidence",

@@ -38,13 +38,14 @@ import numpyro
 import numpyro.distributions as dist
 
 import inference
+from inference.reporting.sampling_figures import coverage, denoising_path, draws_beside
 from inference.sampling import calibration_ranks, condition
 from ppl_models.distributions import RK4, Denoiser, DiffusionPrior, Trigonometric
 
 SMALL = os.environ.get("PPL_MODELS_SMALL") == "1"  # a quick look: few draws and simulations
 DRAWS, SIMULATIONS, WARMUP = (500, 100, 100) if SMALL else (1000, 300, 300)
 METHODS = ("dps", "tds") if SMALL else ("dps", "tds", "nuts")
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#5b6675"
+BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
 COLORS = {"dps": ORANGE, "tds": BLUE, "nuts": GREEN}
 plt.rcParams.update({"figure.dpi": 110, "axes.titlelocation": "left", "axes.titleweight": "bold", "axes.titlesize": 10})
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False})
@@ -107,6 +108,12 @@ for axis, (method, tree) in zip(np.atleast_1d(axes), trees.items(), strict=True)
 axes[0].set_ylabel("height x[1]")
 plt.show()
 
+# %% [markdown]
+# Where no truth is known, the same tree shows whether the runs look alike:
+
+# %%
+draws_beside(trees["tds"])
+
 # %%
 w = posterior * cell
 mean = (w[..., None] * mesh).sum((0, 1))
@@ -124,13 +131,7 @@ for method, tree in trees.items():
 # point. (TDS; copies of a particle run together after a resampling.)
 
 # %%
-path = trees["tds"]["denoising_path"]["x"].values[0]
-figure, axis = plt.subplots(figsize=(5.4, 3.0), layout="constrained")
-axis.plot(path[:, :, 1], color=BLUE, lw=0.8, alpha=0.7)
-axis.axhline(float(Y[0]), color=ORANGE, lw=1.0, label="measured height")
-axis.set(title="Denoised height of eight particles", xlabel="step, from noise to data", ylabel="E[x[1] | x_t]")
-axis.legend(fontsize=8)
-plt.show()
+denoising_path(trees["tds"], truth=np.asarray([np.nan, float(Y[0])]))  # dashed: the measured height
 
 # %% [markdown]
 # ## The verdict, without the truth
@@ -145,25 +146,17 @@ ranks = {
 }
 for method in ("dps", "tds"):
     print(method)
-    table = inference.sampler_verdict(trees[method], ranks=ranks[method])
+    table = inference.diagnose(trees[method], ranks=ranks[method])
     print(table[["check", "value", "threshold", "verdict"]].to_string(index=False), "\n")
 
 # %% [markdown]
 # Runs of DPS agree with each other (R-hat near 1): they agree on the wrong law. Coverage shows what that costs.
 
 # %%
-levels = np.linspace(0.05, 0.95, 19)
-figure, axis = plt.subplots(figsize=(4.2, 3.2), layout="constrained")
-axis.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
-for method, found in ranks.items():
-    height = found["x"][:, 1]
-    axis.plot(levels, [(np.abs(height - 0.5) <= c / 2).mean() for c in levels], color=COLORS[method], label=method)
-axis.set(title="Coverage of the height's intervals", xlabel="nominal", ylabel="share that hold the truth")
-axis.legend()
-plt.show()
+coverage({method: found["x"][:, 1] for method, found in ranks.items()})
 
 # %% [markdown]
-# *Good* is the dotted diagonal; below it, intervals are too short.
+# *Good* is inside the grey band about the diagonal; below it, intervals are too short.
 #
 # ## One more unknown
 #

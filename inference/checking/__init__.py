@@ -20,3 +20,4 @@ from inference.checking.log_evidence import (
 from inference.checking.posterior_tree import posterior as posterior, save_posterior as save_posterior
 from inference.checking.refinement import Refined as Refined, refine as refine
 from inference.checking.sandwich import Sandwich as Sandwich, sandwich as sandwich
+from inference.checking.tree_store import open_posterior as open_posterior

@@ -19,6 +19,7 @@ from inference.checking.classical_check import classical_check
 from inference.checking.column_checks import column_lines
 from inference.checking.criticism import EFFECT as EFFECT, TAIL as TAIL
 from inference.checking.generalisation import Generalisation, generalisation, held_out_checks
+from inference.checking.sampling_checks import is_tree, sampler_verdict
 from inference.checking.training_lines import (
     SKIPPED as SKIPPED,
     chosen_by_validation,
@@ -51,15 +52,16 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(Check))
 
 def diagnose(
     fit: Any,
-    x: Any,
+    x: Any = None,
     *,
-    key: Key[jax.Array, ""],
+    key: Key[jax.Array, ""] | None = None,
     table: pd.DataFrame | None = None,
     tree: Any = None,
     particles: int = 512,
     draws: int = 100,
     train: Any = None,
     baselines: Mapping[str, pd.DataFrame] | None = None,
+    ranks: Mapping[str, Any] | None = None,
 ) -> pd.DataFrame:
     """Return one row a check: ``check, value, threshold, verdict (ok | warn | fail), meaning, remedy``.
 
@@ -76,11 +78,22 @@ def diagnose(
     Remedies are chosen together (:mod:`inference.checking.remedies`): no line advises what another speaks against.
     A fit from :func:`inference.refine` is judged by its refined posteriors.
 
+    A DataTree of ``inference.sampling.condition`` in the place of the fit is judged as a sampler's work, alone or with
+    ``ranks`` of simulated problems: :func:`~inference.checking.sampling_checks.sampler_verdict`.
+
     A program without latents gets the lines that apply to it; the program's own checks come last.  Raises
     ``ValueError`` for data that the program cannot score or a table of another number of data.
     """
     import jax
 
+    if is_tree(fit):
+        if x is not None or key is not None or table is not None or tree is not None or train is not None:
+            raise ValueError("a DataTree of draws is diagnosed by itself: inference.diagnose(tree, ranks=ranks)")
+        return sampler_verdict(fit, ranks=ranks)
+    if ranks is not None:
+        raise ValueError("ranks belong to a DataTree of inference.sampling.condition; a fit: inference.calibrate")
+    if x is None or key is None:
+        raise ValueError("a fit is diagnosed on held-out data: inference.diagnose(fit, x, key=key)")
     x = stored(fit.program, x, "x")
     if table is not None and len(table) != rows(x):
         raise ValueError(

@@ -11,9 +11,11 @@ from it.  All values are natural logarithms (nats) of a density or mass of one d
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import warnings
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,7 @@ from inference.checking.per_datum import (
     compiled,
     locals_of,
     pairs_at_once,
+    params_checksum,
     placed,
     prepare_one,
     sweep,
@@ -39,6 +42,7 @@ from inference.checking.per_datum import (
 from inference.checking.psis import KHAT_BAD, SMALLEST
 from inference.checking.refinement import AMORTISED, REFINED, mended, plan
 from inference.fitting.folder import write_text
+from inference.fitting.record import json_object
 from inference.fitting.sources import stored
 from ppl_models.program import rows, take
 
@@ -49,8 +53,10 @@ COLUMNS = ("datum", "x_crc", "log_px", "se", "elbo", "ess", "khat", "estimator")
 REFINE = ("flagged", "all", "none")
 """What ``evidence(..., refine=...)`` takes."""
 ATTRIBUTES = ("observation", "particles", "dims", "bits_offset", "estimator")
-OPTIONAL = ("refine", "solver")
+OPTIONAL = ("refine", "solver", "params_crc")
 """Attributes that tables of earlier versions do not have."""
+CRC = "crc"
+"""In evidence.json: the CRC-32 of its other entries and of the text of evidence.csv."""
 
 
 def evidence(
@@ -88,8 +94,8 @@ def evidence(
     A program without latents, or with its own ``log_prob``, is scored exactly: ``se`` is 0, or what the program states
     where its density is an estimate (random probes, an adaptive solver; ``attrs["solver"]`` says which); ``elbo``,
     ``ess`` and ``khat`` are nan; ``attrs["estimator"]`` is ``"exact"`` instead of ``method``.  ``attrs`` further hold
-    ``observation``, ``particles``, ``refine``, and what :func:`bits_per_dim` needs: ``dims`` (numbers in a datum),
-    ``bits_offset``.
+    ``observation``, ``particles``, ``refine``, ``params_crc`` (of the fit's parameters: whether a table is still
+    that of a run) and what :func:`bits_per_dim` needs: ``dims`` (numbers in a datum), ``bits_offset``.
 
     ``fit``       what :func:`inference.fit` returns: anything with ``program``, ``params`` and ``mutable``; or what
                   :func:`inference.refine` returned for these data, whose posteriors are then used as they are.
@@ -136,7 +142,7 @@ def evidence(
     else:
         local = locals_of(fit, x)
         weigh = Weigher(fit, pairs, progress=progress, kernel=None if local is None else fit.kernel)
-        values = summarise(weigh(x, particles, key, local=local))
+        values = weigh.summary(x, particles, key, local=local)
         estimator = np.full(rows(x), AMORTISED, object) if local is None else fit.estimators(x)
         if local is None and refine != "none":
             at, fresh = _mend(fit, x, values, refine, particles=particles, key=key, pairs=pairs, progress=progress)
@@ -147,8 +153,9 @@ def evidence(
     table = _table(program, x, values, particles=int(particles), estimator="exact" if exact else method)
     if not exact:
         table.attrs["refine"] = refine if locals_of(fit, x) is None else "all"
-    elif program.exact.solver:
-        table.attrs["solver"] = program.exact.solver + work
+    if program.exact.solver:
+        table.attrs["solver"] = program.exact.solver + work if exact else program.exact.solver
+    table.attrs["params_crc"] = params_checksum(fit)
     bad = np.flatnonzero(~np.isfinite(table["log_px"].to_numpy()))
     if bad.size:
         warnings.warn(
@@ -180,7 +187,7 @@ def _mend(
     )  # fmt: skip
     if not found.better.any():
         return np.arange(0), {}
-    fresh = summarise(weigh(part, particles, key, local=found.local, index=chosen))
+    fresh = weigh.summary(part, particles, key, local=found.local, index=chosen)
     return chosen[found.better], {name: column[found.better] for name, column in fresh.items()}
 
 
@@ -259,16 +266,18 @@ def _exact_log_px(fit: Any, x: Any, key: jax.Array, pairs: int, progress: bool) 
 def save_evidence(table: pd.DataFrame, folder: str | Path) -> Path:
     """Write ``evidence.csv`` and its description ``evidence.json`` into an existing folder; return the CSV's path.
 
-    Floats are written so that they read back bit for bit.  Each file replaces an older one in one step.
+    Floats are written so that they read back bit for bit.  Each file replaces an older one in one step, and the
+    description holds the CRC-32 of both: should only one of them have been written, reading says so.
     """
     check_table(table, "table")
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; create it first")
-    known = [name for name in (*ATTRIBUTES, *OPTIONAL) if name in table.attrs]
+    known = {name: table.attrs[name] for name in (*ATTRIBUTES, *OPTIONAL) if name in table.attrs}
+    text = table.to_csv(index=False, na_rep="nan", lineterminator="\n")
     texts = {
-        "evidence.json": json.dumps({name: table.attrs[name] for name in known}, indent=2) + "\n",
-        "evidence.csv": table.to_csv(index=False, na_rep="nan"),
+        "evidence.json": json.dumps({**known, CRC: _crc(known, text)}, indent=2) + "\n",
+        "evidence.csv": text,
     }
     for name, text in texts.items():
         write_text(folder / name, text)
@@ -278,7 +287,8 @@ def save_evidence(table: pd.DataFrame, folder: str | Path) -> Path:
 def read_evidence(folder: str | Path) -> pd.DataFrame:
     """Read back what :func:`save_evidence` wrote, ``attrs`` included.
 
-    Raises ``ValueError`` if a file is missing, torn, or not an evidence table.
+    Raises ``ValueError`` if a file is missing, torn, not an evidence table, or not the one that was written with the
+    other (a table without a checksum, of an earlier version, is taken as it is).
     """
     import pandas as pd
 
@@ -287,15 +297,23 @@ def read_evidence(folder: str | Path) -> pd.DataFrame:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}; write both with save_evidence(evidence(fit, x, ...), folder)")
     try:
+        text = (folder / "evidence.csv").read_text(encoding="utf-8")
+        attrs = json_object((folder / "evidence.json").read_text(encoding="utf-8"), "evidence.json", "")
+        if attrs.pop(CRC, None) not in (None, _crc(attrs, text)):
+            raise ValueError("evidence.csv is not the table that evidence.json describes: one of them has changed")
         # Python's own float() is exact; which parser of pandas is, depends on its version.
-        table = pd.read_csv(folder / "evidence.csv", converters=dict.fromkeys(COLUMNS[2:-1], float))
-        table.attrs = json.loads((folder / "evidence.json").read_text(encoding="utf-8"))
+        table = pd.read_csv(io.StringIO(text), converters=dict.fromkeys(COLUMNS[2:-1], float))
+        table.attrs = attrs
         if "estimator" not in table:  # written before posteriors were refined
             table["estimator"] = "exact" if table.attrs.get("estimator") == "exact" else AMORTISED
     except ValueError as error:  # pandas' parser errors and JSON's are both ValueErrors
         raise ValueError(f"the evidence in {folder} cannot be read ({error}); compute it again") from error
     check_table(table, f"{folder / 'evidence.csv'}")
     return table
+
+
+def _crc(attrs: Mapping[str, Any], text: str) -> int:
+    return zlib.crc32(text.encode(), zlib.crc32(json.dumps(attrs, sort_keys=True).encode()))
 
 
 def check_table(table: Any, what: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
-from inference.checking.per_datum import DRAW, compiled, draw_one, once, placed, prepare_one, sweep
+from inference.checking.per_datum import DRAW, by_rows, compiled, draw_one, once, placed, prepare_one, sweep
 from inference.checking.psis import pareto_k
 from inference.checking.semi_amortised import Local
 from ppl_models.program import Program, rows, take
@@ -24,6 +25,10 @@ def _kernel(program: Program) -> Any:
         return jax.vmap(draw)(index)
 
     return compiled(jax.vmap(one, in_axes=(None, None, None, None, 0, 0, 0, None)))
+
+
+_AT_ONCE = 2**20
+"""Weights that are held for their summary, about."""
 
 
 class Weigher:
@@ -53,8 +58,36 @@ class Weigher:
         ``index`` are the rows that the data have in the whole they were taken from; draws depend on the row and the
         key.
         """
-        index = np.arange(rows(x)) if index is None else np.asarray(index)
         out = np.empty((rows(x), draws), np.float32)
+        for found, values in self._blocks(x, draws, key, local, purpose, index):
+            out[found] = values
+        return out
+
+    def summary(
+        self,
+        x: Any,
+        draws: int,
+        key: jax.Array,
+        *,
+        local: Local | None = None,
+        purpose: int = DRAW,
+        index: np.ndarray | None = None,
+    ) -> dict[str, np.ndarray]:
+        """:func:`summarise` of the same weights, few of which are held at a time."""
+        parts, held = [], list[np.ndarray]()
+        for _, values in self._blocks(x, draws, key, local, purpose, index):
+            held.append(values)
+            if len(held) * values.size >= _AT_ONCE:
+                parts.append(summarise(np.concatenate(held)))
+                held = []
+        if held:
+            parts.append(summarise(np.concatenate(held)))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _blocks(
+        self, x: Any, draws: int, key: jax.Array, local: Local | None, purpose: int, index: np.ndarray | None
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        index = np.arange(rows(x)) if index is None else np.asarray(index)
         place, params, mutable = placed(self.fit)
         key = place.store(key)
 
@@ -63,9 +96,7 @@ class Weigher:
             return self.kernel(params, mutable, key, np.uint32(purpose), *at, draw)
 
         blocks = sweep(block, rows(x), draws, self.pairs, what=self.what, progress=self.progress, place=place)
-        for found, columns, values in blocks:
-            out[found, columns] = values
-        return out
+        return by_rows(blocks, draws)
 
 
 def summarise(log_weight: np.ndarray) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -32,10 +32,20 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """``jax.jit`` for a kernel with a key for every pair: a pass runs briefly, so its compilation must be brief too.
 
     On a CPU, the highest level of LLVM optimisation takes two to three times as long to compile the random numbers of
-    such a kernel, and the kernel then runs no faster.
+    such a kernel, and the kernel then runs no faster.  JAX is asked for its device at the first call: a module that is
+    imported must not start it.
     """
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    return jax.jit(function, compiler_options=options)
+
+    @functools.cache
+    def kernel() -> Callable[..., Any]:
+        options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+        return jax.jit(function, compiler_options=options)
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        return kernel()(*args)
+
+    return call
 
 
 class _Same:
@@ -138,8 +148,11 @@ def sweep(
     what: str,
     progress: bool,
     place: Placement | None = None,
+    start: int = 0,
 ) -> Iterator[tuple[slice, slice, Any]]:
     """Call ``kernel(datum indices, draw indices)`` over all pairs in blocks of one shape; yield NumPy results.
+
+    ``start``  the first datum, where those before it are done: blocks begin at multiples of one number of data.
 
     A result's leading axes are (datum, draw).  The last block repeats the last datum, or draws on beyond the
     number asked for; the surplus is cut off here, so the kernel compiles once, and not again for other data.
@@ -150,16 +163,39 @@ def sweep(
     blocks = math.ceil(draws / pairs)
     width = math.ceil(draws / blocks)
     rows = math.ceil(min(data, max(1, pairs // width)) / place.rows_at_once) * place.rows_at_once
-    with Progress(data * draws, what, unit="draws", show=progress and place.writes, delay=2.0) as bar:
-        for start in range(0, data, rows):
-            stop = min(start + rows, data)
-            datum = np.minimum(np.arange(start, start + rows), data - 1).astype(np.uint32)
+    begin = data if start >= data else start // rows * rows
+    with Progress(
+        data * draws, what, unit="draws", show=progress and place.writes, delay=2.0, start=begin * draws
+    ) as bar:
+        for first_row in range(begin, data, rows):
+            stop = min(first_row + rows, data)
+            datum = np.minimum(np.arange(first_row, first_row + rows), data - 1).astype(np.uint32)
             for first in range(0, draws, width):
                 last = min(first + width, draws)
                 out = place.host(kernel(datum, np.arange(first, first + width, dtype=np.uint32)))
-                keep = (slice(0, stop - start), slice(0, last - first))
-                yield slice(start, stop), slice(first, last), jax.tree.map(lambda a, k=keep: np.asarray(a)[k], out)
-                bar.update(start * draws + (stop - start) * last)
+                keep = (slice(0, stop - first_row), slice(0, last - first))
+                out = jax.tree.map(lambda a, k=keep: np.asarray(a)[k], out)
+                yield slice(first_row, stop), slice(first, last), out
+                bar.update(first_row * draws + (stop - first_row) * last)
+
+
+def by_rows(blocks: Iterable[tuple[slice, slice, Any]], draws: int) -> Iterator[tuple[slice, Any]]:
+    """The blocks of :func:`sweep`, those of the same data joined along their draws (axis 1)."""
+    parts: list[Any] = []
+    for datum, columns, found in blocks:
+        parts.append(found)
+        if columns.stop == draws:
+            yield datum, parts[0] if len(parts) == 1 else jax.tree.map(lambda *p: np.concatenate(p, 1), *parts)
+            parts = []
+
+
+def params_checksum(fit: Any) -> int:
+    """CRC-32 of the arrays of a fit, parameters and mutable state: whether a result is still that of these."""
+    found = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path((fit.params, fit.mutable)):
+        found = zlib.crc32(jax.tree_util.keystr(path).encode(), found)
+        found = zlib.crc32(np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf).tobytes(), found)
+    return found
 
 
 def checksums(x: Any) -> np.ndarray:

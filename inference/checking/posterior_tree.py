@@ -8,39 +8,26 @@ represent the true posterior.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import Unit
-from numpyro.handlers import seed, substitute, trace
 
-from inference.checking.per_datum import (
-    GENERATE,
-    check_count,
-    check_key,
-    compiled,
-    draw_one,
-    locals_of,
-    pair_key,
-    pairs_at_once,
-    placed,
-    prepare_one,
-    sweep,
-)
+from inference.checking.per_datum import check_count, check_key, locals_of, pairs_at_once, params_checksum
+from inference.checking.posterior_passes import generate_pass, posterior_pass
+from inference.checking.tree_store import DATUM, MemoryTree, Variables, ZarrTree
+from inference.fitting.checkpoint import is_key, write_error
 from inference.fitting.sources import stored
-from ppl_models.program import named_leaves, rows, take
+from ppl_models.program import named_leaves, rows
 
 if TYPE_CHECKING:
     import xarray as xr
 
-LARGEST = 4 * 2**30
-"""Bytes that a tree may take; it is held in memory and usually written to a file."""
-_SAMPLES = ("chain", "draw", "datum")
+_SAMPLES = ("chain", "draw", DATUM)
 
 
 def posterior(
@@ -52,6 +39,7 @@ def posterior(
     factors: Mapping[str, Any] | None = None,
     predictive_draws: int | None = None,
     chunk: int | None = None,
+    store: str | Path | None = None,
     progress: bool = True,
 ) -> xr.DataTree:
     """DataTree of z ~ q(z | x) for each stored datum of ``x`` (n, *shape), and of what the model says about it.
@@ -61,7 +49,9 @@ def posterior(
     ========================  ================================================  ======================================
     ``posterior``             latent and deterministic sites                    chain=1, draw, datum, unit_<site>
     ``sample_stats``          ``log_joint`` log p(x, z), ``log_q`` log q(z|x),  chain, draw, datum
-                              ``log_weight`` their difference; nats
+                              ``log_weight`` their difference;
+                              ``rate_<site>`` log q - log p of one latent
+                              site, whose mean over draws is its KL; nats
     ``log_likelihood``        log p(x | z) of each observed site; nats          chain, draw, datum
     ``posterior_predictive``  ``x`` sampled from p(x | z), noise included, for  chain, draw, datum, x_dim_0, ...
                               the first ``predictive_draws`` draws of z (default 10)
@@ -87,14 +77,17 @@ def posterior(
 
     ``chunk`` is the number of (datum, draw) pairs evaluated at once, as in :func:`inference.evidence`; draws depend
     on the key and the row of the datum only.  Raises ``ValueError`` before any work for data the program cannot
-    score, factors of another length, arguments out of range, and a tree above 4 GiB after the first chunk.
+    score, factors of another length, arguments out of range, and a tree above 4 GiB in memory after the first chunk.
+
+    ``store``  a folder ``NAME.zarr`` to write the tree into chunk by chunk, for one that is larger than memory (extra
+    ``io``).  What is returned reads it lazily, with the same numbers.  :func:`open_posterior` reads it while it grows;
+    the same call goes on with one that was stopped, and opens one that is complete.  Raises ``ValueError`` for a store
+    of other data, parameters, draws or keys.
 
     >>> tree = posterior(fit, x_test, draws=100, key=jax.random.key(0), factors={"digit": labels})
     >>> save_posterior(tree, "runs/digits")  # or tree.to_netcdf(...)
     >>> arviz.summary(tree, var_names=["z"])
     """
-    import xarray as xr
-
     check_count("draws", draws, 1)
     most = fit.program.views.replicates if predictive_draws is None else None
     predictive_draws = min(10, draws) if predictive_draws is None else predictive_draws
@@ -105,48 +98,107 @@ def posterior(
     pairs, x = pairs_at_once(fit.program, chunk), stored(fit.program, x)
     n = rows(x)
     constants = _factors(factors or {}, n)
-    prepared, drawn = _posterior_pass(fit, x, draws, key, pairs, progress)
-    sites = {**drawn["latents"], **drawn["deterministic"]}
-    seen = {name or "x": leaf for name, leaf in named_leaves(prepared).items()}
-    groups = {
-        "posterior": _dataset(sites, _unit),
-        "sample_stats": _dataset({name: drawn[name] for name in ("log_joint", "log_q", "log_weight")}, _unit),
-        "log_likelihood": _dataset(drawn["log_lik"], _unit),
-        "reconstruction": _dataset(drawn["mean"], _dim, ("datum",)),
-        "observed_data": _dataset(seen, _dim, ("datum",)),
-        "constant_data": _dataset(constants, _dim, ("datum",)),
-    }
-    if predictive_draws:
-        first = n if most is None else min(n, max(1, most // predictive_draws))
-        latents = {name: value[0, :predictive_draws, :first] for name, value in drawn["latents"].items()}
-        seen_first = take(prepared, slice(first))
-        replicated = _generate_pass(fit, latents, seen_first, predictive_draws, key, pairs, progress)
-        fresh = _generate_pass(fit, {}, seen_first, predictive_draws, key, pairs, progress) if latents else replicated
-        groups["posterior_predictive"] = _dataset(replicated["observed"], _dim)
-        groups["prior_predictive"] = _dataset(fresh["observed"], _dim)
-        groups["prior"] = _dataset({**fresh["latents"], **fresh["deterministic"]}, _unit)
-    tree = xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items() if group.data_vars})
-    tree.attrs = {
+    first = n if most is None else min(n, max(1, most // max(1, predictive_draws)))
+    attrs = {
         "observation": fit.program.observation.line,
         "density": "\n".join(fit.program.views.density),
+        "params_crc": params_checksum(fit),
         "posterior": "amortised" if locals_of(fit, x) is None else "refined",
         "draws": "independent draws from q(z | x); weight them by exp(log_weight)",
         "inference_library": "numpyro",
         "inference_library_version": version("numpyro"),
         "jax_version": version("jax"),
     }
-    return tree
+    target: MemoryTree | ZarrTree = MemoryTree(attrs)
+    if store is not None:
+        about = {"draws": draws, "predictive_draws": predictive_draws, "pairs": pairs, **_identity(fit, x, key)}
+        target = ZarrTree(store, {**about, "factors": sorted(constants)}, attrs)
+    given = fit.program.observation.given
+    for datum, found in posterior_pass(fit, x, draws, key, pairs, progress, target.done("posterior")):
+        target.latents[:] = found["latents"]
+        sites = {**found["latents"], **found["deterministic"]}
+        seen = {name or "x": leaf for name, leaf in named_leaves(found["x"]).items()}
+        densities = {name: found[name] for name in ("log_joint", "log_q", "log_weight")} | found["rates"]
+        groups = {
+            "posterior": _samples(sites, _unit),
+            "sample_stats": _samples(densities, _unit),
+            "log_likelihood": _samples(found["log_lik"], _unit),
+            "reconstruction": _variables(found["mean"], _dim),
+            "observed_data": _variables(seen, _dim),
+        }
+        target.put("posterior", datum, n, groups)
+    if constants and not target.done("constants"):
+        target.put("constants", slice(0, n), n, {"constant_data": _variables(constants, _dim)})
+    if predictive_draws:
+        latents = target.latents
+
+        def held(datum: np.ndarray) -> dict[str, np.ndarray]:
+            drawn = {name: target.get("posterior", name, datum)[0, :predictive_draws] for name in latents}
+            return {name: np.swapaxes(value, 0, 1) for name, value in drawn.items()}
+
+        def inputs(datum: np.ndarray) -> dict[str, np.ndarray]:
+            return {name: target.get("observed_data", name, datum) for name in given}
+
+        work = (first, predictive_draws, key, pairs, progress)
+        for datum, found in generate_pass(fit, held, inputs, *work, "replicated data", target.done("replicated")):
+            groups = {"posterior_predictive": _samples(found["observed"], _dim)}
+            if not latents:
+                groups |= _prior(found)
+            target.put("replicated", datum, first, groups)
+        if latents:
+            for datum, found in generate_pass(
+                fit, lambda datum: {}, inputs, *work, "prior draws", target.done("prior")
+            ):
+                target.put("prior", datum, first, _prior(found))
+    target.finish()
+    return target.tree()
+
+
+def _prior(found: Mapping[str, Any]) -> dict[str, Any]:
+    sites = {**found["latents"], **found["deterministic"]}
+    return {"prior_predictive": _samples(found["observed"], _dim), "prior": _samples(sites, _unit)}
+
+
+def _identity(fit: Any, x: Any, key: jax.Array) -> dict[str, Any]:
+    """What decides the numbers of a tree, as JSON: data, parameters (check sums of their bytes), key."""
+    return {
+        "data": rows(x),
+        "data_crc": _crc(x),
+        "parameters_crc": _crc((fit.params, fit.mutable, locals_of(fit, x))),
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "observation": fit.program.observation.line,
+    }
+
+
+def _crc(tree: Any) -> int:
+    """CRC-32 of the bytes of all arrays of a tree, some rows at a time, for they may be memory maps."""
+    found = 0
+    for leaf in jax.tree.leaves(tree):
+        array = np.atleast_1d(np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf))
+        for start in range(0, len(array), 4096):
+            found = zlib.crc32(np.ascontiguousarray(array[start : start + 4096]).data, found)
+    return found
 
 
 def save_posterior(tree: xr.DataTree, folder: str | Path) -> Path:
-    """Write ``posterior.nc`` (netCDF 4) into an existing folder in one step; ``xarray.open_datatree`` reads it."""
+    """Write ``posterior.nc`` (netCDF 4) into an existing folder in one step; ``xarray.open_datatree`` reads it.
+
+    Every block of numbers has a checksum (HDF5's fletcher32): one that has changed on the disk is an error when it is
+    read.  Raises ``OSError`` that names the file where it cannot be written, and leaves an earlier one as it was.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; create it first")
     target, partial = folder / "posterior.nc", folder / f".posterior.{os.getpid()}.partial.nc"
+    summed = {
+        group.path: {name: {"fletcher32": True} for name, v in group.variables.items() if v.size > 1 and v.ndim}
+        for group in tree.subtree
+    }
     try:
-        tree.to_netcdf(partial, engine="h5netcdf")
+        tree.to_netcdf(partial, engine="h5netcdf", encoding=summed)
         os.replace(partial, target)
+    except OSError as error:
+        raise write_error(target, error) from error
     finally:
         partial.unlink(missing_ok=True)
     return target
@@ -173,135 +225,16 @@ def _dim(site: str, axis: int, axes: int) -> str:
     return f"{site}_dim_{axis}"
 
 
-def _dataset(values: Mapping[str, np.ndarray], name_of: Any, lead: tuple[str, ...] = _SAMPLES) -> xr.Dataset:
-    import xarray as xr
+def _samples(values: Mapping[str, np.ndarray], name_of: Any) -> Variables:
+    """Values (data, draws, ...) of a block as variables (chain=1, draw, datum, ...)."""
+    return _variables({name: np.swapaxes(value, 0, 1)[None] for name, value in values.items()}, name_of, _SAMPLES)
 
-    variables = {}
+
+def _variables(
+    values: Mapping[str, np.ndarray], name_of: Any, lead: tuple[str, ...] = (DATUM,)
+) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    found = {}
     for name, value in values.items():
         axes = value.ndim - len(lead)
-        variables[name] = ((*lead, *(name_of(name, axis, axes) for axis in range(axes))), value)
-    result = xr.Dataset(variables)
-    return result.assign_coords({dim: np.arange(size) for dim, size in result.sizes.items()})
-
-
-class _Store:
-    """Arrays (chain=1, draw, datum, ...) filled block by block; refuses a total above ``LARGEST`` at the first."""
-
-    def __init__(self, draws: int, data: int) -> None:
-        self.draws, self.data = draws, data
-        self.arrays: Any = None
-
-    def put(self, rows: slice, columns: slice, block: Any) -> None:
-        if self.arrays is None:
-            size = sum(leaf[0, 0].nbytes for leaf in jax.tree.leaves(block)) * self.draws * self.data
-            if size > LARGEST:
-                raise ValueError(
-                    f"the posterior tree would take {size / 2**30:.1f} GiB for {self.data} data and {self.draws} "
-                    f"draws, the limit is {LARGEST / 2**30:.0f} GiB; take fewer draws, or pass a part of the data"
-                )
-            self.arrays = jax.tree.map(lambda a: np.empty((1, self.draws, self.data, *a.shape[2:]), a.dtype), block)
-
-        def fill(array: np.ndarray, values: np.ndarray) -> None:
-            array[0, columns, rows] = np.swapaxes(values, 0, 1)
-
-        jax.tree.map(fill, self.arrays, block)
-
-
-def _posterior_pass(
-    fit: Any, x: Any, draws: int, key: jax.Array, pairs: int, progress: bool
-) -> tuple[Any, dict[str, Any]]:
-    """Prepared data, and densities and sites of all draws; the mean of x is averaged over draws on the way."""
-    program = fit.program
-
-    local = locals_of(fit, x)
-
-    def one(params: Any, mutable: Any, key: jax.Array, x: Any, datum: jax.Array, local: Any, index: jax.Array) -> Any:
-        x = prepare_one(program, key, x, datum, local)
-
-        def draw(i: jax.Array) -> Any:
-            found = draw_one(program, params, mutable, key, x, datum, i, local)
-            zero = jnp.zeros(1)
-            prior, lik, q = (sum(d.values(), zero) for d in (found.log_prior, found.log_lik, found.log_q))
-            kept = {
-                "latents": found.latents,
-                "deterministic": found.deterministic,
-                "log_lik": found.log_lik,
-                "log_joint": prior + lik,
-                "log_q": q,
-                "log_weight": prior + lik - q,
-            }
-            return jax.tree.map(_single, kept), jax.tree.map(_single, found.mean)
-
-        kept, mean = jax.vmap(draw)(index)
-        asked = index < draws  # the last block may hold surplus draws
-        total = jax.tree.map(lambda m: jnp.tensordot(asked.astype(m.dtype), m, axes=1), mean)
-        # One entry per block on the draw axis, where sweep() looks for it.
-        return kept, jax.tree.map(lambda m: m[None], {"x": take(x, 0), "mean": total})
-
-    kernel = compiled(jax.vmap(one, in_axes=(None, None, None, 0, 0, 0, None)))
-    n = rows(x)
-    store, prepared, means = _Store(draws, n), None, dict[str, np.ndarray]()
-    place, params, mutable = placed(fit)
-    key = place.store(key)
-
-    def pass_over(datum: np.ndarray, index: np.ndarray) -> Any:
-        return kernel(params, mutable, key, *place.rows((take(x, datum), datum, take(local, datum))), index)
-
-    blocks = sweep(pass_over, n, draws, pairs, what="posterior", progress=progress, place=place)
-    for found, columns, (kept, data) in blocks:
-        store.put(found, columns, kept)
-        if prepared is None:
-            prepared = jax.tree.map(lambda leaf: np.zeros((n, *leaf.shape[2:]), leaf.dtype), data["x"])
-            means = {name: np.zeros((n, *m.shape[2:]), m.dtype) for name, m in data["mean"].items()}
-        for whole, block in zip(jax.tree.leaves(prepared), jax.tree.leaves(data["x"]), strict=True):
-            whole[found] = block[:, 0]
-        for name, mean in data["mean"].items():
-            means[name][found] += mean[:, 0] / draws
-    return prepared, {**store.arrays, "mean": means}
-
-
-def _single(value: jax.Array) -> jax.Array:
-    """Take a site's value out of its batch of one; a value outside the plate is kept whole."""
-    return value[0] if value.ndim and value.shape[0] == 1 else value
-
-
-def _generate_pass(
-    fit: Any, latents: Mapping[str, np.ndarray], x: Any, draws: int, key: jax.Array, pairs: int, progress: bool
-) -> dict[str, Any]:
-    """Run the generative program for every (datum, draw) pair, with ``latents`` (draw, datum, ...) held where given.
-
-    A conditional program is run given the inputs of the prepared data ``x``.
-    """
-    program, n = fit.program, rows(x)
-    inputs = {name: x[name] for name in program.observation.given}
-
-    def one(params: Any, mutable: Any, key: jax.Array, given: Any, held: Any, datum: jax.Array, draw: jax.Array) -> Any:
-        data = {**params, **{k: dict(v) for k, v in (mutable or {}).items()}, **{k: v[None] for k, v in held.items()}}
-        # Different noise for prior and posterior draws, which would otherwise share the noise of x.
-        noise = jax.random.fold_in(pair_key(key, GENERATE, datum, draw), len(held))
-        with trace() as sites, seed(rng_seed=noise), substitute(data=data):
-            program.model(take(given, None)) if given else program.model(size=1)
-        found: dict[str, dict[str, jax.Array]] = {"latents": {}, "deterministic": {}, "observed": {}}
-        for name, site in sites.items():
-            if site["type"] == "deterministic":
-                found["deterministic"][name] = _single(site["value"])
-            elif site["type"] == "sample" and not isinstance(site["fn"], Unit):
-                found["observed" if name in program.observed else "latents"][name] = _single(site["value"])
-        return {"observed": found["observed"]} if held else found
-
-    over_draws = jax.vmap(one, in_axes=(None, None, None, None, 0, None, 0))
-    pair = jax.vmap(over_draws, in_axes=(None, None, None, 0, 0, 0, None))
-    kernel = compiled(pair)
-    place, params, mutable = placed(fit)
-    key = place.store(key)
-
-    def block(datum: np.ndarray, index: np.ndarray) -> Any:
-        at = np.ix_(np.minimum(index, draws - 1), datum)
-        held = {name: np.swapaxes(value[at], 0, 1) for name, value in latents.items()}
-        return kernel(params, mutable, key, *place.rows((take(inputs, datum), held, datum)), index)
-
-    store = _Store(draws, n)
-    what = "replicated data" if latents else "prior draws"
-    for index, columns, found in sweep(block, n, draws, pairs, what=what, progress=progress, place=place):
-        store.put(index, columns, found)
-    return store.arrays
+        found[name] = (*lead, *(name_of(name, axis, axes) for axis in range(axes))), value
+    return found

@@ -28,6 +28,9 @@ ESS = (100.0, 25.0)
 """Effective draws a run below which the line warns (Vehtari et al. 2021), fails (ours)."""
 SBC = (0.05, 0.01)
 """Joint p-value of the ranks below which the line warns, fails."""
+EVIDENCE = (0.7, 2.0)
+"""Standard deviation over runs of log p(y), nats, from which the line warns, fails (ours; at 0.7 the weights of the
+runs, exp of it, vary by more than half)."""
 COLLAPSED = 0.01
 """Share of particles whose weight counts, at the worst step, below which the line warns (ours)."""
 
@@ -42,14 +45,16 @@ def sampler_verdict(tree: Any, *, ranks: Mapping[str, Any] | None = None) -> pd.
 
     R-hat and effective draws are rank-based, the worst over all numbers of the posterior; they need two chains.  k-hat
     is the largest over runs; guidance has the weights of whole paths, sequential Monte Carlo those since its last
-    resampling.  A k-hat that cannot be computed fails.  Raises ``ValueError`` for a tree without a posterior.
+    resampling.  A k-hat that cannot be computed fails.  Where runs have a log p(y) of their own, its spread is judged.
+    ``attrs["unchecked"]`` of the table lists what this tree cannot say, each with the call that can.  Raises
+    ``ValueError`` for a tree without a posterior.
 
     >>> tree = inference.sampling.condition(law, likelihood, y, method="dps", key=key)
     >>> inference.sampler_verdict(tree)[["check", "value", "verdict"]]
     """
     import pandas as pd
 
-    if "posterior" not in tree.children:
+    if not is_tree(tree):
         raise ValueError("the tree has no group 'posterior'; pass the DataTree of inference.sampling.condition")
     stats = tree["sample_stats"] if "sample_stats" in tree.children else {}
     draws = {str(name): np.asarray(v.values, float) for name, v in tree["posterior"].data_vars.items()}
@@ -60,11 +65,21 @@ def sampler_verdict(tree: Any, *, ranks: Mapping[str, Any] | None = None) -> pd.
         checks.append(_weights(np.asarray(stats["log_weight"].values), str(tree.attrs.get("method", "this method"))))
     if "ess" in stats and bool(np.asarray(stats["resampled"].values).any()):
         checks.append(_particles(np.asarray(stats["ess"].values), stats["log_weight"].values.shape[1]))
+    if "log_evidence" in stats and stats["log_evidence"].size > 1:
+        checks.append(_evidence(np.asarray(stats["log_evidence"].values, float)))
     if ranks is not None:
         checks.append(_ranks(ranks))
-    return pd.DataFrame(
+    table = pd.DataFrame(
         [dataclasses.asdict(check) for check in checks], columns=[f.name for f in dataclasses.fields(Check)]
     )
+    runs = next(iter(draws.values())).shape[0]
+    table.attrs["unchecked"] = _unchecked(tree.attrs.get("method"), "log_weight" in stats, runs, ranks is not None)
+    return table
+
+
+def is_tree(value: Any) -> bool:
+    """Whether this is a DataTree with draws in its group ``posterior``."""
+    return "posterior" in getattr(value, "children", {})
 
 
 def flagged(verdict: pd.DataFrame) -> bool:
@@ -160,6 +175,38 @@ def _particles(ess: np.ndarray, particles: int) -> Check:
         f"At the worst step {worst:.2%} of the particles carried the weights.",
         "" if verdict == "ok" else "A better twist= (tweedie, gaussian, smoothed), more draws=.",
     )  # fmt: skip
+
+
+def _evidence(log_evidence: np.ndarray) -> Check:
+    sd = float(log_evidence.std(ddof=1))
+    verdict = "ok" if sd < EVIDENCE[0] else "warn" if sd < EVIDENCE[1] else "fail"
+    return Check(
+        "log p(y), spread over runs", sd, f"< {EVIDENCE[0]:g} nats (fails from {EVIDENCE[1]:g})", verdict,
+        "Runs agree about log p(y)." if verdict == "ok" else
+        "The luckiest run carries the estimate of log p(y), which is likely too low; each run found another part of "
+        "the posterior.",
+        "" if verdict == "ok" else "More draws=; a better twist=; more runs.",
+    )  # fmt: skip
+
+
+def _unchecked(method: str | None, weighted: bool, runs: int, ranked: bool) -> list[str]:
+    """What was not checked, and how to check it."""
+    found = []
+    if runs < 2:
+        found.append("whether runs agree (R-hat): one run alone; condition(..., runs=4)")
+    if not weighted:
+        found.append(
+            "whether the law is right (k-hat): chains have no importance weights; compare with condition(..., "
+            "method='tds'), by R-hat over both, or simulate (below)"
+        )
+    if not ranked:
+        ours = "ranks = inference.sampling.calibration_ranks(law, likelihood, method='{}', key=key)"
+        how = ours.format(method) if weighted and method else "ranks of simulated truths from a loop over simulated y"
+        found.append(
+            f"whether intervals hold the truth as often as they say (simulated problems): {how}; then "
+            "inference.diagnose(tree, ranks=ranks)"
+        )
+    return found
 
 
 def _ranks(ranks: Mapping[str, Any]) -> Check:

@@ -1,8 +1,8 @@
 """The command line ``ppl-models``: declare, fit, check, compare; the one room that sees families and inference.
 
 Exit codes: 0 done; 1 failed while working (one line on stderr); 2 the command line, or a file it names, is wrong
-and nothing was done; 130 interrupted by Ctrl-C, with the command that goes on.  Results go to stdout, progress to
-stderr.  Whatever needs JAX is imported by the command that needs it, so ``--help`` answers at once.
+and nothing was done; 130 interrupted by Ctrl-C, 143 by SIGTERM, with the command that goes on.  Results go to stdout,
+progress to stderr.  Whatever needs JAX is imported by the command that needs it, so ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from inference.cli.arguments import Command
 from inference.cli.assign import Assign
 from inference.cli.clusters import Clusters
 from inference.cli.coherence import Coherence
-from inference.cli.common import Interrupted, UsageError, plain_warnings, say
+from inference.cli.common import Interrupted, Terminated, UsageError, plain_warnings, say, terminable
 from inference.cli.compare import Compare
 from inference.cli.data import DATA
 from inference.cli.diagnose import Diagnose
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{PROG} {version()}")
         else:
             command = parse(words or ["--help"])
-            with plain_warnings(show_all=debug):
+            with plain_warnings(show_all=debug), terminable():
                 command.run()
         sys.stdout.flush()
         return 0
@@ -167,8 +167,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt as stop:
-        say(f"\n{stop}" if isinstance(stop, Interrupted) else "\ninterrupted")
-        return 130
+        say(f"\n{stop}" if isinstance(stop, (Interrupted, Terminated)) else "\ninterrupted")
+        return 143 if isinstance(stop, Terminated) else 130
     except UsageError as error:
         return _failed(error, 2, debug)
     except Exception as error:

@@ -70,6 +70,8 @@ class Devices:
     """Which of them this is, from 0; needs --distributed."""
 
 
+Track = Annotated[UseAppendAction[tuple[Literal["tensorboard", "mlflow", "wandb"], ...]], opt("NAME")]
+
 Run = Annotated[Positional[Path], opt("DIR")]
 
 

@@ -75,7 +75,7 @@ def assign(command: Assign) -> None:
 
     rows = None
     if (kind := files.of_card(card)) is not None:
-        if command.examples is not None:
+        if command.examples is not None and kind.COLUMNS:
             raise UsageError("--examples pictures images; the report shows the most typical rows of a table")
         x, rows = kind.rows_for(command.data, card, files.columns_of(fitted.program))
     else:

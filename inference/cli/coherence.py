@@ -20,6 +20,7 @@ from inference.cli.common import (
     start,
     usage,
 )
+from inference.cli.gemma import gemma, is_gemma
 
 DEPTH = 8
 """Depth of the exact tree at most where none is asked for."""
@@ -81,8 +82,7 @@ def check(command: Coherence) -> None:
         load_plugins(command.common.plugin)
         fitted = None
     from inference.coherence.calibrated import check_length
-    from inference.coherence.command import coherence_command, default_contexts, parse_context
-    from inference.coherence.paths import fitting_context
+    from inference.coherence.command import coherence_command, default_contexts, parse_context, symbols_fitting
     from inference.coherence.tree import check_depth
 
     with usage():
@@ -91,10 +91,14 @@ def check(command: Coherence) -> None:
         given = None if command.context is None else parse_context(command.context)[None]
         n = command.n if given is None else given.shape[1]
         length = n + max(command.steps, DEPTH if command.depth is None else command.depth)
-        predictor = named(command.target) if fitted is None else fitted_rule(fitted, n + command.steps, length)
+        if fitted is not None:
+            predictor = fitted_rule(fitted, n + command.steps, length)
+        else:
+            text = is_gemma(command.target)
+            predictor = gemma(command.target, "bernoulli", quiet=False) if text else named(command.target)
         if given is None:
             given = default_contexts(predictor, command.contexts, command.n, command.seed)
-        K = fitting_context(predictor, given, ndim=2, ahead=command.steps)[1].K
+        K = symbols_fitting(predictor, given, command.steps)
         if command.depth:
             if K is None:
                 raise UsageError("--depth is of the exact tree, which real symbols do not have; leave it out")

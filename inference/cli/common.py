@@ -9,16 +9,19 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 PARTS = (
     "spec.json", "run.json", "checkpoint", "history.csv", "posterior.nc", "evidence.csv", "evidence.json",
     "diagnosis.csv", "clustering.csv", "report.html", "figures", "samples.npz", "assignments.csv", "baselines.csv",
-    "baselines.json", "columns.csv", "imputed.csv", "imputed_table.csv",
+    "baselines.json", "columns.csv", "imputed.csv", "imputed_table.csv", "tensorboard",
 )  # fmt: skip
 """What a run folder holds.  Only these are ever removed, and only from a folder that has a ``run.json``."""
 
@@ -28,7 +31,28 @@ class UsageError(Exception):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C while a run folder was being filled; says how to go on (exit code 130)."""
+    """Ctrl-C, or SIGTERM, while a run folder was being filled; says how to go on."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: the system, or a queue of jobs, wants this process to end (exit code 143)."""
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Turn a SIGTERM into :class:`Terminated`, so that files are closed and it is said how to go on."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated("terminated")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 @contextlib.contextmanager
@@ -76,8 +100,30 @@ def plain_warnings(show_all: bool) -> Iterator[None]:
 
 # ------------------------------------------------------------------------------------------------ plug-ins
 def load_plugins(files: Iterable[Path | str]) -> list[dict[str, str]]:
-    """Import files that register families of the user's own; returns what ``run.json`` remembers of them."""
-    return [_load_plugin(Path(file)) for file in files]
+    """Import files that register families of the user's own; returns what ``run.json`` remembers of them.
+
+    That the user named them is remembered in the user's cache, for :func:`reload_plugins`.
+    """
+    notes = [_load_plugin(Path(file)) for file in files]
+    for note in notes:
+        with contextlib.suppress(OSError):  # a cache that cannot be written: the file has to be named again
+            mark = _trust_mark(note["path"])
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.write_text(note["path"], encoding="utf-8")
+    return notes
+
+
+def _trust_mark(path: str) -> Path:
+    """What stands in the user's cache for a plug-in that the user has named with ``--plugin``."""
+    from inference.fitting.runtime import cache_folder
+
+    return cache_folder() / "plugins" / hashlib.sha256(path.encode()).hexdigest()
+
+
+def _is_trusted(path: Path) -> bool:
+    """Whether the user has named a plug-in before, or it runs in this process already."""
+    loaded = sys.modules.get(f"ppl_models_plugin_{path.stem}")
+    return _trust_mark(str(path)).is_file() or getattr(loaded, "__file__", None) == str(path)
 
 
 def _load_plugin(file: Path) -> dict[str, str]:
@@ -103,10 +149,19 @@ def _load_plugin(file: Path) -> dict[str, str]:
     return note
 
 
-def reload_plugins(noted: Sequence[Mapping[str, str]], given: Sequence[Path]) -> None:
-    """Load the plug-ins of a run again; a file given on the command line stands for one of the same name."""
+def reload_plugins(noted: Any, given: Sequence[Path]) -> None:
+    """Load the plug-ins that a run's card notes; a file given on the command line stands for one of the same name.
+
+    A run folder may come from anywhere: it starts no file that the user of this machine has not named before.
+    """
     load_plugins(given)
+    if not isinstance(noted, (list, tuple)):
+        raise UsageError(f"the run notes its plug-ins as {noted!r:.80}, expected a list; mend its card")
     for note in noted:
+        if not (isinstance(note, Mapping) and isinstance(note.get("path"), str)):
+            raise UsageError(
+                f"the run notes a plug-in as {note!r:.80}, expected an object with its path; mend its card"
+            )
         path = Path(note["path"])
         if path.name in {file.name for file in given}:
             continue
@@ -115,7 +170,12 @@ def reload_plugins(noted: Sequence[Mapping[str, str]], given: Sequence[Path]) ->
                 f"the run was fitted with the plug-in {str(path)!r}, which is gone; say where it is now: "
                 f"--plugin NEW/PLACE/{path.name}"
             )
-        if hashlib.sha256(path.read_bytes()).hexdigest() != note["sha256"]:
+        if not _is_trusted(path):
+            raise UsageError(
+                f"the run wants to start the plug-in {str(path)!r}, which you have not named on this machine; read it, "
+                f"then give --plugin {shell(path)}"
+            )
+        if hashlib.sha256(path.read_bytes()).hexdigest() != note.get("sha256"):
             say(f"warning: plug-in {path} has changed since the run was fitted")
         say(f"plug-in {path}")
         load_plugins([path])
@@ -171,13 +231,12 @@ def read_run(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     if not path.is_file():
         raise UsageError(f"{str(folder)!r} is not a run folder: it has no run.json; give the DIR of a `fit --out DIR`")
+    from inference.fitting.record import run_record
+
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is torn or not JSON ({error}); the run has to be fitted again") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} holds {type(record).__name__}, expected an object; the run has to be fitted again")
-    return record
+        return run_record(path.read_text(encoding="utf-8"), path)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is torn: it is no text ({error}); restore it from a copy") from error
 
 
 def did_you_mean_path(path: Path) -> str:
@@ -197,6 +256,8 @@ def claim(out: Path, *, overwrite: bool) -> None:
     """
     if out.is_dir() and any(out.iterdir()):
         foreign = sorted(entry.name for entry in out.iterdir() if entry.name not in PARTS)
+        if not is_run(out) and _stillborn(out):
+            return check_writable(out)
         if not is_run(out) or (overwrite and foreign):
             what = f"files that are not of a run ({foreign[0]}, ...)" if foreign else "parts of a run but no run.json"
             raise UsageError(f"--out {str(out)!r} has {what} and is left alone; give another folder")
@@ -205,7 +266,21 @@ def claim(out: Path, *, overwrite: bool) -> None:
                 f"--out {str(out)!r} already holds a run; continue it: `ppl-models resume {shell(out)}`, replace it: "
                 "--overwrite, or give another folder"
             )
+        from inference.fitting.lock import FolderInUse, check_free
+
+        try:
+            check_free(out / "checkpoint", str(out))
+        except FolderInUse as error:
+            raise UsageError(f"--out {error}") from error
     check_writable(out)
+
+
+def _stillborn(out: Path) -> bool:
+    """Whether a folder holds only what a fit left that was killed while it set up its run."""
+    start()
+    from inference.fitting.folder import RunFolder
+
+    return RunFolder(out).stillborn()
 
 
 def check_writable(out: Path) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ppl_models.datasets import CountMatrix
 
-KIND, NEXT = "counts", "clusters"
+KIND, NEXT, COLUMNS = "counts", "clusters", True
 SUFFIXES = (".h5ad", ".npz")
 SHOWN = 5
 """Names of what is left out that are said."""

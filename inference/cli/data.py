@@ -73,6 +73,10 @@ def data_list(as_json: bool) -> None:
     ]
     print(table_text(rows, ["name", "at hand", "shape", "sizes", "what it is"]))
     print("\nppl-models data get NAME fetches a set where that is possible, and says how to get it and its licence")
+    print(
+        "fit --data also takes files: FILE.csv|.tsv|.parquet, a table; FILE.h5ad|.npz, counts; FILE.npy or a folder of "
+        "such shards, arrays that may be larger than memory"
+    )
 
 
 def data_get(name: str) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated
 
-from inference.cli import refined, runs, tables, words
+from inference.cli import conditional, refined, runs, tables, words
 from inference.cli.arguments import Common, Run, check_at_least, opt
-from inference.cli.common import (
-    table_text,
-    to_json,
-)
+from inference.cli.common import UsageError, table_text, to_json
 from inference.cli.refined import AsInRun
 
 
@@ -33,6 +31,9 @@ class Diagnose:
     """Draws a datum; another number than that of evidence.csv has it recomputed [draws]."""
     refine: AsInRun = None
     """Held-out data whose posterior is optimised by itself: none, those with k-hat > 0.7, or all."""
+    ranks: Annotated[Path | None, opt("FILE.npz", "not judged")] = None
+    """Of a file of conditional draws (FILE.nc, a saved tree of inference.sampling.condition, in the place of DIR):
+    ranks of inference.sampling.calibration_ranks, written by numpy.savez(FILE, **ranks)."""
     json: bool = False
     """Print JSON: a list of objects with check, value, threshold, verdict, meaning, remedy."""
     common: Common = field(default_factory=Common)
@@ -46,6 +47,12 @@ def diagnose(command: Diagnose) -> None:
     """Print one line a check and write diagnosis.csv."""
     check_at_least(1, test_n=command.test_n)
     check_at_least(2, particles=command.particles)
+    if conditional.is_draws(command.folder):
+        given = {"test_n": command.test_n, "particles": command.particles, "refine": command.refine}
+        conditional.diagnose_draws(command.folder, command.ranks, as_json=command.json, **given)
+        return
+    if command.ranks is not None:
+        raise UsageError("--ranks belong to a file of conditional draws, FILE.nc; of a run: fit --calibration N")
     fitted, card = runs.open_run(command.folder, command.common.plugin)
     data = runs.data_of(fitted.program, card, test_n=command.test_n)
     x, factors = data.test, data.factors

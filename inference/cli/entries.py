@@ -102,7 +102,7 @@ def evidence_of(
     refine: str | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Return an evidence table for each entry, computed only where its folder holds none of these data made so."""
-    own = [table for e in entries if e.fit is not None and (table := tables.own_table(e.folder)) is not None]
+    own = [table for e in entries if e.fit is not None and (table := tables.own_table(e.folder, e.fit)) is not None]
     asked = [table.attrs["particles"] for table in own if table.attrs["estimator"] != "exact"]
     wanted = particles if method != "importance" else particles or max(asked, default=tables.PARTICLES)
     from ppl_models.program import rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,6 +21,7 @@ from inference.cli.common import (
     to_json,
     usage,
 )
+from inference.cli.gemma import format_of, gemma, is_gemma
 
 FILES = ("experiment.json", "verdict.csv", "contexts.csv", "paths.nc", "figure.png", "answers")
 """What the folder of an experiment holds."""
@@ -39,7 +41,9 @@ class Experiment:
     Examples:
       ppl-models experiment bernoulli tempered:1.2
       ppl-models experiment scaling runs/coin --sizes 8,16,32 --out experiments/coin
-      ppl-models experiment bernoulli http://127.0.0.1:8000/v1 --model gemma-3-270m --contexts 1
+      ppl-models experiment bernoulli http://127.0.0.1:8000/v1 --model gemma-3-270m
+      ppl-models experiment bernoulli gemma  (Gemma 3 270M in process, extra llm; or gemma:FILE.gguf)
+      ppl-models experiment language gemma --contexts 1
     """
 
     study: Annotated[Positional[Literal["bernoulli", "gaussian", "language", "scaling"]], opt("STUDY")]
@@ -108,7 +112,8 @@ def experiment(command: Experiment) -> None:
     print(study.table.to_string(float_format=lambda v: f"{v:.3g}", na_rep=""))
     tally = predictor.tally.row() if hasattr(predictor, "tally") else None
     if tally is not None:
-        print(f"\nendpoint: {', '.join(f'{name} {value:.4g}' for name, value in tally.items())}")
+        seen = ", ".join(f"{name} {value:.4g}" for name, value in tally.items())
+        print(f"\n{'endpoint' if command.model else 'model'}: {seen}")
         if tally["mass_mean"] < 0.9:
             print(
                 "note: the outcomes have little of the model's mass: the renormalised rule is not what it would write"
@@ -118,7 +123,9 @@ def experiment(command: Experiment) -> None:
     command.out.mkdir(parents=True, exist_ok=True)
     runs.write_table(study.table, command.out / "verdict.csv", index=True)
     runs.write_table(study.contexts, command.out / "contexts.csv")
-    study.tree.to_netcdf(command.out / "paths.nc", engine="h5netcdf")
+    fresh = command.out / f".paths.{os.getpid()}.nc"
+    study.tree.to_netcdf(fresh, engine="h5netcdf")
+    os.replace(fresh, command.out / "paths.nc")
     from inference.reporting.study_figures import study_figure
 
     study_figure(study).savefig(command.out / "figure.png", dpi=150)
@@ -149,6 +156,8 @@ def _predictor(command: Experiment, sizes: tuple[int, ...] | None) -> Any:
     target = command.target
     if target.startswith(("http://", "https://")):
         return _endpoint(command)
+    if is_gemma(target) and command.model is None:
+        return gemma(target, command.study, quiet=command.quiet)
     if command.model is not None:
         raise UsageError(f"--model is for an endpoint (http://.../v1), got {target!r}; leave it out")
     folder = Path(target).expanduser()
@@ -200,9 +209,9 @@ def _endpoint(command: Experiment) -> Any:
     if command.model is None:
         raise UsageError("an endpoint needs --model NAME, the model's name there")
     start()
-    from ppl_models.in_context.language import BERNOULLI, GAUSSIAN, RECORDS, Endpoint, LanguageModel
+    from ppl_models.in_context.language import Endpoint, LanguageModel
 
-    form = {"gaussian": GAUSSIAN, "language": RECORDS}.get(command.study, BERNOULLI)
+    form = format_of(command.study)
     cache = None if command.out is None else command.out / "answers"
     with usage():
         endpoint = Endpoint(command.target, command.model, timeout=command.timeout)

@@ -1,7 +1,7 @@
 """Data in a file of the user's own: which kind of file it is, and the module that reads, deals and describes its rows.
 
-Such a module offers ``make_card``, ``load(card, columns, test_n=)``, ``rows_for(path, card, columns)``,
-``fitted_to(spec, card)`` and ``write_columns(card, folder)``.
+Such a module offers ``make_card``, ``load(card, columns, test_n=)`` and ``rows_for(path, card, columns)``; where it is
+one of named ``COLUMNS``, which the spec of a run keeps, ``fitted_to(spec, card)`` and ``write_columns(card, folder)``.
 """
 
 from __future__ import annotations
@@ -9,17 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from inference.cli import count_file, table_file
+from inference.cli import count_file, parquet_file, rows_file, table_file
 
 
 def of_name(name: str | None) -> Any:
     """The module of the file that ``--data`` names; ``None`` where it names a data set."""
-    return table_file if table_file.is_table(name) else count_file if count_file.is_counts(name) else None
+    if parquet_file.is_parquet(name):
+        return parquet_file
+    if table_file.is_table(name):
+        return table_file
+    return count_file if count_file.is_counts(name) else rows_file if rows_file.is_rows(name) else None
 
 
 def of_card(card: Mapping[str, Any]) -> Any:
     """The module of the file that a data card names; ``None`` where it names a data set."""
-    return table_file if table_file.is_table_card(card) else count_file if count_file.is_counts_card(card) else None
+    modules = (table_file, count_file, rows_file, parquet_file)
+    return next((module for module in modules if card.get("kind") == module.KIND), None)
 
 
 def columns_of(program: Any) -> Sequence[Any]:

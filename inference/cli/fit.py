@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from inference.cli import devices, files, runs
-from inference.cli.arguments import Common, Devices, Evaluation, check_at_least, check_evaluation, opt
+from inference.cli.arguments import Common, Devices, Evaluation, Track, check_at_least, check_evaluation, opt
 from inference.cli.common import (
     UsageError,
     claim,
@@ -20,6 +20,7 @@ from inference.cli.common import (
     say,
     usage,
 )
+from inference.cli.track import trackers
 
 VALIDATION = "(default: 0) (of a table: a seventh)"
 
@@ -86,6 +87,8 @@ class Fit:
     """Keep the N most variable columns of a matrix of counts (--data FILE.h5ad|.npz) [columns]."""
     clusters: Annotated[str | None, opt("K[,K...]", "as in the spec")] = None
     """Number of clusters of every facet, or one number a facet."""
+    track: Track = ()
+    """Also report to a tracker: tensorboard (DIR/tensorboard), mlflow or wandb, which know their own log-in."""
     overwrite: bool = False
     """Replace the run that --out already holds."""
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -124,8 +127,9 @@ def check_numbers(command: Fit) -> None:
             f"--n {command.n} takes a subset of a data set; --data {runs.OWN} draws every batch anew: leave it out"
         )
     file = files.of_name(command.data)
+    kind = {"parquet": "table"}.get(file.KIND, file.KIND) if file else None
     for name, which in {"labels": "", "columns": "table", "index": "table", "top": "counts"}.items():
-        if getattr(command, name) is not None and (file is None or which not in ("", file.KIND)):
+        if getattr(command, name) is not None and (file is None or which not in ("", kind)):
             wanted = "counts, --data FILE.h5ad|.npz" if which == "counts" else "a table, --data FILE.csv|.tsv|.parquet"
             raise UsageError(f"--{name} is for {wanted}, got --data {command.data}")
     validated = command.validation or (file and command.validation is None)
@@ -141,7 +145,6 @@ def load_for(
 
     ``take`` makes sure of the output folder, once all names are known to be good.
     """
-    from ppl_models.program import rows
 
     spec = read_spec(command.model)
     if command.clusters is not None:
@@ -155,7 +158,8 @@ def load_for(
         data = runs.load_data(card, program.observation.sampler)
     elif (file := files.of_name(command.data)) is not None:
         sizes["validation"] = command.validation
-        asked = {"columns": command.columns, "index": command.index} if file.KIND == "table" else {"top": command.top}
+        of_columns = {"columns": command.columns, "index": command.index}
+        asked = {"table": of_columns, "parquet": of_columns, "counts": {"top": command.top}, "rows": {}}[file.KIND]
         card = file.make_card(
             command.data, labels=command.labels, n=command.n, seed=runs.DATA_SEED, plugins=plugins, **asked, **sizes
         )
@@ -163,15 +167,16 @@ def load_for(
         take()
         program = runs.build(spec, command.seed)
         data = runs.data_of(program, card)
-        if batch_size > (most := rows(data.train)):
+        if batch_size > (most := data.size):
             say(f"batch size {batch_size} -> {most}, all rows to fit")
             batch_size = most
     else:
         card = runs.make_card(command.data, n=command.n, plugins=plugins, **sizes)
         spec = runs.fitted_to(spec, card)
+        card = runs.labelled(card, spec)
         take()
         data = runs.load_data(card, None)
-        if command.batch_size > (most := rows(data.train)):
+        if command.batch_size > (most := data.size):
             raise UsageError(
                 f"--batch-size {command.batch_size} is more than the {most:,} data to fit; give at most {most}"
             )
@@ -208,17 +213,18 @@ def fit(command: Fit) -> None:
     from inference.fitting import fit as run_fit
 
     key, place = jax.random.key(command.seed), devices.place(command.devices, batch_size)
+    callbacks = trackers(command.track, command.out) if first else ()
     check_data(command, program, data)
     # Everything that can be refused has been: only now is an earlier run given up.
     if first:
         clear(command.out)
     with runs.resumable(command.out):
         fitted = run_fit(
-            program, data.train, steps=command.steps, key=key, batch_size=batch_size,
+            program, data.fitted_to, steps=command.steps, key=key, batch_size=batch_size,
             learning_rate=command.learning_rate, clip=command.clip, average=command.average,
             objective=command.objective, particles=command.train_particles, sleep=command.sleep,
             validation=data.validation, validate_every=command.validate_every, patience=command.patience,
             out=command.out, card=card, checkpoint_every=command.checkpoint_every,
-            progress=not command.evaluation.quiet, mesh=place,
+            progress=not command.evaluation.quiet, callbacks=callbacks, mesh=place,
         )  # fmt: skip
         devices.finish(command.devices, first, fitted, data, command.evaluation)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from inference.cli import refined, runs, tables
+from inference.cli import conditional, refined, runs, tables
 from inference.cli.arguments import Common, Run, check_at_least, opt
 from inference.cli.refined import AsInRun
 
@@ -32,8 +32,11 @@ class Report:
 
 
 def report(command: Report) -> None:
-    """Write report.html and its figures again and print the path."""
+    """Write report.html and its figures again, or the page of a file of conditional draws, and print the path."""
     check_at_least(1, test_n=command.test_n)
+    if conditional.is_draws(command.folder):
+        conditional.report_draws(command.folder, test_n=command.test_n, refine=command.refine)
+        return
     fitted, card = runs.open_run(command.folder, command.common.plugin)
     data = runs.data_of(fitted.program, card, test_n=command.test_n)
     x, factors = data.test, data.factors

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from inference.cli import devices, files, runs
-from inference.cli.arguments import Common, Devices, Evaluation, Run, check_evaluation
+from inference.cli.arguments import Common, Devices, Evaluation, Run, Track, check_evaluation
 from inference.cli.common import (
-    clear,
     read_run,
     say,
     start,
 )
+from inference.cli.track import trackers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,8 @@ class Resume:
 
     folder: Run
     """Run folder."""
+    track: Track = ()
+    """Also report to a tracker: tensorboard (DIR/tensorboard), mlflow or wandb, which know their own log-in."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     devices: Devices = field(default_factory=Devices)
     common: Common = field(default_factory=Common)
@@ -59,11 +61,13 @@ def resume(command: Resume) -> None:
             say(f"{command.folder} is fitted already: {record['info']['steps']:,} steps")
             fitted = load(command.folder).on(place)
         else:
-            fitted = _go_on(command.folder, record, data, place, progress=not command.evaluation.quiet)
+            shown = {"progress": not command.evaluation.quiet, "mesh": place}
+            shown["callbacks"] = trackers(command.track, command.folder) if first else ()
+            fitted = _go_on(command.folder, record, data, **shown)
         devices.finish(command.devices, first, fitted, data, command.evaluation)
 
 
-def _go_on(folder: Path, record: dict[str, Any], data: runs.Data, place: Any, *, progress: bool) -> Any:
+def _go_on(folder: Path, record: dict[str, Any], data: runs.Data, **shown: Any) -> Any:
     """Continue from the last checkpoint; a run stopped before its first one starts again, with the same numbers."""
     import jax
     import jax.numpy as jnp
@@ -71,16 +75,15 @@ def _go_on(folder: Path, record: dict[str, Any], data: runs.Data, place: Any, *,
     from inference.fitting import fit as run_fit, resume as run_resume
     from inference.fitting.checkpoint import checkpoints
     from inference.fitting.folder import RunFolder
+    from inference.fitting.record import key_numbers
 
     if checkpoints(folder / "checkpoint"):
-        return run_resume(folder, data.train, validation=data.validation, progress=progress, mesh=place)
+        return run_resume(folder, data.fitted_to, validation=data.validation, **shown)
     say(f"{folder} has no checkpoint yet: starting at step 0")
     arguments = {name: value for name, value in record["arguments"].items() if name not in ("key", "validation")}
-    key = jax.random.wrap_key_data(jnp.asarray(record["arguments"]["key"], jnp.uint32))
+    key = jax.random.wrap_key_data(jnp.asarray(key_numbers(record, folder / "run.json"), jnp.uint32))
     program = RunFolder(folder).read_spec().build(key)
-    if place.writes:
-        clear(folder)
     return run_fit(
-        program, data.train, validation=data.validation, key=key, out=folder, card=record["card"], progress=progress,
-        mesh=place, **arguments,
+        program, data.fitted_to, validation=data.validation, key=key, out=folder, card=record["card"], resume=True,
+        **shown, **arguments,
     )  # fmt: skip

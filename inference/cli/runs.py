@@ -17,6 +17,7 @@ from inference.cli.calibrated import calibrated
 from inference.cli.classical import classical
 from inference.cli.common import (
     Interrupted,
+    Terminated,
     UsageError,
     data_info,
     is_run,
@@ -48,13 +49,29 @@ Sampler = Callable[[Any, int], Any]
 
 @dataclass(frozen=True)
 class Data:
-    """The stored data of a run: what it is fitted to (an array, or a :data:`Sampler`), validated on, evaluated on."""
+    """The stored data of a run: what it is fitted to (an array, or a :data:`Sampler`), validated on, evaluated on.
+
+    ``stream``  rows on disk that it is fitted to; ``train`` are then some of them, for baselines.
+    """
 
     train: Any
     validation: Any
     test: Any
     factors: Mapping[str, np.ndarray]
     names: Any = None
+    stream: Any = None
+
+    @property
+    def fitted_to(self) -> Any:
+        """What a fit is given."""
+        return self.train if self.stream is None else self.stream
+
+    @property
+    def size(self) -> int:
+        """Number of data to fit to."""
+        from ppl_models.program import rows
+
+        return rows(self.train) if self.stream is None else len(self.stream)
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,24 @@ def make_card(
         "held_out": info.held_out, "test_n": min(test_n, info.sizes[info.held_out]),
         "shape": _listed(info.shape), "levels": info.levels, "licence": info.licence, "plugins": list(plugins),
     }  # fmt: skip
+
+
+def labelled(card: Mapping[str, Any], spec: Any) -> dict[str, Any]:
+    """The card of data whose classes a model is given: it names the factor that holds as many as the spec says."""
+    if (classes := getattr(spec, "classes", None)) is None:
+        return dict(card)
+    factors = data_info(card["name"]).factors
+    fitting = [name for name, values in factors.items() if len(values) == classes]
+    if not fitting:
+        known = ", ".join(f"{name} of {len(values)}" for name, values in factors.items()) or "no factors"
+        raise UsageError(
+            f"the model is given 1 of {classes} classes, {card['name']!r} has {known}; set classes to that"
+        )
+    return {**card, "given": fitting[0]}
+
+
+def _with_label(x: Any, factors: Mapping[str, np.ndarray], card: Mapping[str, Any]) -> Any:
+    return {"x": x, "label": np.asarray(factors[card["given"]])} if card.get("given") in factors else x
 
 
 def own_card(
@@ -138,14 +173,15 @@ def load_data(
 
     if (kind := files.of_card(card)) is not None:
         found = kind.load(card, columns, test_n=test_n)
-        return Data(found.train, found.validation, found.test, found.factors, found.names)
+        return Data(found.train, found.validation, found.test, found.factors, found.names, found.stream)
     if card["name"] == OWN:
         test, factors = load_test(card, sampler, test_n=test_n)
         own = checked_sampler(sampler)
         n = card["validation"]
         return Data(own, own_draws(own, card, "validation", n) if n else None, test, factors)
     with usage():
-        x, _ = datasets.load(card["name"], card["split"], n=card["n"], seed=card["seed"])
+        x, known = datasets.load(card["name"], card["split"], n=card["n"], seed=card["seed"])
+        x = _with_label(x, known, card)
         test, factors = load_test(card, sampler, test_n=test_n)
     cut = rows(x) - card["validation"]
     return Data(take(x, slice(cut)), take(x, slice(cut, None)) if card["validation"] else None, test, factors)
@@ -164,7 +200,8 @@ def load_test(
         return own_draws(checked_sampler(sampler), card, "test", card["test_n"] if test_n is None else test_n), {}
     size = data_info(card["name"]).sizes[card["held_out"]]
     wanted = min(card["test_n"] if test_n is None else test_n, size)
-    return datasets.load(card["name"], card["held_out"], n=wanted if wanted < size else None, seed=card["seed"])
+    x, factors = datasets.load(card["name"], card["held_out"], n=wanted if wanted < size else None, seed=card["seed"])
+    return _with_label(x, factors, card), factors
 
 
 def checked_sampler(sampler: Sampler | None) -> Sampler:
@@ -176,7 +213,7 @@ def checked_sampler(sampler: Sampler | None) -> Sampler:
 
 def fitted_to(spec: Any, card: Mapping[str, Any]) -> Any:
     """Return the spec with the shape and grey levels of the data, or its columns, and say in one line what changed."""
-    if (kind := files.of_card(card)) is not None:
+    if (kind := files.of_card(card)) is not None and kind.COLUMNS:
         return kind.fitted_to(spec, card)
     if (other := files.wanted_by(spec)) is not None:
         raise UsageError(f"{card['name']!r} is no data for {type(spec).__name__}, which scores {other}")
@@ -201,10 +238,10 @@ def with_clusters(spec: Any, text: str) -> Any:
     facets = getattr(spec, "facets", ())
     if not facets or not all(dataclasses.is_dataclass(f) and hasattr(f, "clusters") for f in facets):
         raise UsageError(f"--clusters is for models with facets, {type(spec).__name__} has none; leave it out")
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UsageError(f"--clusters takes whole numbers, one or one a facet (3 or 3,4), got {text!r}") from error
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
+        raise UsageError(f"--clusters takes whole numbers, one or one a facet (3 or 3,4), got {text!r}")
+    counts = list(map(int, parts))
     counts = counts * len(facets) if len(counts) == 1 else counts
     if len(counts) != len(facets):
         names = ", ".join(facet.name for facet in facets)
@@ -337,19 +374,20 @@ def build(spec: Any, seed: int) -> Any:
 
 @contextlib.contextmanager
 def resumable(folder: Path) -> Iterator[None]:
-    """Add the command that goes on to a Ctrl-C."""
+    """Add the command that goes on to a Ctrl-C and to a SIGTERM."""
     try:
         yield
     except KeyboardInterrupt as stop:
         if not is_run(folder):
             raise
-        raise Interrupted(f"{str(stop) or 'interrupted'}; continue: ppl-models resume {shell(folder)}") from None
+        kind = type(stop) if isinstance(stop, Terminated) else Interrupted
+        raise kind(f"{str(stop) or 'interrupted'}; continue: ppl-models resume {shell(folder)}") from None
 
 
 def finish(fitted: Any, data: Data, options: Evaluation) -> None:
     """Evaluate a fit unless told not to, and print what came of it."""
     folder = shell(fitted.folder)
-    if (kind := files.of_card(fitted.card)) is not None:
+    if (kind := files.of_card(fitted.card)) is not None and kind.COLUMNS:
         kind.write_columns(fitted.card, fitted.folder)
     if options.no_evaluate:
         print(fit_line(fitted))
@@ -360,5 +398,5 @@ def finish(fitted: Any, data: Data, options: Evaluation) -> None:
         refine=options.refine, calibration=options.calibration,
     )  # fmt: skip
     summarise(fitted, found)
-    use = "sample {0}" if kind is None else f"assign {{0}}; ppl-models {kind.NEXT} {{0}}"
+    use = "sample {0}" if kind is None or not kind.COLUMNS else f"assign {{0}}; ppl-models {kind.NEXT} {{0}}"
     print(f"next: ppl-models {use.format(folder)}; ppl-models compare {folder} OTHER")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import numpy as np
+from tyro.conf import arg
 
 from inference.cli import facets, runs
 from inference.cli.arguments import Common, Run, check_at_least, opt
@@ -36,6 +37,13 @@ class Sample:
     """Its cluster, 0, 1, ...; the other facets are drawn from all of theirs."""
     temperature: Annotated[float, opt("T")] = 1.0
     """Factor on the standard deviation of every latent, for --facet: 1 is the model, 0 the means."""
+    of_class: Annotated[
+        int | None, arg(name="class", metavar="C", help_behavior_hint="(default: of the held-out data)")
+    ] = None
+    """Draw data of this class, 0, 1, ..., from a diffusion that was fitted by class."""
+    guidance: Annotated[float, opt("W")] = 0.0
+    """Weight that leads the draws further towards --class (Ho & Salimans 2022): 0 is the class itself, 1 to 4 make
+    them plainer and more alike."""
     seed: Annotated[int, opt("N")] = 0
     """Seed of the draws."""
     common: Common = field(default_factory=Common)
@@ -50,6 +58,7 @@ def sample(command: Sample) -> None:
     check_at_least(1, n=command.n)
     check_at_least(0, seed=command.seed)
     check_cluster(command)
+    check_class(command)
     fitted, _ = runs.open_run(command.folder, command.common.plugin)
     import io
 
@@ -57,6 +66,7 @@ def sample(command: Sample) -> None:
 
     program = fitted.program
     draw = prior_samples if command.facet is None else cluster_samples
+    draw = draw if command.of_class is None else class_samples
     arrays: dict[str, Any] = draw(command, fitted)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
@@ -101,6 +111,28 @@ def check_cluster(command: Sample) -> None:
         raise UsageError(f"{given} draws from one cluster of a facet; add {missing}")
     if command.facet is None and command.temperature != 1.0:
         raise UsageError(f"--temperature {command.temperature:g} is for --facet NAME --cluster C; add them")
+
+
+def check_class(command: Sample) -> None:
+    """Raise :class:`UsageError` where --class or --guidance cannot be meant."""
+    if command.of_class is not None and command.facet is not None:
+        raise UsageError(f"--class {command.of_class} and --facet {command.facet} are of different models; drop one")
+    if command.guidance and command.of_class is None:
+        raise UsageError(f"--guidance {command.guidance:g} leads towards a class; add --class C")
+
+
+def class_samples(command: Sample, fitted: Any) -> dict[str, np.ndarray]:
+    """Draw data of one class of a diffusion that was fitted by class."""
+    import jax
+
+    from ppl_models.diffusion import Diffusion, prior
+
+    if not isinstance(fitted.program.spec, Diffusion) or fitted.program.spec.classes is None:
+        raise UsageError(f"--class is for a diffusion that was fitted by class, which {command.folder} holds not")
+    with usage():
+        law = prior(fitted.program, fitted.params, label=command.of_class, guidance=command.guidance)
+        x = jax.jit(lambda key: law.sample(key, (command.n,)))(jax.random.key(command.seed))
+    return {"x": np.asarray(x), "label": np.full(command.n, command.of_class)}
 
 
 def cluster_samples(command: Sample, fitted: Any) -> dict[str, np.ndarray]:

@@ -106,7 +106,7 @@ def sweep(command: Sweep) -> None:
     try:
         with usage():
             found = run_sweep(
-                program.spec, None if callable(data.train) else data.train, seeds=command.seeds, out=command.out,
+                program.spec, None if callable(data.train) else data.fitted_to, seeds=command.seeds, out=command.out,
                 grid=values, validation=data.validation, card=card, progress=not command.quiet,
                 processes=command.processes or os.cpu_count() or 1,
                 initializer=functools.partial(_ready, tuple(command.common.plugin)), **arguments,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ppl_models.datasets.tables import Table
     from ppl_models.program import Column
 
-KIND, NEXT = "table", "impute"
+KIND, NEXT, COLUMNS = "table", "impute", True
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
 HELD_OUT, VALIDATION = 5, 7
 """One row in so many is held out; of the others one in so many is for validation unless the user says otherwise."""
@@ -35,13 +35,17 @@ MOST = 5_000
 
 @dataclass(frozen=True)
 class Split:
-    """Stored rows of a table, and of those that are held out the labels, by column, and the names."""
+    """Stored rows of a table, and of those that are held out the labels, by column, and the names.
+
+    ``stream``  rows on disk to fit to, where ``train`` are only some of them.
+    """
 
     train: Any
     validation: Any
     test: Any
     factors: Mapping[str, np.ndarray]
     names: list[Any]
+    stream: Any = None
 
 
 def is_table(name: str | None) -> bool:
@@ -247,6 +251,12 @@ def scores_columns(spec: Any) -> bool:
 
 def fitted_to(spec: Any, card: Mapping[str, Any]) -> Any:
     """Return the spec of a table with the columns of a file; a usage error for a spec of other data."""
+    check_scores_columns(spec, card)
+    return with_columns(spec, opened(card)[0].columns)
+
+
+def check_scores_columns(spec: Any, card: Mapping[str, Any]) -> None:
+    """Raise :class:`UsageError` for a spec that is not one of a table."""
     from ppl_models.program import families
 
     if not scores_columns(spec):
@@ -255,9 +265,12 @@ def fitted_to(spec: Any, card: Mapping[str, Any]) -> Any:
             f"{card['name']!r} is a table, {type(spec).__name__} with these settings scores no columns; "
             f"fit one of {', '.join(able)}, or a spec with a likelihood of kind 'columns'"
         )
-    columns = opened(card)[0].columns
+
+
+def with_columns(spec: Any, columns: Sequence[Column]) -> Any:
+    """Return the spec of a table with these columns."""
     with usage():
-        likelihood = dataclasses.replace(spec.likelihood, columns=columns)
+        likelihood = dataclasses.replace(spec.likelihood, columns=tuple(columns))
         return dataclasses.replace(spec, likelihood=likelihood, shape=(len(columns),))
 
 

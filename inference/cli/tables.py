@@ -34,7 +34,7 @@ def table_of(
     if method != "importance":
         say(f"{fitted.folder}: annealed evidence of {rows(x):,} held-out data ({method})")
         return evidence(fitted, x, particles=particles, key=runs.keys()["evidence"], method=method)
-    own = own_table(fitted.folder)
+    own = own_table(fitted.folder, fitted)
     if own is not None and _scored(own, x) and _enough(own, particles) and _refined_so(own, refine):
         # A datum's numbers do not depend on the data beside it, so a table's first rows are a table.
         return own.iloc[: rows(x)].__finalize__(own)
@@ -51,22 +51,23 @@ def refine_of(fitted: Any, which: Which | None) -> Which | None:
     """What was asked for, or what the run's own evidence was made with; ``None`` where that is not known."""
     if which is not None:
         return which
-    own = own_table(fitted.folder)
+    own = own_table(fitted.folder, fitted)
     return None if own is None else own.attrs.get("refine")
 
 
-def own_table(folder: Path) -> pd.DataFrame | None:
-    """Return the evidence a run folder holds; ``None`` where there is none or it is older than the parameters."""
+def own_table(folder: Path, fitted: Any = None) -> pd.DataFrame | None:
+    """Return the evidence a run folder holds; ``None`` where there is none, or it is of other parameters."""
     from inference.checking.log_evidence import read_evidence
 
     path = folder / "evidence.csv"
-    if not path.is_file() or not newer(path, folder):
+    if not path.is_file():
         return None
     try:
-        return read_evidence(folder)
+        table = read_evidence(folder)
     except ValueError as error:
         say(f"warning: {error}")
         return None
+    return table if current(table.attrs, path, folder, fitted) else None
 
 
 def _enough(table: pd.DataFrame, particles: int | None) -> bool:
@@ -91,19 +92,32 @@ def tree_of(fitted: Any, x: Any, factors: Any) -> Any:
     """Return posterior.nc where it holds these data and posteriors like those of the fit, else compute and write it."""
     import xarray as xr
 
+    from ppl_models.datasets.hdf5 import check_hdf5
     from ppl_models.program import rows
 
     path = fitted.folder / "posterior.nc"
     if path.is_file():
         try:
+            check_hdf5(path)
             tree = xr.open_datatree(path)
             observed = next(iter(tree["observed_data"].data_vars.values()))
             alike = tree.attrs.get("posterior", "amortised") == ("refined" if hasattr(fitted, "local") else "amortised")
-            if alike and len(observed) == rows(x) and newer(path, fitted.folder):
+            if alike and len(observed) == rows(x) and current(tree.attrs, path, fitted.folder, fitted):
                 return tree.load()
-        except (OSError, KeyError, StopIteration, ValueError) as error:
+        # A torn file makes HDF5, h5netcdf and xarray raise all of these.
+        except (OSError, KeyError, StopIteration, ValueError, RuntimeError, TypeError, AttributeError) as error:
             say(f"warning: {path} cannot be used ({error}); computing it again")
     return runs.draw_posterior(fitted, x, draws=DRAWS, factors=factors)
+
+
+def current(attrs: Any, path: Path, folder: Path, fitted: Any) -> bool:
+    """Whether a result is that of the run's parameters: by their checksum, else (of an earlier version, or where the
+    parameters are not at hand) by the times of the files, which a copy or a clock that was set may have changed."""
+    from inference.checking.per_datum import params_checksum
+
+    if fitted is None or "params_crc" not in attrs:
+        return newer(path, folder)
+    return int(attrs["params_crc"]) == params_checksum(fitted)
 
 
 def newer(path: Path, folder: Path) -> bool:

@@ -28,6 +28,9 @@ def evidence_line(table: Any) -> str:
     error = table["log_px"].std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
     drawn = table.attrs["estimator"] != "exact"
     how = f", {table.attrs['particles']} particles" if drawn else f", {table.attrs.get('solver', 'exact')}"
+    how += f", {table.attrs['solver']}" if drawn and "solver" in table.attrs else ""
+    if not drawn and (stated := float((table["se"] ** 2).mean()) ** 0.5) > 0:
+        how += f", stated error {stated:.2g} nats a datum"
     code = bits_per_dim(table)
     bits = "" if math.isnan(code) else f", {code:.3f} bits a dimension"
     return (

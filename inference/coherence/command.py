@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Literal
 
 import jax
 import numpy as np
+import pandas as pd
 
-from inference.coherence._symbols import check_context
+from inference.coherence._symbols import check_context, match_context, symbols_of
 from inference.coherence.paths import fitting_context
 from inference.coherence.report import Coherence, coherence, published
-from ppl_models.program import Predictor
+from ppl_models.program import HostPredictor, Predictor
 
+LARGEST = 1e9
+"""Of a symbol: symbols are counted by int32 or measured by float32."""
+_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 FREQUENCIES = (0.3, 0.5, 0.7)
 
 
-def default_contexts(predictor: Predictor, contexts: int, n: int, seed: int) -> np.ndarray:
+def symbols_fitting(predictor: Predictor | HostPredictor, contexts: np.ndarray, steps: int = 0) -> int | None:
+    """Number K of symbols that a predictor speaks of, ``None`` for real ones.
+
+    Raises ``ValueError`` where the contexts (contexts, n) hold others, or are too long for ``steps`` more.
+    """
+    if not isinstance(predictor, HostPredictor):
+        return fitting_context(predictor, contexts, ndim=2, ahead=steps)[1].K
+    K = symbols_of(tuple(predictor.names))
+    match_context(check_context(contexts, "contexts", ndim=2), K)
+    return K
+
+
+def default_contexts(predictor: Predictor | HostPredictor, contexts: int, n: int, seed: int) -> np.ndarray:
     """Contexts (contexts, n) for a check: binary symbols of frequency .3, .5, .7 in turn; K symbols of frequencies
     uniform on the simplex; real ones of unit variance about -1, 0, 1 in turn.
     """
     rng = np.random.default_rng(seed)
     turn = np.arange(contexts) % 3
-    K = fitting_context(predictor, np.zeros(n, np.int32))[1].K
+    K = symbols_fitting(predictor, np.zeros((1, n), np.int32))
     if K is None:
         return rng.normal(turn[:, None] - 1.0, 1.0, (contexts, n)).astype(np.float32)
     if K == 2:
@@ -36,18 +54,27 @@ def parse_context(text: str) -> np.ndarray:
     >>> parse_context("0110").tolist()
     [0, 1, 1, 0]
     """
-    parts = [part for part in text.split(",") if part.strip()] if "," in text else list(text.strip())
-    try:
-        values = [float(part) for part in parts]
-    except ValueError as error:
-        raise ValueError(
-            f"a context is digits ('0110') or numbers between commas ('0.3,-1.2'), got {text!r}"
-        ) from error
+    parts = [part.strip() for part in text.split(",") if part.strip()] if "," in text else list(text.strip())
+    if not all(_NUMBER.fullmatch(part) for part in parts):
+        raise ValueError(f"a context is digits ('0110') or numbers between commas ('0.3,-1.2'), got {text!r}")
+    values = [float(part) for part in parts]
+    if not all(abs(value) <= LARGEST for value in values):
+        raise ValueError(f"a context holds numbers of at most {LARGEST:g}, got {text!r}")
     return check_context(np.asarray([int(v) for v in values] if all(v == int(v) for v in values) else values))
 
 
+def _write(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as CSV; a name that exists is a whole file."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        table.to_csv(fresh)
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
 def coherence_command(
-    predictor: Predictor,
+    predictor: Predictor | HostPredictor,
     *,
     label: str,
     context: str | None = None,
@@ -89,8 +116,8 @@ def coherence_command(
         print(shown.to_string(float_format=lambda v: f"{v:.3g}", na_rep=""))
         print("\n" + "\n".join(f"{name}: {m}" for name, m in found.summary["meaning"].items()))
         if out is not None:
-            found.summary.to_csv(out / "coherence.csv")
-            found.contexts.to_csv(out / "contexts.csv")
+            _write(found.summary, out / "coherence.csv")
+            _write(found.contexts, out / "contexts.csv")
     if method != "calibrated":
         table = published(predictor, given, key=reference_key, steps=steps, paths=paths)
         share = table.groupby("statistic", sort=False)[["inside"]].mean()
@@ -98,5 +125,5 @@ def coherence_command(
         print("\nPublished tests: share of contexts inside the 95 % band of the reference Bayes model")
         print(share.to_string(float_format=lambda v: f"{v:.3g}", na_rep="undefined"))
         if out is not None:
-            table.to_csv(out / "falck2024.csv")
+            _write(table, out / "falck2024.csv")
     return found

@@ -3,7 +3,7 @@
     paths    theta_j = functional(z_{1:n} and path j), j = 1..J (Fong, Holmes and Walker, JRSS-B 2023, arXiv 2103.15671)
     hybrid   a short path, then theta_j from the law of the limit given the path: mean p_{n+N+1} of path j, variance
              V_j / (n + N)
-    context  no path at all: mean p_{n+1}, variance V_n / n
+    context  no path at all: mean p_{n+1}, variance by :func:`context_variance`
 
 with V_n the mean of k^2 ||p_k - p_{k-1}||^2 over k = 1..n, for then sqrt(n) (theta - p_n) is asymptotically N(0, V_n)
 (Fortini and Petrone's predictive central limit theorem).  V_j is the same over the second half of path j, divided by
@@ -11,9 +11,11 @@ the mean square of g(Z_k) - p_k there and multiplied by the predictive variance 
 known share of each innovation has no noise in it, however rare a symbol is.  The law is a Dirichlet of this mean and
 total variance for symbols, a Beta for two, a Normal for real ones.
 
-For Beta-Bernoulli updating and the mean all three tend to the Beta posterior; at n = 50 the context's variance is .81
-of the posterior's on average (uniform prior), .98 at n = 1000, for k^2 stands where (k + c)^2 should.  For the Polya
-urn ``paths`` is the Bayesian bootstrap.  A rule that is not a martingale still gives draws: check coherence before.
+V_n / n itself is too small at small n (.81 of the Beta posterior's variance at n = 50 on average, uniform prior), for
+k^2 stands where (k + c)^2 should, c the weight of the prior: intervals of 95 % held theta in .908 of data sets.  So the
+context's variance is not that, but what the same moves say of the rule's shares.  For Beta-Bernoulli updating and the
+mean ``paths`` and ``hybrid`` tend to the Beta posterior, ``context`` is it.  For the Polya urn ``paths`` is the
+Bayesian bootstrap.  A rule that is not a martingale still gives draws: check coherence before.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, Num
 
 from inference.coherence._call import call
-from inference.coherence._symbols import check_context, expected, match_context, symbols_of
+from inference.coherence._symbols import check_context, expected, features, match_context, symbols_of
 from inference.coherence.calibrated import is_finite
 from inference.coherence.paths import Paths, fitting_context, paths_tree, predictive_paths
 from ppl_models.program import HostPredictor, Predictor
@@ -66,9 +68,17 @@ def _along(predictor: Predictor, context: Array) -> Float[Array, "n_1 feature"]:
 def context_variance(
     predictor: Predictor | HostPredictor, context: Any
 ) -> tuple[Float[np.ndarray, " feature"], float, tuple[str, ...]]:
-    """``p_{n+1}``, ``V_n / n`` summed over features, and their names: the posterior of theta without any path.
+    """``p_{n+1}``, Var theta summed over features, and their names: the posterior of theta without any path.
 
-    p_k is the rule's prediction after k symbols, updated one by one from an empty context.
+    p_k is the rule's prediction after k symbols, updated one by one from an empty context.  It moves by the share
+    w_k = |p_k - p_{k-1}| / |g(z_k) - p_{k-1}| of each innovation, and 1 / w_k = alpha k + beta is fitted to the context
+    (non-negative least squares of |g - p_{k-1}| on k |p_k - p_{k-1}| and |p_k - p_{k-1}|).  A martingale that moves by
+    such shares, whose predictive variance v_n is that of the next symbol, has
+
+        Var theta = v_n (1 - prod_{k > n} (1 - w_k^2)),
+
+    which is exact for Beta, Dirichlet and Normal updating (alpha = 1, beta the weight of the prior: v_n / (n + beta +
+    1)) and for a moving average (alpha = 0: v_n, for it ends at 0 or 1).
     """
     if isinstance(predictor, HostPredictor):
         names = tuple(predictor.names)
@@ -81,9 +91,31 @@ def context_variance(
     n = len(given)
     if n < 2:
         raise ValueError(f"the variance from the context alone needs at least 2 symbols, got {n}; draw paths instead")
-    p = p if symbols_of(names) is not None else p[:, :1]
-    squares = np.arange(1, n + 1) ** 2 * np.sum(np.diff(p, axis=0) ** 2, -1)
-    return p[-1], float(squares.mean() / n), names
+    K = symbols_of(names)
+    variance = float((p[-1] * (1 - p[-1])).sum() if K is not None else p[-1, 1] - p[-1, 0] ** 2)
+    p = p if K is not None else p[:, :1]
+    g = np.asarray(features(jax.numpy.asarray(given), names), float)[:, : p.shape[1]]
+    moved, innovation = (np.linalg.norm(a, axis=1) for a in (np.diff(p, axis=0), g - p[:-1]))
+    return p[-1], variance * _settled(moved, innovation), names
+
+
+def _settled(moved: Float[np.ndarray, " n"], innovation: Float[np.ndarray, " n"]) -> float:
+    """``1 - prod_{k > n} (1 - w_k^2)``, 1 / w_k = alpha k + beta, by gamma functions: prod (1 - 1 / (alpha k + beta)^2)
+    = Gamma(x)^2 / (Gamma(x - 1 / alpha) Gamma(x + 1 / alpha)) with x = n + 1 + beta / alpha.
+    """
+    from scipy.optimize import nnls
+    from scipy.special import gammaln
+
+    n = len(moved)
+    if not moved.any():
+        return 0.0
+    scale = moved.max()  # so that a rule that hardly moves is fitted as well as one that does
+    (alpha, beta), _ = nnls(np.stack([np.arange(1, n + 1) * moved, moved], 1) / scale, innovation)
+    alpha, beta = alpha / scale, beta / scale
+    if alpha * (n + 1) + beta <= 1 or alpha < 1e-6 * beta:  # all at once, or a share that never falls
+        return 1.0
+    x, step = n + 1 + beta / alpha, 1 / alpha
+    return float(-np.expm1(2 * gammaln(x) - gammaln(x - step) - gammaln(x + step)))
 
 
 def limit_law(

@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 
 _NAME = re.compile(r"step_(\d{8,})\.npz$")
+_TEMPORARY = re.compile(r"\.\d+\.tmp$")
 FORMAT = "ppl-models checkpoint 1"
+_BROKEN = (
+    zipfile.BadZipFile, zlib.error, struct.error, ValueError, EOFError, OSError, NotImplementedError, MemoryError,
+    RecursionError,
+)  # fmt: skip
+"""What zip, NumPy and JSON raise for a file that is torn, or was never a checkpoint."""
 Pick = Callable[[Mapping[str, Any]], Sequence[str]]
 
 
@@ -39,7 +47,11 @@ def _flatten(tree: Any) -> dict[str, Any]:
 
 
 def write_atomic(path: Path, write: Any) -> None:
-    """Call ``write(file)`` on a temporary file beside ``path``, flush it to disk, and rename it into place."""
+    """Call ``write(file)`` on a temporary file beside ``path``, flush it to disk, and rename it into place.
+
+    Raises ``OSError`` that names ``path`` where it cannot be written (disk full, no permission); a file that was there
+    before stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -47,8 +59,25 @@ def write_atomic(path: Path, write: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_error(path: Path, error: OSError) -> OSError:
+    """What to raise for an error of writing ``path``, which the system's own message need not name."""
+    reason = error.strerror or str(error)
+    return OSError(
+        error.errno,
+        f"cannot write {path}: {reason}; what was written before is whole: free some space or make the folder "
+        "writable, then go on (resume)",
+    )
+
+
+def leftovers(folder: Path, name: str = "*") -> list[Path]:
+    """Temporary files of :func:`write_atomic` for ``name``: half written by a process that was killed."""
+    return sorted(p for p in folder.glob(f".{name}.*.tmp") if _TEMPORARY.search(p.name))
 
 
 def save(folder: Path, step: int, tree: Any, meta: Mapping[str, Any], *, keep: int = 2) -> Path:
@@ -89,7 +118,7 @@ def read(path: Path, template: Any, pick: Pick | None = None) -> tuple[Any, dict
         raise CheckpointError(f"no checkpoint at {path}") from None
     except KeyError:
         raise CheckpointError(f"{path} is not a checkpoint of this package: it has no __meta__ header") from None
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+    except _BROKEN as error:
         raise CheckpointError(
             f"{path} is torn or not a checkpoint ({error}); remove it to use the one before"
         ) from error

@@ -70,7 +70,7 @@ def run_together(
             fed = [loop.trainer.source.feed(at, first.size) for loop in loops]
             state = update(state, store, jax.tree.map(lambda *leaf: np.stack(leaf), *fed), rate)
             at += first.size
-            due, asked = first.due(at), interrupt.asked
+            due, asked = first.due(at), bool(interrupt.asked)
             if due or asked:
                 figures = state if due - {"log"} or asked else state._replace(params={}, mutable={}, opt=(), average=())
                 members = _apart(figures, len(loops))
@@ -80,6 +80,7 @@ def run_together(
                     try:
                         member = loop.after(member, at, asked, quiet)
                         if not loop.going:
+                            loop.check_some(member)
                             outcomes[i] = loop.end(member)
                     except FloatingPointError as error:
                         outcomes[i] = error
@@ -89,6 +90,8 @@ def run_together(
                     state = state._replace(totals=jax.tree.map(jnp.zeros_like, state.totals))
             first.at = at  # also where the first has ended before the others
             shown.update(at, {"running": len(loops) - len(outcomes)})
+        if stop:
+            interrupt.pass_on()
     if stop:
         raise KeyboardInterrupt(f"stopped at step {first.at} of {first.steps}")
     return [outcomes[i] for i in range(len(loops))]

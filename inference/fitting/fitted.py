@@ -64,6 +64,17 @@ class Fit:
         return self.program.observation.prepare(jax.tree.map(jnp.asarray, stored(self.program, x)), key, False)
 
 
+class FitInterrupted(KeyboardInterrupt):
+    """Ctrl-C, or an interrupted cell of a notebook, during a fit: ``fit`` has what was fitted until then.
+
+    >>> import sys; fitted = sys.last_value.fit  # in the next cell
+    """
+
+    def __init__(self, text: str, fit: Fit) -> None:
+        super().__init__(text)
+        self.fit = fit
+
+
 def load(folder: str | Path) -> Fit:
     """Read a run folder back: the program built from spec.json with the parameters that evaluation uses.
 

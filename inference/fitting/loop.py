@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
@@ -19,36 +20,48 @@ from jaxtyping import Array
 from inference.fitting import checkpoint
 from inference.fitting.arguments import dispatch
 from inference.fitting.bounds import BOUND, per_datum_bound
-from inference.fitting.fitted import Fit
+from inference.fitting.callbacks import Watchers
+from inference.fitting.fitted import Fit, FitInterrupted
 from inference.fitting.folder import History, RunFolder, versions
 from inference.fitting.objectives import per_datum_elbo
 from inference.fitting.placement import OneDevice
 from inference.fitting.progress import Progress
 from inference.fitting.sleep import SLEEP
 from inference.fitting.trainer import State, Trainer
-from ppl_models.program import Event, Program, rows, take
+from ppl_models.program import Event, Program, rows, spec_to_json, take
 
 MAX_STREAK = 50
 """Updates skipped in a row after which a fit stops: the numbers will not come back by themselves."""
 
 
 class Interrupt:
-    """Turn the first Ctrl-C into a flag, so that a step ends and a checkpoint is written; the second is Python's."""
+    """Turn the first Ctrl-C or SIGTERM into a flag, so that a step ends and a checkpoint is written.
+
+    The second has the effect that it had before.
+    """
 
     def __enter__(self) -> Interrupt:
-        self.asked = False
-        self.active = threading.current_thread() is threading.main_thread()
-        if self.active:
-            self.before = signal.signal(signal.SIGINT, self._ask)
+        self.asked = 0
+        self.before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        signal.signal(signal.SIGINT, self.before)
+        self.asked = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: set by other than Python
+
+    def pass_on(self) -> None:
+        """Let a SIGTERM do what it would have done: end the process, or what the caller's own handler does."""
+        if self.asked == signal.SIGTERM:
+            signal.raise_signal(signal.SIGTERM)
 
     def __exit__(self, *error: object) -> None:
-        if self.active:
-            signal.signal(signal.SIGINT, self.before)
+        self._restore()
 
 
 class Loop:
@@ -63,8 +76,10 @@ class Loop:
         arguments: dict[str, Any],
         card: dict[str, Any],
         progress: bool,
+        watchers: Watchers,
         evaluate: Evaluate | None = None,
     ) -> None:
+        self.watchers, self.stop = watchers, False
         self.trainer, self.folder, self.arguments, self.card = trainer, folder, arguments, card
         self.place, self.program, self.steps = trainer.place, trainer.program, int(arguments["steps"])
         self.show = progress and self.place.writes
@@ -80,17 +95,25 @@ class Loop:
     # ---------------------------------------------------------------------------------------- the run
     def run(self, key: Array, resume: bool) -> Fit:
         state = self.start(key, resume)
-        with (
-            Interrupt() as interrupt,
-            Progress(self.steps, "fit", unit="steps", show=self.show, start=self.at) as shown,
-        ):
+        bar = Progress(
+            self.steps, "fit", unit="steps", show=self.show, start=self.at,
+            each=(self.trainer.source.batch_size, "data"),
+        )  # fmt: skip
+        with Interrupt() as interrupt, bar as shown, self.watchers as watchers:
+            if watchers.all:
+                watchers.begin(_facts(self.program, self.card, self.arguments, self.at))
             while self.going:
                 for event in self.events.get(self.at, ()):
                     shown.update(self.at, {"now": event.name})
                     state = self.trainer.happen(event, state)
                 self.began_from_data(state)
                 state = self.trainer.update(state, self.trainer.source.feed(self.at, self.size))
-                state = self.after(state, self.at + self.size, interrupt.asked, shown)
+                try:
+                    state = self.after(state, self.at + self.size, bool(interrupt.asked), shown)
+                except FitInterrupted:
+                    interrupt.pass_on()
+                    raise
+            self.check_some(state)
         return self.end(state)
 
     def start(self, key: Array, resume: bool, size: int | None = None) -> State:
@@ -126,7 +149,7 @@ class Loop:
     @property
     def going(self) -> bool:
         """Whether another update is to be made."""
-        return self.at < self.steps and self.bad_validations < self.patience
+        return self.at < self.steps and self.bad_validations < self.patience and not self.stop
 
     def due(self, at: int) -> set[str]:
         """What is to be done once ``at`` updates are made: log, validate, checkpoint."""
@@ -135,7 +158,7 @@ class Loop:
     def after(self, state: State, at: int, asked: bool, shown: Progress) -> State:
         """Read figures, validate and write what is due after ``at`` updates; ends the run if it was ``asked`` to stop.
 
-        Raises ``KeyboardInterrupt`` then, and ``FloatingPointError`` after too many updates that were not finite.
+        Raises ``FitInterrupted`` then, and ``FloatingPointError`` after too many updates that were not finite.
         """
         self.at, due = at, self.due(at)
         self.seconds = time.monotonic() - self.began
@@ -146,19 +169,23 @@ class Loop:
             shown.update(at)
         if self.place.processes > 1:  # all stop at the same step: they ask one another when figures are read
             asked = "log" in due and self.place.agree(asked)
-        last = asked or self.bad_validations >= self.patience
+            self.stop = "log" in due and self.place.agree(self.stop)
+        last = asked or self.stop or self.bad_validations >= self.patience
         if self.folder is not None and ("checkpoint" in due or last):
             self._save(state, at)
         if asked:
-            self._finish(state, at, "interrupted")
-            raise KeyboardInterrupt(f"stopped at step {at} of {self.steps}")
+            found = self._finish(state, at, "interrupted")
+            raise FitInterrupted(f"stopped at step {at} of {self.steps}", found)
         return state
 
-    def end(self, state: State) -> Fit:
-        """What the run leaves.  Raises ``FloatingPointError`` where not one update was finite."""
-        stopped = "steps" if self.at >= self.steps else "patience"
+    def check_some(self, state: State) -> None:
+        """Raise ``FloatingPointError`` where not one update was finite."""
         if int(state.skipped) >= self.at:
             raise FloatingPointError(f"all {self.at} updates had a non-finite loss or gradient; {_REMEDY}")
+
+    def end(self, state: State) -> Fit:
+        """What the run leaves."""
+        stopped = "steps" if self.at >= self.steps else "callback" if self.stop else "patience"
         return self._finish(state, self.at, stopped)
 
     def began_from_data(self, state: State) -> None:
@@ -166,7 +193,13 @@ class Loop:
         if self.at == 0 and 0 in self.events and self.held_out is not None:
             found = self.evaluate(self._in_use(state), self.validation_key)
             self.best = {"value": found[self.better], "step": 0, **self._in_use(state)}
-            self.history.append({"step": 0, "seconds": round(self.seconds, 3), "skipped": 0, **found})
+            self._tell({"step": 0, "seconds": round(self.seconds, 3), "skipped": 0, **found})
+
+    def _tell(self, row: dict[str, Any]) -> None:
+        """Add a row to the history, and tell the callbacks."""
+        self.history.append(row)
+        figures = {name: value for name, value in row.items() if name != "step" and value == value}
+        self.stop = self.watchers.report(row["step"], figures) or self.stop
 
     def _found(self) -> dict[str, Any] | None:
         """The best parameters by validation, once there was one."""
@@ -193,7 +226,7 @@ class Loop:
                 self.best, self.bad_validations = {"value": value, "step": at, **self._in_use(state)}, 0
             else:
                 self.bad_validations += 1
-        self.history.append(row)
+        self._tell(row)
         if int(state.streak) >= min(MAX_STREAK, self.steps):
             if self.folder is not None:
                 self._save(state, at)
@@ -272,6 +305,7 @@ class Loop:
                 "shorten them in the spec",
                 UserWarning, stacklevel=5,
             )  # fmt: skip
+        self.watchers.end(info)
         use = best if best is not None else self._in_use(state)
         use = self.place.whole({name: use[name] for name in ("params", "mutable")})
         path = self.folder.path if self.folder else None
@@ -281,6 +315,17 @@ class Loop:
             self.program, self.trainer.constrain(use["params"]), use["mutable"], self.history.frame(), info, path,
             self.card, mesh,
         )  # fmt: skip
+
+
+def _facts(program: Program, card: dict[str, Any], arguments: dict[str, Any], step: int) -> dict[str, Any]:
+    """A fit for its callbacks: the spec as its JSON says it (of a family that is not registered, its text), the card,
+    the arguments without the random key, which reads like another kind of key, and the step."""
+    try:
+        spec = json.loads(spec_to_json(program.spec))
+    except ValueError:
+        spec = repr(program.spec)
+    public = {name: value for name, value in arguments.items() if name != "key"}
+    return {"spec": spec, "card": card, **public, "step": step}
 
 
 def _events(program: Program, steps: int) -> dict[int, list[Event]]:

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from inference.fitting.bounds import BOUND, check_reparameterised, check_weights, importance_weighted
-from inference.fitting.objectives import FREE_BITS, Terms, Weights, fused_elbo
+from inference.fitting.objectives import BALANCE, FREE_BITS, Terms, Weights, fused_elbo
 from inference.fitting.sleep import SLEEP, guide_only, sleep_loss
 from ppl_models.program import Program, did_you_mean
 
@@ -90,9 +90,10 @@ def make_loss(program: Program, objective: str, particles: int | None, sleep: An
             f'objective "{objective}" weighs draws of latents, this program has no latents; use objective="elbo", '
             "which is the log-likelihood there"
         )
-    if objective != "elbo" and FREE_BITS in weights:
+    terms = [name for name in weights if name.partition("/")[0] in (FREE_BITS, BALANCE)]
+    if objective != "elbo" and terms:
         raise ValueError(
-            f'free_bits is a floor under each KL, and objective "{objective}" has none; use objective="elbo"'
+            f'{terms[0]} acts on the KL of each latent, and objective "{objective}" has none; use objective="elbo"'
         )
     if objective == "dreg":
         check_weights(program, weights)

@@ -22,8 +22,13 @@ from ppl_models.program import Posterior, Program, amortise, knobs, part, rows
 
 Weights = Mapping[str, Any]
 KL = "kl"
-FREE_BITS = "free_bits"
 """Weight name that multiplies the KL of every latent site (beta)."""
+FREE_BITS = "free_bits"
+"""Weight name of the nats of each latent site's KL that cost nothing; ``free_bits/SITE`` is that of one site alone."""
+BALANCE = "balance"
+"""Weight name of the share by which the KLs are balanced (gamma)."""
+_ALIVE = 0.01
+"""Nats added to each KL before balancing, so that a silent site keeps a price (that of NVAE's released code)."""
 
 
 class Terms(NamedTuple):
@@ -128,9 +133,14 @@ def fused_elbo(
 ) -> tuple[Float[Array, ""], Terms]:
     """Weighted negative ELBO of a batch in nats per datum, and its unweighted terms.
 
-    loss = -(1/B) [ sum_obs w_obs log p(x_obs | z) - beta sum_l w_l max(KL_l, B free) ], every weight 1 unless
-    ``weights`` names it: a site's name, ``"kl"`` for beta, ``"free_bits"`` for free (0 unless named), or a knob of the
-    program.  Traced weights do not recompile.
+    loss = -(1/B) [ sum_obs w_obs log p(x_obs | z) - beta sum_l w_l c_l max(KL_l, B free_l) ], every weight 1 unless
+    ``weights`` names it: a site's name, ``"kl"`` for beta, ``"free_bits"`` for all free_l and ``"free_bits/SITE"`` for
+    one (0 unless named), ``"balance"`` for gamma (0 unless named), or a knob of the program.
+
+    c_l = 1 - gamma + gamma L KL_l / sum_m KL_m, without gradient, mean 1: a site that says little pays little, the one
+    that says most pays most (Vahdat et al. 2018, DVAE++, arXiv 1802.04920; Vahdat & Kautz 2020, NVAE, arXiv 2007.03898,
+    both while the KL is faded in).  With gamma = 0 at the end the ELBO is what is trained.  Traced weights do not
+    recompile.
     """
     weights = weights or {}
     sites = trace_posterior(program, params, key, x, weights=weights, mutable=mutable)
@@ -139,9 +149,24 @@ def fused_elbo(
     kl = {name: jnp.sum(_kl(s)) / batch for name, s in sites.items() if _latent(name, s)}
     beta = weights.get(KL, 1.0)
     elbo = sum((weights.get(name, 1.0) * value for name, value in log_lik.items()), jnp.zeros(()))
-    paid = kl if FREE_BITS not in weights else {n: jnp.maximum(v, weights[FREE_BITS]) for n, v in kl.items()}
+    paid = _balanced(_floored(kl, weights), kl, weights.get(BALANCE))
     elbo -= beta * sum((weights.get(name, 1.0) * value for name, value in paid.items()), jnp.zeros(()))
     return -elbo, Terms(log_lik, kl, {n: s["value"] for n, s in sites.items() if s["type"] == "mutable"})
+
+
+def _floored(kl: Mapping[str, Array], weights: Weights) -> Mapping[str, Array]:
+    """``max(KL_l, free_l)`` where there is a floor."""
+    free = {name: weights.get(f"{FREE_BITS}/{name}", weights.get(FREE_BITS)) for name in kl}
+    return {name: value if free[name] is None else jnp.maximum(value, free[name]) for name, value in kl.items()}
+
+
+def _balanced(paid: Mapping[str, Array], kl: Mapping[str, Array], gamma: Any) -> Mapping[str, Array]:
+    """``c_l paid_l``, see :func:`fused_elbo`."""
+    if gamma is None or not kl:
+        return paid
+    says = {name: jax.lax.stop_gradient(jnp.abs(value)) + _ALIVE for name, value in kl.items()}
+    mean = sum(says.values(), jnp.zeros(())) / len(says)
+    return {name: (1 - gamma + gamma * says[name] / mean) * value for name, value in paid.items()}
 
 
 def _per_datum(name: str, value: Array, batch: tuple[int, ...]) -> Array:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 from jaxtyping import Array
 
 from inference.fitting.arguments import check_arguments, check_dispatch, plain, same_run
+from inference.fitting.callbacks import Watchers
+from inference.fitting.checkpoint import checkpoints
 from inference.fitting.folder import RunFolder, versions
 from inference.fitting.loop import Evaluate, Loop
 from inference.fitting.loss import make_loss
@@ -20,7 +23,8 @@ from inference.fitting.trainer import Trainer, make_optimizer, scheduled
 from ppl_models.program import Program
 
 
-def prepare(
+@contextlib.contextmanager
+def prepared(
     program: Program,
     data: Any,
     *,
@@ -44,10 +48,13 @@ def prepare(
     resume: bool,
     progress: bool,
     steps_per_dispatch: int | str,
+    callbacks: Sequence[Any],
     mesh: MeshLike,
     evaluate: Evaluate | None = None,
-) -> tuple[Loop, Array]:
-    """The loop of a fit and the key that it starts from; the arguments are those of :func:`inference.fit`.
+) -> Iterator[tuple[Loop, Array, bool]]:
+    """The loop of a fit, the key that it starts from, and whether it goes on; its folder is held until the end.
+
+    The arguments are those of :func:`inference.fit`.
 
     ``evaluate``  scores held-out data in place of the validator that the loop would make.
     """
@@ -60,6 +67,7 @@ def prepare(
     check_batch(place, batch_size)
     rules = scheduled(program, weights)
     chosen = make_optimizer(learning_rate, optimizer, clip)
+    watchers = Watchers(callbacks if place.writes else ())
     loss = make_loss(program, objective, particles, sleep, rules)
     data_key, train_key, validation_key = jax.random.split(key, 3)
     source = as_source(data, program, batch_size, data_key)
@@ -73,16 +81,24 @@ def prepare(
         "steps_per_dispatch": steps_per_dispatch, "key": np.asarray(jax.random.key_data(key)).tolist(),
         "validation": held_out is not None,
     }  # fmt: skip
-    if folder is not None:
-        if resume:
-            same_run(folder, program, arguments)
-        elif place.writes:
-            folder.create()
+    if folder is None and resume:
+        raise ValueError("resume=True needs out=, the folder of the run to continue")
+    if folder is not None and resume:
+        same_run(folder, program, arguments)
+    elif folder is not None and place.writes:
+        folder.create()
+    with contextlib.nullcontext() if folder is None or not place.writes else folder.held():
+        if folder is not None and not resume and place.writes:
             folder.write_spec(program.spec)
             folder.write_run({"arguments": arguments, "card": dict(card or {}), "versions": versions(), "info": {}})
-    elif resume:
-        raise ValueError("resume=True needs out=, the folder of the run to continue")
-    place.connect()
-    trainer = Trainer(program, source, chosen, rules, average, loss, place)
-    loop = Loop(trainer, folder, held_out, validation_key, arguments, dict(card or {}), progress, evaluate)
-    return loop, train_key
+        place.connect()
+        # A run that was killed before its first checkpoint starts again, with the same numbers.
+        begun = folder is not None and resume and bool(checkpoints(folder.checkpoint))
+        trainer = Trainer(program, source, chosen, rules, average, loss, place)
+        yield (
+            Loop(
+                trainer, folder, held_out, validation_key, arguments, dict(card or {}), progress, watchers, evaluate
+            ),
+            train_key,
+            begun,
+        )  # fmt: skip

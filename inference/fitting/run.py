@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from inference.fitting.checkpoint import CheckpointError, checkpoints
 from inference.fitting.fitted import Fit
 from inference.fitting.folder import RunFolder
 from inference.fitting.placement import MeshLike
-from inference.fitting.prepare import prepare
+from inference.fitting.prepare import prepared
+from inference.fitting.record import key_numbers
 from ppl_models.program import Program
 
 
@@ -41,6 +44,7 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     steps_per_dispatch: int | str = "auto",
+    callbacks: Sequence[Any] = (),
     mesh: MeshLike = None,
 ) -> Fit:
     """Maximise the ELBO of ``program`` on ``data``, or a tighter bound, and return the fitted program.
@@ -48,13 +52,16 @@ def fit(
     ``data``           stored data (n, *shape), kept as stored on the device, a dict (tuple, dataclass) of arrays where
                        the program's datum is one; or what the program can read, such as a DataFrame; or a Hugging Face
                        data set with such columns; or a sampler ``(key, n) -> batch``; or a grain dataset of single
-                       records.
+                       records.  Data that stay on disk: memory maps (``numpy.load(FILE, mmap_mode="r")``), or the path
+                       of a .npy file, a .parquet file, or a folder of either (:mod:`inference.fitting.stored_rows`).
     ``learning_rate``  Adam's rate, a number (default 1e-3) or an optax schedule; ``optimizer`` replaces Adam.
     ``clip``           largest global gradient norm, in nats per datum.
     ``weights``        numbers or schedules of the step by name: a site (its log-likelihood or KL), a knob of the
                        program, or ``"kl"`` for all latents; for example ``{"kl": optax.linear_schedule(0, 1, 500)}``.
                        ``"free_bits"``: nats a datum of each latent site's KL that cost nothing, max(KL_l, free) in its
-                       place (Kingma et al. 2016, arXiv 1606.04934, eq. 15), so that no level is priced out early on.
+                       place (Kingma et al. 2016, arXiv 1606.04934, eq. 15), so that no level is priced out early on;
+                       ``"free_bits/SITE"`` those of one.  ``"balance"``: share, a schedule that ends at 0, by which the
+                       KLs are priced in proportion to themselves, a site that says little pays little (``fused_elbo``).
     ``objective``      what is maximised: ``"elbo"``; ``"iwae"``, the importance-weighted bound E log (1/K) sum_k w_k,
                        w = p(x, z) / q(z | x), of K = ``particles`` draws a datum, 8 unless said (Burda, Grosse &
                        Salakhutdinov 2016, eq. 8); ``"dreg"``, the same bound by doubly reparameterised gradients, whose
@@ -73,6 +80,9 @@ def fit(
     ``out``            run folder: spec.json, run.json, history.csv as it goes, checkpoint/ every ``checkpoint_every``
                        steps.  With ``resume=True`` and the same arguments the run there continues exactly; a killed
                        run ends with the parameters that it would have had.
+    ``callbacks``      functions ``(step, figures)`` that are told every row of the history and may end the fit by
+                       returning ``True``, or :class:`inference.fitting.callbacks.Watcher`: the trackers of
+                       :mod:`inference.fitting.trackers`, a live plot.  One that fails is warned about, once.
     ``card``           a few facts about the data (name, split, seed), kept in run.json.
     ``mesh``           devices to share the work: ``"data=8"`` cuts each batch into eight, ``"data=4,model=2"`` also
                        large parameters (with their moments) into two; or a dict, or a JAX mesh with these axes.  The
@@ -82,29 +92,42 @@ def fit(
 
     Updates with a non-finite loss or gradient are skipped, counted in the history and in ``info["skipped"]``, and
     warned about; 50 in a row raise ``FloatingPointError`` with the last good state on disk.  Ctrl-C ends the current
-    step, writes a checkpoint and raises ``KeyboardInterrupt``.  Bad arguments raise ``ValueError`` before any work.
+    step, writes a checkpoint and raises ``FitInterrupted``, a ``KeyboardInterrupt`` whose ``fit`` is what was fitted
+    until then; so does SIGTERM, which then goes on to end the process.  A folder that another process writes is refused
+    at once.  Bad arguments raise ``ValueError`` before any work.
     Same key, same machine, same arguments: the same parameters, bit for bit.
     """
     given = {name: value for name, value in locals().items() if name not in ("program", "data")}
-    loop, start = prepare(program, data, **given)
-    return loop.run(start, resume)
+    with prepared(program, data, **given) as (loop, start, begun):
+        return loop.run(start, begun)
 
 
 def resume(folder: str | Path, data: Any, *, validation: Any = None, progress: bool = True, **changes: Any) -> Fit:
     """Continue the run of a folder with the arguments it was started with; ``changes`` may raise ``steps`` or name a
     ``mesh``, which need not be that of the start.
 
-    Schedules and optimisers are functions, which run.json records by name only: pass them again.
+    Schedules and optimisers are functions, which run.json records by name only, and ``callbacks`` are not recorded:
+    pass them again.  Raises ``ValueError`` for a folder without a run, or whose run.json is torn or of a later version,
+    and for a run that was killed before its first checkpoint, whose initial weights only the program that it was
+    started with has.
     """
     run = RunFolder(folder)
     record = run.read_run()
+    if not checkpoints(run.checkpoint):
+        raise CheckpointError(
+            f"no checkpoint in {run.checkpoint}: the run was stopped before its first one, and nothing is lost; start "
+            "it again with the same program and arguments: fit(program, data, ..., out=folder, resume=True)"
+        )
+    known = inspect.signature(fit).parameters
+    if strange := sorted(set(record["arguments"]) - set(known)):
+        raise ValueError(f"{run.path / 'run.json'} has arguments that fit does not take: {', '.join(strange)}")
     arguments = {k: v for k, v in record["arguments"].items() if k not in ("key", "validation")}
-    key = jax.random.wrap_key_data(jnp.asarray(record["arguments"]["key"], jnp.uint32))
+    key = jax.random.wrap_key_data(jnp.asarray(key_numbers(record, run.path / "run.json"), jnp.uint32))
     for name, value in arguments.items():
         nested = value.values() if isinstance(value, dict) and "callable" not in value else [value]
         if name not in changes and any(isinstance(v, dict) and "callable" in v for v in nested):
             raise ValueError(f"the run in {folder} used a function for {name}; pass {name}= to resume again")
-    if record["arguments"]["validation"] and validation is None:
+    if record["arguments"].get("validation") and validation is None:
         raise ValueError(f"the run in {folder} used validation data; pass validation= the same data again")
     program = run.read_spec().build(key)
     return fit(

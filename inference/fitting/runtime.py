@@ -12,10 +12,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def cache_folder() -> Path:
-    """Per-user cache folder: $PPL_MODELS_CACHE, else $XDG_CACHE_HOME/ppl-models, else ~/.cache/ppl-models."""
-    if own := os.environ.get("PPL_MODELS_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppl-models"
+    """The user's cache folder of this package, see :func:`ppl_models.program.cache_dir`."""
+    from ppl_models.program import cache_dir  # imports JAX, which has to find the allocator tuned
+
+    return cache_dir()
 
 
 def tune_runtime(*, allocator: bool = True, cache_dir: str | Path | None = None) -> dict[str, bool | str]:

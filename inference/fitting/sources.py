@@ -1,4 +1,4 @@
-"""Where minibatches come from: arrays, a sampler ``(key, n) -> batch``, or a grain dataset.
+"""Where minibatches come from: arrays, rows on disk, a sampler ``(key, n) -> batch``, or a grain dataset.
 
 Each source splits its work: ``example()`` is one item, for shapes; ``feed(step, count)`` on the host returns what the
 next ``count`` updates need (indices, step numbers, or whole batches, stacked on a leading axis); ``batch(store, item)``
@@ -8,13 +8,17 @@ resumed run sees the batches that the uninterrupted one would have seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from inference.fitting.disk import DiskSource
+from inference.fitting.order import Order
+from inference.fitting.stored import stacked, stored as stored
+from inference.fitting.stored_rows import on_disk
 from ppl_models.program import Program, leaves, named_leaves, rows, take
 
 
@@ -34,70 +38,6 @@ class Source(Protocol):
     def restore(self, state: Any) -> None: ...
 
 
-def stored(program: Program, x: Any, what: str = "data") -> Any:
-    """Validate stored data of a program and return them as NumPy arrays: one, or a pytree as its ``shape`` says.
-
-    Whatever the program can ``read`` (a DataFrame, where it is a model of a table) is read first, and the columns of a
-    Hugging Face data set are taken as arrays.  Raises
-    ``ValueError`` for other leaves than those of a datum, a wrong shape, leaves of different lengths, no data, a dtype
-    that is neither integer, bool nor float, NaN or infinite values, and whatever the program's own ``check`` refuses.
-    """
-    x = program.observation.read(_records(program, x))
-    wanted = leaves(program.shape)
-    if list(wanted) == [""]:
-        found = _array(x, wanted[""], what)
-    else:
-        given = named_leaves(x)
-        if list(given) != list(wanted):
-            expected = ", ".join(f"{name!r} ({', '.join(map(str, ('n', *shape)))})" for name, shape in wanted.items())
-            got = f"leaves {list(given)}" if list(given) != [""] else f"one {type(x).__name__}"
-            raise ValueError(f"{what} must hold the arrays {expected}, got {got}; pass them as one dict")
-        arrays = [_array(leaf, wanted[name], f"{name!r} of {what}") for name, leaf in given.items()]
-        lengths = {name: len(leaf) for name, leaf in zip(wanted, arrays, strict=True)}
-        if len(set(lengths.values())) > 1:
-            raise ValueError(f"the arrays of {what} differ in length: {lengths}; row i of each is datum i")
-        found = jax.tree.unflatten(jax.tree.structure(x), arrays)
-    program.observation.check(found)
-    return found
-
-
-def _records(program: Program, x: Any) -> Any:
-    """The columns of a Hugging Face data set as arrays, those that the program knows; anything else as it is."""
-    if type(x).__module__.partition(".")[0] != "datasets" or not hasattr(x, "with_format"):
-        return x
-    found = x.with_format("numpy")[:]
-    if isinstance(program.shape, Mapping):
-        wanted = list(program.shape)
-    else:
-        wanted = list(found) if len(found) == 1 else [program.observed[0]]
-    if lacking := [name for name in wanted if name not in found]:
-        raise ValueError(f"the data set has the columns {sorted(found)}, expected {lacking}; rename_column(OLD, NEW)")
-    return {name: found[name] for name in wanted} if isinstance(program.shape, Mapping) else found[wanted[0]]
-
-
-def _array(x: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
-    """One array (n, *shape) of finite numbers."""
-    array = np.asarray(x)
-    if array.dtype == object or not (array.dtype == bool or np.issubdtype(array.dtype, np.number)):
-        raise ValueError(f"{what} must be an array of numbers, got dtype {array.dtype}; convert it first")
-    if np.issubdtype(array.dtype, np.complexfloating):
-        raise ValueError(f"{what} must be real, got dtype {array.dtype}; split real and imaginary parts")
-    if array.ndim == 0 or array.shape[1:] != shape:
-        raise ValueError(
-            f"{what} has shape {array.shape}, this program expects ({', '.join(map(str, ('n', *shape)))}): "
-            "one datum a row; reshape it, or set the spec's shape to that of one datum"
-        )
-    if array.shape[0] == 0:
-        raise ValueError(f"{what} is empty: shape {array.shape}; expected at least one datum")
-    if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-        bad = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(1))
-        raise ValueError(
-            f"{what} has NaN or infinite values in {bad.size} of {len(array)} data, first at row {bad[0]}; "
-            "drop or impute those rows"
-        )
-    return array.astype(np.float32) if array.dtype == np.float64 else array
-
-
 class ArraySource:
     """Rows of an array or a pytree of arrays, shuffled anew each epoch; they stay as stored (uint8) on the device.
 
@@ -114,15 +54,11 @@ class ArraySource:
         self.store = jax.tree.map(jnp.asarray, data)
         self.batch_size, self.key = batch_size, key
         self.per_epoch = self.size // batch_size
-        self._epoch, self._order = -1, np.zeros(0, np.int32)
+        self.order = Order(self.size, key)
 
     def _indices(self, step: int) -> np.ndarray:
         epoch, batch = divmod(step, self.per_epoch)
-        if epoch != self._epoch:
-            seed = np.asarray(jax.random.key_data(jax.random.fold_in(self.key, epoch)))
-            self._order = np.random.default_rng(seed).permutation(self.size).astype(np.int32)
-            self._epoch = epoch
-        return self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
+        return self.order.at(epoch, np.arange(batch * self.batch_size, (batch + 1) * self.batch_size))
 
     def example(self) -> np.ndarray:
         return np.zeros(self.batch_size, np.int32)
@@ -161,7 +97,7 @@ class SamplerSource:
         steps = np.arange(step, step + count, dtype=np.int32)
         if self.traced:
             return steps
-        return _stacked([self.sampler(jax.random.fold_in(self.key, int(s)), self.batch_size) for s in steps])
+        return stacked([self.sampler(jax.random.fold_in(self.key, int(s)), self.batch_size) for s in steps])
 
     def batch(self, store: Any, item: Any) -> Any:
         if self.traced:
@@ -198,7 +134,7 @@ class GrainSource:
             ) from None
         remedy = "map its records to data of the program's shape, unbatched"
         _check_batch(batches[0], self.program, self.batch_size, "the grain dataset gives batches of", remedy)
-        return _stacked(batches)
+        return stacked(batches)
 
     def batch(self, store: Any, item: Any) -> Any:
         return item
@@ -219,10 +155,6 @@ def _device(x: Any) -> Any:
     return jax.tree.map(jnp.asarray, x)
 
 
-def _stacked(batches: list[Any]) -> Any:
-    return jax.tree.map(lambda *leaf: np.stack([np.asarray(one) for one in leaf]), *batches)
-
-
 def _check_batch(batch: Any, program: Program, n: int, gives: str, remedy: str) -> None:
     """Raise ``ValueError`` unless ``batch`` holds n data of the program's shape."""
     wanted = {name: (n, *shape) for name, shape in leaves(program.shape).items()}
@@ -233,11 +165,13 @@ def _check_batch(batch: Any, program: Program, n: int, gives: str, remedy: str) 
 
 
 def as_source(data: Any, program: Program, batch_size: int, key: jax.Array) -> Source:
-    """Turn an array, a pytree of arrays, a sampler or a grain dataset into a :class:`Source`."""
+    """Turn an array, a pytree of arrays, rows on disk, a sampler or a grain dataset into a :class:`Source`."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if type(data).__module__.partition(".")[0] == "grain":
         return GrainSource(data, batch_size, program)
+    if (found := on_disk(program, data)) is not None:
+        return DiskSource(found, batch_size, key, program)
     if callable(data):
         return SamplerSource(data, batch_size, key, program)
     return ArraySource(stored(program, data), batch_size, key)

@@ -7,6 +7,7 @@ is a run folder like that of :func:`inference.fit` with this seed; its numbers a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import itertools
@@ -28,7 +29,7 @@ from inference.fitting.ensemble import run_together
 from inference.fitting.fitted import Fit, load
 from inference.fitting.folder import RunFolder, write_text
 from inference.fitting.loop import Loop
-from inference.fitting.prepare import prepare
+from inference.fitting.prepare import prepared
 from inference.fitting.progress import Progress
 from inference.fitting.run import fit
 from ppl_models.program import did_you_mean, spec_from_json, spec_to_json
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = "ppl-models sweep 1"
-_OWN = ("program", "data", "key", "out", "resume", "card", "progress", "validation", "mesh")
+_OWN = ("program", "data", "key", "out", "resume", "card", "progress", "validation", "mesh", "callbacks")
 DEFAULTS = {
     name: parameter.default
     for name, parameter in inspect.signature(fit).parameters.items()
@@ -293,53 +294,54 @@ def _rate(member: Member) -> float | None:
     return 1e-3 if rate is None else float(rate)
 
 
-def _prepared(member: Member, job: _Job, *, going_on: bool, folder: bool = True, **more: Any) -> tuple[Loop, Any]:
+def _prepared(member: Member, job: _Job, *, going_on: bool, folder: bool = True, **more: Any) -> Any:
+    """:func:`inference.fitting.prepare.prepared` for a member: a context with its loop, its key, whether it goes on."""
     key = jax.random.key(member.seed)
     program = member.spec.build(key)
     data = program.observation.sampler if job.data is None else job.data
     if data is None:
         raise ValueError(f"{type(member.spec).__name__} draws no data of its own; pass data")
     chosen = {**DEFAULTS, **member.arguments, "progress": False, **more}
-    return prepare(
-        program, data, key=key, validation=job.validation, card=job.card, resume=going_on, mesh=None,
+    return prepared(
+        program, data, key=key, validation=job.validation, card=job.card, resume=going_on, mesh=None, callbacks=(),
         out=job.out / member.name if folder else None, **chosen,
     )  # fmt: skip
 
 
 def _convolves(member: Member, data: Any) -> bool:
-    loop, key = _prepared(member, _Job((member,), data, None, {}, Path()), going_on=False, folder=False, patience=None)
-    return loop.trainer.convolves(loop.trainer.init(key))
+    job = _Job((member,), data, None, {}, Path())
+    with _prepared(member, job, going_on=False, folder=False, patience=None) as (loop, key, _):
+        return loop.trainer.convolves(loop.trainer.init(key))
 
 
 def _run(job: _Job, progress: bool) -> None:
     """Run the members of a job to their ends; what they leave is in their folders."""
-    starts = [_at(job.out / member.name) >= 0 for member in job.members]
-    for member, going_on in zip(job.members, starts, strict=True):
-        if not going_on:  # killed before its first checkpoint
-            shutil.rmtree(job.out / member.name, ignore_errors=True)
+    going_on = _at(job.out / job.members[0].name) >= 0  # all members of a job stand at one step
     loops: list[Loop] = []
     keys = []
-    for member in job.members:
-        shared = {"evaluate": loops[0].evaluate} if loops and job.validation is not None else {}
-        loop, key = _prepared(member, job, going_on=starts[0], **shared)
-        if loops and not callable(job.data) and job.data is not None:
-            loop.trainer.source.store = loops[0].trainer.source.store  # one copy of the data
-        loops.append(loop)
-        keys.append(key)
-    if len(loops) == 1:
-        loops[0].show = progress
-        try:
-            loops[0].run(keys[0], starts[0])
-        except FloatingPointError as error:
-            _failed(loops[0], error)
-        return
-    rates = [_rate(member) or 1e-3 for member in job.members]
-    clip = job.members[0].arguments.get("clip")
-    for loop, outcome in zip(
-        loops, run_together(loops, keys, rates, clip, resume=starts[0], progress=progress), strict=True
-    ):
-        if isinstance(outcome, FloatingPointError):
-            _failed(loop, outcome)
+    with contextlib.ExitStack() as held:
+        for member in job.members:
+            if not going_on:  # killed before its first checkpoint
+                shutil.rmtree(job.out / member.name, ignore_errors=True)
+            shared = {"evaluate": loops[0].evaluate} if loops and job.validation is not None else {}
+            loop, key, _ = held.enter_context(_prepared(member, job, going_on=going_on, **shared))
+            if loops and not callable(job.data) and job.data is not None:
+                loop.trainer.source.store = loops[0].trainer.source.store  # one copy of the data
+            loops.append(loop)
+            keys.append(key)
+        if len(loops) == 1:
+            loops[0].show = progress
+            try:
+                loops[0].run(keys[0], going_on)
+            except FloatingPointError as error:
+                _failed(loops[0], error)
+            return
+        rates = [_rate(member) or 1e-3 for member in job.members]
+        clip = job.members[0].arguments.get("clip")
+        outcomes = run_together(loops, keys, rates, clip, resume=going_on, progress=progress)
+        for loop, outcome in zip(loops, outcomes, strict=True):
+            if isinstance(outcome, FloatingPointError):
+                _failed(loop, outcome)
 
 
 def _failed(loop: Loop, error: FloatingPointError) -> None:

@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array
 
 from inference.fitting.loss import Loss
-from inference.fitting.objectives import FREE_BITS, KL, init_params
+from inference.fitting.objectives import BALANCE, FREE_BITS, KL, init_params
 from inference.fitting.placement import OneDevice, Placement
 from inference.fitting.sources import Source
 from ppl_models.program import Event, Program, did_you_mean
@@ -39,15 +39,19 @@ def scheduled(program: Program, weights: Mapping[str, Any] | None) -> dict[str, 
     """Merge the caller's weights over the program's own and return one function of the step for each.
 
     A weight is a number or a schedule ``step -> value`` (any optax schedule).  Valid names are the program's
-    sites, its knobs, ``"kl"`` and ``"free_bits"``; any other raises ``ValueError``.
+    sites, its knobs, ``"kl"``, ``"free_bits"``, ``"free_bits/SITE"`` of a latent site and ``"balance"``, a share; any
+    other raises ``ValueError``.
     """
-    known = (KL, FREE_BITS, *program.latents, *program.observed, *program.training.knobs)
+    floors = (f"{FREE_BITS}/{name}" for name in program.latents)
+    known = (KL, FREE_BITS, BALANCE, *program.latents, *program.observed, *program.training.knobs, *floors)
     merged = {**program.training.weights, **(weights or {})}
     for name, weight in merged.items():
         if name not in known:
             raise ValueError(f"unknown weight {name!r}{did_you_mean(name, known)}; this program has {', '.join(known)}")
         if not callable(weight) and not (isinstance(weight, int | float) and weight >= 0):
             raise ValueError(f"weight {name!r} must be a number >= 0 or a schedule step -> number, got {weight!r}")
+        if name == BALANCE and not callable(weight) and weight > 1:
+            raise ValueError(f"weight 'balance' is a share, 0 to 1 or a schedule of the step, got {weight!r}")
     return {name: w if callable(w) else optax.constant_schedule(w) for name, w in merged.items()}
 
 

@@ -6,4 +6,5 @@ Numbers come in ready; nothing is estimated here that :mod:`inference.checking` 
 
 from inference.reporting.comparison_page import compare_report as compare_report
 from inference.reporting.graph import model_graph as model_graph
+from inference.reporting.live import LivePlot as LivePlot
 from inference.reporting.run_page import report as report

@@ -17,6 +17,7 @@ from jaxtyping import Array
 
 from inference.sampling.condition import CHAINS, Plan, one_run, unwrap
 from inference.sampling.observed import Likelihood, Observed
+from inference.sampling.shown import shown
 
 
 def calibration_ranks(
@@ -32,13 +33,15 @@ def calibration_ranks(
     twist: str | None = None,
     spread: float | None = None,
     block: int = 20,
+    progress: bool = True,
 ) -> dict[str, np.ndarray]:
     """Rank fractions in (0, 1), uniform if calibrated: ``x`` (simulation, *shape), each nuisance, and ``log_lik``.
 
     ``log_lik`` is log p(y | x, nuisances): it sees a posterior that ignores y, which the others do not (Modrak et al.
     2023, arXiv 2211.02383).  90 % central intervals hold the truth where ``|rank - 1/2| <= 0.45``.  Every simulation is
-    one run of ``draws`` particles; ``block`` of them run at once.  The other arguments are those of
-    :func:`~inference.sampling.condition.condition`.  Give the ranks to ``inference.sampler_verdict(tree, ranks=...)``.
+    one run of ``draws`` particles; ``block`` of them run at once, and progress is shown after each block.  The other
+    arguments are those of :func:`~inference.sampling.condition.condition`.  Give the ranks to
+    ``inference.sampler_verdict(tree, ranks=...)``.
 
     Raises ``ValueError`` for ``nuts`` and ``noise_hmc``, which are chains of their own for each y.
     """
@@ -51,8 +54,10 @@ def calibration_ranks(
     y = np.zeros(_shape(likelihood, zero))
     plan = Plan.of(law, likelihood, jnp.asarray(y), method, draws, steps, warp, twist, spread)
     found: list[Any] = []
-    for own in _blocks(jax.random.split(key, simulations), block):
-        found.append(jax.device_get(_ranks(law, own, plan.given, plan.times, plan)))
+    with shown(simulations, f"ranks of {method}", "simulations", show=progress) as bar:
+        for own in _blocks(jax.random.split(key, simulations), block):
+            found.append(jax.device_get(_ranks(law, own, plan.given, plan.times, plan)))
+            bar.update(min(simulations, len(found) * block))
     return {name: np.concatenate([part[name] for part in found])[:simulations] for name in found[0]}
 
 

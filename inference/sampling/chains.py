@@ -16,9 +16,19 @@ import numpyro.distributions as dist
 from numpyro.infer import MCMC, NUTS
 
 from inference.sampling.observed import Observed
+from inference.sampling.shown import shown, tick
 
 TRIED = 256
 """Draws of the prior from which the chains' starts are chosen, by the likelihood."""
+
+
+class Reporting(NUTS):
+    """NUTS that says after every transition how many are done."""
+
+    def sample(self, state: Any, model_args: Any, model_kwargs: Any) -> Any:
+        """One transition of all chains."""
+        tick(jnp.max(state.i))
+        return super().sample(state, model_args, model_kwargs)
 
 
 def chains(
@@ -64,11 +74,14 @@ def chains(
         u = numpyro.sample("u", dist.ImproperUniform(dist.constraints.real_vector, (), (observed.size,)))
         numpyro.factor("joint", observed.log_prob(x, u) + (observed.log_prior(x, u) if observed.size else 0.0))
 
+    kernel = Reporting if progress else NUTS
     mcmc = MCMC(
-        NUTS(model, **options), num_warmup=warmup, num_samples=draws, num_chains=runs, chain_method="vectorized",
-        progress_bar=progress,
+        kernel(model, **options), num_warmup=warmup, num_samples=draws, num_chains=runs, chain_method="vectorized",
+        progress_bar=False,
     )  # fmt: skip
-    mcmc.run(own, init_params=starts, extra_fields=("diverging", "num_steps"))
+    with shown(warmup + draws, "chains", "transitions", show=progress):
+        mcmc.run(own, init_params=starts, extra_fields=("diverging", "num_steps"))
+        jax.block_until_ready(mcmc.last_state)
     found = {name: np.asarray(v) for name, v in mcmc.get_samples(group_by_chain=True).items()}
     stats = {name: np.asarray(v) for name, v in mcmc.get_extra_fields(group_by_chain=True).items()}
     return found["x"], found["u"], {"diverging": stats["diverging"], "n_steps": stats["num_steps"]}

@@ -18,6 +18,7 @@ from inference.sampling.mcgdiff import AFFINE, Linear, grid_of, linear, mcgdiff
 from inference.sampling.observed import Likelihood, Observed, gaussian_parts
 from inference.sampling.particles import Run
 from inference.sampling.protocols import time_grid
+from inference.sampling.shown import shown
 from inference.sampling.twisted import twisted
 from inference.sampling.twists import KINDS, Kind, Spectrum, Twister, default_kind
 from ppl_models.program import did_you_mean
@@ -53,7 +54,7 @@ def condition(
     warmup: int = 500,
     twist: str | None = None,
     spread: float | None = None,
-    progress: bool = False,
+    progress: bool = True,
     **options: Any,
 ) -> Any:
     """Draws of p(x, nuisances | y) as a DataTree whose chains are ``runs`` independent runs of ``method``.
@@ -70,6 +71,7 @@ def condition(
                     ``"point"``; by default the first that the likelihood allows.
     ``spread``      variance of every coordinate of the prior, in the law's own units, for the twists; by default the
                     covariance of 512 draws of the prior.
+    ``progress``    how far it is, on standard error, after two seconds.
     ``options``     of NUTS (``target_accept_prob``, ``max_tree_depth``), for the two chain methods.
 
     The tree has the groups ``posterior`` (x and every nuisance), ``log_likelihood`` (each entry of y, where these are
@@ -110,7 +112,9 @@ def condition(
         )  # fmt: skip
         return _tree(observed, x, u, method, {name: (("chain", "draw"), v) for name, v in stats.items()}, after)
     plan = Plan.of(law, likelihood, y, method, draws, steps, warp, twist, spread)
-    run = jax.device_get(_runs(law, y, jax.random.split(own, runs), plan.given, plan.times, plan))
+    plan.report = progress
+    with shown(len(plan.times) - 1, method, "steps", show=progress):
+        run = jax.device_get(_runs(law, y, jax.random.split(own, runs), plan.given, plan.times, plan))
     x = np.asarray(jax.vmap(jax.vmap(to_data))(jnp.asarray(run.x)))
     stats = {
         "log_weight": (("chain", "particle"), run.log_weight),
@@ -139,9 +143,11 @@ class Plan:
         self.likelihood, self.method, self.draws, self.twist, self.size = likelihood, method, draws, twist, size
         self.given: Linear | Spectrum | None = None
         self.times: Array = jnp.zeros(0)
+        self.report = False
+        """Whether its loop says how far it is."""
 
     def _key(self) -> tuple[Any, ...]:
-        return self.likelihood, self.method, self.draws, self.twist, self.size
+        return self.likelihood, self.method, self.draws, self.twist, self.size, self.report
 
     def __hash__(self) -> int:
         return hash(self._key())
@@ -217,13 +223,15 @@ def one_run(law: Any, y: Array, key: Array, given: Any, times: Array, plan: Plan
         return core.prediction.denoise(core.schedule, core.params, x, t)
 
     if plan.method == "mcgdiff":
-        return mcgdiff(denoise, core.schedule, given, y.reshape(-1), x, times, key=own)
+        return mcgdiff(denoise, core.schedule, given, y.reshape(-1), x, times, key=own, report=plan.report)
     d = int(np.prod(core.event_shape))
     probes = jax.random.normal(probe_key, (PROBES // 2, d)) if plan.twist == "smoothed" else None
     probes = None if probes is None else jnp.concatenate([probes, -probes])
     observed = Observed(plan.likelihood, y, to_data(jnp.zeros(core.event_shape)))
     twister = Twister(plan.twist, observed, to_data, core.schedule, cov=given, probes=probes)
-    return twisted(denoise, core.schedule, twister, x, times, key=own, resample=plan.method == "tds")
+    return twisted(
+        denoise, core.schedule, twister, x, times, key=own, resample=plan.method == "tds", report=plan.report
+    )
 
 
 @partial(jax.jit, static_argnums=(5,))

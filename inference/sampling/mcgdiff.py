@@ -29,6 +29,7 @@ from jaxtyping import Array, Float
 from inference.sampling.ancestral import ancestral_kernel
 from inference.sampling.particles import Run, effective, log_mean, systematic, usable
 from inference.sampling.protocols import Denoise, Schedule, time_grid
+from inference.sampling.shown import tick
 
 AFFINE = 1e-3
 """Largest deviation from an affine mean, relative, that rounding explains."""
@@ -105,8 +106,12 @@ def mcgdiff(
     times: Float[Array, " nodes"],
     *,
     key: Array,
+    report: bool = False,
 ) -> Run:
-    """One run from ``x`` at ``times[0]`` down ``times`` (:func:`grid_of`); ``denoise`` is of one datum."""
+    """One run from ``x`` at ``times[0]`` down ``times`` (:func:`grid_of`); ``denoise`` is of one datum.
+
+    ``report``  say after every step how many are done (:func:`inference.sampling.shown.tick`).
+    """
     n, shape = len(x), x.shape[1:]
     flat = lambda a: a.reshape(n, -1)  # noqa: E731
     rows, tau, r = given.rows, given.tau, len(given.s)
@@ -135,11 +140,13 @@ def mcgdiff(
 
     def step(carry: Any, at_step: Any) -> tuple[Any, Any]:
         x, log_weight, before, log_g = carry
-        t, lower, own, last = at_step
+        t, lower, own, done = at_step
+        if report:
+            tick(done)
         noise_key, resample_key, tie_key = jax.random.split(own, 3)
         denoised = jax.vmap(lambda x: denoise(x, t))(x)
         mean, sd = ancestral_kernel(lambda x, t: denoised, schedule, x, t, lower)
-        sd = jnp.where(last, 0.0, sd)
+        sd = jnp.where(done == len(times) - 2, 0.0, sd)
         # Those not set yet are guided; at the node of tau_i itself c_i is nil and the coordinate is set.
         on = (lower >= tau - close)[None]
         z, v = flat(mean) @ rows.T, sd**2
@@ -164,7 +171,7 @@ def mcgdiff(
         return (x, log_weight, before, log_g), (increment, ess, due, denoised[:8])
 
     keys = jax.random.split(key, len(times))
-    steps = (times[:-1], times[1:], keys[:-1], jnp.arange(len(times) - 1) == len(times) - 2)
+    steps = (times[:-1], times[1:], keys[:-1], jnp.arange(len(times) - 1))
     begin = (x, jnp.zeros(n), jnp.zeros(()), jnp.zeros(n))
     (x, log_weight, _, _), (increments, ess, due, path) = jax.lax.scan(step, begin, steps)
     chosen = systematic(keys[-1], log_weight)

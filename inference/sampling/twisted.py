@@ -29,6 +29,7 @@ from jaxtyping import Array, Float
 from inference.sampling.ancestral import ancestral_kernel
 from inference.sampling.particles import Run, effective, log_mean, systematic, usable
 from inference.sampling.protocols import Denoise, Schedule
+from inference.sampling.shown import tick
 from inference.sampling.twists import Twist, Twister
 
 MOVES = 2
@@ -46,11 +47,13 @@ def twisted(
     *,
     key: Array,
     resample: bool = True,
+    report: bool = False,
 ) -> Run:
     """One run from ``x`` at ``times[0]`` down ``times``, whose last entry is the data.
 
     ``denoise``   ``(x, t) -> E[x_0 | x_t = x]`` of one datum.
     ``resample``  False is guidance: particles stay as they are and the weights are those of whole paths.
+    ``report``    say after every step how many are done (:func:`inference.sampling.shown.tick`).
     """
     observed, n = twister.observed, len(x)
     start_key, key = jax.random.split(key)
@@ -71,7 +74,9 @@ def twisted(
 
     def step(carry: Any, at_step: Any) -> tuple[Any, Any]:
         (x, u, at), log_weight, before = carry
-        t, lower, own = at_step
+        t, lower, own, done = at_step
+        if report:
+            tick(done)
         noise_key, resample_key, move_key = jax.random.split(own, 3)
         mean, sd = ancestral_kernel(lambda x, t: at.denoised, schedule, x, t, lower)
         noise = jax.random.normal(noise_key, x.shape, x.dtype)
@@ -93,7 +98,9 @@ def twisted(
     log_weight = usable(first.log)
     keys = jax.random.split(key, len(times) + 1)
     start = settle((x, u, first), keys[-1], log_weight, jnp.zeros(()))
-    walked = jax.lax.scan(step, start[:3], (times[:-2], times[1:-1], keys[: len(times) - 2]))
+    walked = jax.lax.scan(
+        step, start[:3], (times[:-2], times[1:-1], keys[: len(times) - 2], jnp.arange(len(times) - 2))
+    )
     ((x, u, at), log_weight, before), (inc, ess, resampled, path) = walked
 
     def exact(u: Array) -> Array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ppl_models.datasets.count_matrices import CountMatrix, counts
+from ppl_models.datasets.hdf5 import check_hdf5
 from ppl_models.program import did_you_mean
 
 BLOCK = 2**24
@@ -62,7 +64,7 @@ def _npz(path: Path) -> Any:
 
     try:
         return sparse.load_npz(path)  # refuses pickles
-    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path.name!r} is no sparse matrix ({str(error) or type(error).__name__}); "
             "write it with scipy.sparse.save_npz(path, matrix)"
@@ -72,36 +74,48 @@ def _npz(path: Path) -> Any:
 def _h5ad(path: Path, labels: str | None, layer: str | None, columns: Any, top: int | None) -> CountMatrix:
     import h5py
 
+    check_hdf5(path)
     try:
         file = h5py.File(path, "r")
     except OSError as error:
         raise ValueError(f"{path.name!r} is no HDF5 file, or torn ({error}); write it with adata.write_h5ad") from error
     with file:
-        for part in ("X", "obs", "var"):
-            if part not in file:
-                raise ValueError(f"{path.name!r} has no {part!r}, it holds {sorted(file)}; expected an AnnData file")
-            if part != "X" and not isinstance(file[part], h5py.Group):
-                raise ValueError(
-                    f"{path.name!r} was written by AnnData before 0.7; read it there and write it again by write_h5ad"
-                )
-        source, layers = file["X"], sorted(file.get("layers", {}))
-        if layer is not None:
-            if layer not in layers:
-                raise ValueError(f"{path.name!r} has no layer {layer!r}{did_you_mean(layer, layers)}, it has {layers}")
-            source = file["layers"][layer]
         try:
-            matrix = _matrix(source)
-            more = {"names": _index(file["var"]), "index": pd.Index(_index(file["obs"]), name=_index_name(file["obs"]))}
-        except (KeyError, TypeError, OSError) as error:
-            raise ValueError(f"{path.name!r} has not the layout of AnnData 0.7 or later: {error}") from error
-        if labels is not None:
-            more["labels"] = {labels: _column(path, file["obs"], labels)}
+            matrix, more, layers = _parts(path, file, labels, layer)
+        except (KeyError, TypeError, RuntimeError, OSError, MemoryError) as error:  # HDF5 raises each for torn files
+            raise ValueError(
+                f"{path.name!r} is torn, or has not the layout of AnnData 0.7 or later: {error}; write it again with "
+                "adata.write_h5ad"
+            ) from error
     hint = f"; its layers are {layers}: read_counts(path, layer={layers[0]!r})" if layer is None and layers else ""
     try:
         return _named(path, matrix, more, columns=columns, top=top)
     except ValueError as error:
         mended = f"{error}{hint}" if "whole number" in str(error) else str(error)
         raise ValueError(mended) from error
+
+
+def _parts(path: Path, file: Any, labels: str | None, layer: str | None) -> tuple[Any, dict[str, Any], list[str]]:
+    """The counts, the names of rows and columns with the labels, and the names of the layers."""
+    import h5py
+
+    for part in ("X", "obs", "var"):
+        if part not in file:
+            raise ValueError(f"{path.name!r} has no {part!r}, it holds {sorted(file)}; expected an AnnData file")
+        if part != "X" and not isinstance(file[part], h5py.Group):
+            raise ValueError(
+                f"{path.name!r} was written by AnnData before 0.7; read it there and write it again by write_h5ad"
+            )
+    source, layers = file["X"], sorted(file.get("layers", {}))
+    if layer is not None:
+        if layer not in layers:
+            raise ValueError(f"{path.name!r} has no layer {layer!r}{did_you_mean(layer, layers)}, it has {layers}")
+        source = file["layers"][layer]
+    more: dict[str, Any] = {"names": _index(file["var"])}
+    more["index"] = pd.Index(_index(file["obs"]), name=_index_name(file["obs"]))
+    if labels is not None:
+        more["labels"] = {labels: _column(path, file["obs"], labels)}
+    return _matrix(source), more, layers
 
 
 def _matrix(source: Any) -> Any:

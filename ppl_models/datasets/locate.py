@@ -9,15 +9,13 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from ppl_models.program import CACHE_VARIABLE as CACHE_VARIABLE, cache_dir as cache_dir
+
 DATA_VARIABLE = "PPL_MODELS_DATA"
 """Environment variable: one directory, or several separated as in ``PATH``, that hold ``NAME.npz`` files."""
-
-CACHE_VARIABLE = "PPL_MODELS_CACHE"
-"""Environment variable: the cache directory (default ``$XDG_CACHE_HOME/ppl-models``, else ``~/.cache/ppl-models``)."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -45,17 +43,6 @@ def missing(name: str, ways: Iterable[str], looked: Iterable[str], reason: str =
 def is_name(name: str) -> bool:
     """Whether ``name`` can be the stem of a data file: letters, digits, ``_ . -``, and never a path."""
     return isinstance(name, str) and bool(_NAME.fullmatch(name))
-
-
-def cache_dir() -> Path:
-    """Return the user's cache directory of this package; it need not exist yet."""
-    if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE]).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return (Path(base) if base else Path.home() / ".cache") / "ppl-models"
-    except RuntimeError:  # no home directory: a container run under a bare user id
-        return Path(tempfile.gettempdir()) / "ppl-models"
 
 
 def data_dirs() -> tuple[Path, ...]:

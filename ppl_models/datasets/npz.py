@@ -13,6 +13,7 @@ and the texts ``description``, ``licence``, ``provenance``.
 from __future__ import annotations
 
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -28,7 +29,10 @@ from ppl_models.datasets.describe import Info
 from ppl_models.datasets.locate import verify_once
 
 Header = tuple[tuple[int, ...], np.dtype]
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, NotImplementedError)
+_BROKEN = (
+    zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, NotImplementedError, MemoryError,
+    struct.error,
+)  # fmt: skip
 _TEXTS = ("description", "licence", "provenance")
 
 

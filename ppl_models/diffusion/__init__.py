@@ -1,7 +1,13 @@
 """Diffusion models trained on their denoising bound, scored and sampled by their probability-flow ODE."""
 
+from ppl_models.diffusion.distilled import Distilled, distil
 from ppl_models.diffusion.guided import GuidedUNet
-from ppl_models.diffusion.latent import fit_latent_prior, with_latent_prior
+from ppl_models.diffusion.latent import (
+    fit_joint_latent_prior,
+    fit_latent_prior,
+    with_joint_latent_prior,
+    with_latent_prior,
+)
 from ppl_models.diffusion.networks import MLP, UNet
 from ppl_models.diffusion.program import bound, prior, program, standard_prior
 from ppl_models.diffusion.spec import PRESETS, Diffusion
@@ -10,9 +16,10 @@ from ppl_models.distributions.ode import RK4, Adaptive
 from ppl_models.program import register
 
 __all__ = [
-    "MLP", "PRESETS", "RK4", "Adaptive", "Diffusion", "GuidedUNet", "UNet", "bound", "coarsen", "fit_latent_prior",
-    "fit_stages", "grow", "inside", "learning", "prior", "sample_stages", "stages", "standard_prior",
-    "with_latent_prior",
+    "MLP", "PRESETS", "RK4", "Adaptive", "Diffusion", "Distilled", "GuidedUNet", "UNet", "bound", "coarsen",
+    "distil", "fit_joint_latent_prior", "fit_latent_prior", "fit_stages", "grow", "inside", "learning", "prior",
+    "sample_stages", "stages", "standard_prior",
+    "with_joint_latent_prior", "with_latent_prior",
 ]  # fmt: skip
 
 register(

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpyro import handlers
 
-from ppl_models.program import Panel, bind
+from ppl_models.diffusion.by_class import parts
+from ppl_models.program import Panel, bind, take
 
 if TYPE_CHECKING:
     from ppl_models.diffusion.spec import Diffusion
@@ -19,15 +20,18 @@ ANGLES = (0.25, 0.5, 0.7, 0.85)
 """Shares of the way from data to noise (phi over pi/2) in the denoising panel."""
 
 
-def panels(spec: Diffusion, fit: Any, x: Any) -> list[Panel]:
-    """Samples and denoising rows for images; samples over data for points in a plane."""
+def panels(spec: Diffusion, fit: Any, x: Any, tree: Any = None) -> list[Panel]:
+    """Samples and denoising rows for images; samples over data for points in a plane.
+
+    Images that the evaluation has drawn already, in ``tree``, are not drawn again: each takes hundreds of calls.
+    """
     if len(spec.shape) in (2, 3) and (len(spec.shape) == 2 or spec.shape[2] in (1, 3)):
         return [
             Panel(
                 "samples",
                 "Fresh draws from the model (upper rows) and data (last row). Good: the draws could be data, differ "
                 "from one another, and none repeats a datum.",
-                lambda: _draw_samples(spec, fit, x),
+                lambda: _draw_samples(spec, fit, x, drawn_before(tree, spec.shape, 4 * COLUMNS)),
             ),
             Panel(
                 "denoising",
@@ -54,25 +58,36 @@ def draw(fit: Any, size: int) -> np.ndarray:
     return np.asarray(jax.jit(lambda: seeded(size=size))())
 
 
+def drawn_before(tree: Any, shape: tuple[int, ...], size: int) -> np.ndarray | None:
+    """``size`` draws of the model that a posterior tree holds; ``None`` where it has too few."""
+    if tree is None or "prior_predictive" not in tree.children:
+        return None
+    found = tree["prior_predictive"]["x"].values.reshape(-1, *shape)
+    return found[:size] if len(found) >= size else None
+
+
 def denoised(spec: Diffusion, fit: Any, x: Any, angle: float) -> tuple[np.ndarray, np.ndarray]:
     """Prepared data with noise at ``angle``, and ``E[x_0 | noisy]``, both on the scale that is scored."""
 
     @jax.jit
     def both(x: Any) -> Any:
+        x, label = parts(x)
         with handlers.substitute(data=dict(fit.params)):
             net = bind("denoiser", fit.program.views.modules["denoiser"])
         x_0 = (x - spec.centre) / spec.scale
         phi = jnp.full(len(x), angle)
         noisy = jnp.cos(angle) * x_0 + jnp.sin(angle) * jax.random.normal(jax.random.key(1), x.shape)
-        return spec.centre + spec.scale * noisy, spec.centre + spec.scale * net(noisy, phi)
+        return spec.centre + spec.scale * noisy, spec.centre + spec.scale * net(
+            noisy, phi, *(() if label is None else (label,))
+        )
 
     noisy, mean = both(x)
     return np.asarray(noisy), np.asarray(mean)
 
 
-def _prepared(spec: Diffusion, fit: Any, x: Any, n: int) -> np.ndarray:
-    rows = np.asarray(x)[:n]
-    return np.asarray(fit.program.observation.prepare(jnp.asarray(rows), jax.random.key(2), False))
+def _prepared(fit: Any, x: Any, n: int) -> Any:
+    rows = jax.tree.map(jnp.asarray, take(x, slice(n)))
+    return fit.program.observation.prepare(rows, jax.random.key(2), False)
 
 
 def _mosaic(rows: list[np.ndarray], labels: list[str], title: str, limits: tuple[float, float]) -> Any:
@@ -98,19 +113,21 @@ def _limits(spec: Diffusion, data: np.ndarray) -> tuple[float, float]:
     return (0.0, 1.0) if spec.levels is not None else (float(data.min()), float(data.max()))
 
 
-def _draw_samples(spec: Diffusion, fit: Any, x: Any) -> Any:
-    data = _prepared(spec, fit, x, COLUMNS)
-    drawn = draw(fit, 4 * COLUMNS).reshape(4, COLUMNS, *spec.shape)
+def _draw_samples(spec: Diffusion, fit: Any, x: Any, drawn: np.ndarray | None) -> Any:
+    data = np.asarray(parts(_prepared(fit, x, COLUMNS))[0])
+    drawn = draw(fit, 4 * COLUMNS) if drawn is None else drawn
+    drawn = drawn.reshape(4, COLUMNS, *spec.shape)
     labels = ["model", "", "", "", "data"]
     return _mosaic([*drawn, data], labels, "draws of the model by its ODE, and data", _limits(spec, data))
 
 
 def _draw_denoising(spec: Diffusion, fit: Any, x: Any) -> Any:
-    data = _prepared(spec, fit, x, COLUMNS)
+    prepared = _prepared(fit, x, COLUMNS)
+    data = np.asarray(parts(prepared)[0])
     rows, labels = [data], ["data"]
     for share in ANGLES:
         angle = share * np.pi / 2
-        noisy, mean = denoised(spec, fit, data, angle)
+        noisy, mean = denoised(spec, fit, prepared, angle)
         rows += [noisy, mean]
         labels += [f"noise/signal {np.tan(angle):.2g}", "estimate"]
     return _mosaic(rows, labels, "what the model sees in noise", _limits(spec, data))
@@ -119,7 +136,7 @@ def _draw_denoising(spec: Diffusion, fit: Any, x: Any) -> Any:
 def _draw_plane(fit: Any, x: Any) -> Any:
     from matplotlib.figure import Figure
 
-    data = np.asarray(x)[:2000]
+    data = np.asarray(parts(x)[0])[:2000]
     drawn = draw(fit, len(data))
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.subplots()

@@ -68,6 +68,11 @@ class Diffusion:
     ``prediction``  of the network, for real-valued data: ``"v"``, ``"x"`` (the datum) or ``"eps"`` (the noise; needs a
                  schedule that keeps a share of the data at its end).  Grey levels have a denoiser of their own.
 
+    ``classes``  number of classes of the data, if they are given: a datum is then a dict of ``x`` and ``label``
+                 (0, 1, .., or -1 for unknown), and what is scored is p(x | label).
+    ``label_dropout``  share of the labels that training hides, so that the same network knows p(x): it is what guidance
+                 (``prior(..., label=3, guidance=1)``) needs.
+
     >>> Diffusion(shape=(2,), network=MLP(width=64)).probes is None
     True
     """
@@ -85,6 +90,8 @@ class Diffusion:
     schedule: OdeSchedule = Trigonometric()
     prediction: str = "v"
     within: float | None = None
+    classes: int | None = None
+    label_dropout: float = 0.1
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
@@ -101,6 +108,7 @@ class Diffusion:
         object.__setattr__(self, "schedule", named_schedule(self.schedule))
         self._check_within()
         self._check_prediction()
+        self._check_classes()
         self.network.check(self.shape)
 
     @property
@@ -118,6 +126,16 @@ class Diffusion:
                 f"within states the error of the density along the trigonometric schedule, got {self.path.kind!r}; "
                 "leave it None, or the schedule as it is (evidence is that of the same network)"
             )
+
+    def _check_classes(self) -> None:
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"label_dropout is a share of the labels, 0 to 1, got {self.label_dropout!r}; usual: 0.1")
+        if self.classes is None:
+            return
+        if self.classes < 1:
+            raise ValueError(f"classes counts the classes of the data, at least 1, or None, got {self.classes!r}")
+        if isinstance(self.network, GuidedUNet):
+            raise ValueError("a GuidedUNet takes no classes; choose MLP or UNet for the network, or classes=None")
 
     def _check_prediction(self) -> None:
         if self.prediction not in PREDICTIONS:
@@ -143,7 +161,7 @@ class Diffusion:
 
 # Grey levels: the density starts where the noise is small against their width, or the edges of the boxes are smoothed.
 DIGITS = Diffusion(
-    (8, 8), levels=17, centre=0.32, scale=0.36, network=UNet(widths=(24, 72)), probes=1,
+    (8, 8), levels=17, centre=0.32, scale=0.36, network=UNet(widths=(24, 72), dropout=0.1), probes=1,
     schedule=Trigonometric(start=1e-4),
 )  # fmt: skip
 TINY = dataclasses.replace(DIGITS, network=MLP(width=16, depth=1, embedding=8), solver=RK4(4, 1.75))
@@ -163,6 +181,7 @@ PRESETS = {
     "digits": DIGITS,
     "plane": PLANE,
     "fashion": FASHION,
+    "digits_by_class": dataclasses.replace(DIGITS, classes=10),
     "digits_multi_resnet": DIGITS_MULTI_RESNET,
     "fashion_multi_resnet": FASHION_MULTI_RESNET,
     "triangle_digits": TRIANGLE_DIGITS,

@@ -59,6 +59,7 @@ class DenoisingBound(Distribution):
     ``denoise``  ``(params, x, phi) -> E[x_0 | x]`` for a batch (n, *shape) with one angle each, (n,).
     ``fn``       the same for one datum and a scalar angle, for sampling; a scalar time where there is a ``schedule``.
     ``schedule`` of the ODE that samples; by default the trigonometric one.
+    ``batch_shape``  of data that are not alike, whose ``params`` say what each of them is given.
     ``key``      the noise of the estimate: a fixed key makes log_prob a fixed function.
     ``mean``     of the levels ``l ~ N(mean, spread^2)`` drawn, one a datum, spread evenly over the batch.
     ``cap``      largest importance weight in the GRADIENT.  The value always has the weights of the bound, while its
@@ -84,25 +85,26 @@ class DenoisingBound(Distribution):
         cap: float = 8.0,
         solver: Solver | None = None,
         schedule: Schedule | None = None,
+        batch_shape: tuple[int, ...] = (),
         validate_args: bool | None = None,
     ) -> None:
         self.denoise, self.fn, self.params, self.key = denoise, fn, params, key
         self.level_mean, self.level_spread, self.cap, self.solver = mean, spread, cap, solver
         self.schedule = Trigonometric() if schedule is None else schedule
-        super().__init__((), tuple(shape), validate_args=validate_args)
+        super().__init__(batch_shape, tuple(shape), validate_args=validate_args)
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
         """All real arrays of the datum's shape."""
         return constraints.independent(constraints.real, len(self.event_shape))
 
-    def prior(self) -> DiffusionPrior:
-        """The law of the samples: the same denoiser in its probability-flow ODE."""
+    def prior(self, params: Any = None) -> DiffusionPrior:
+        """The law of the samples: the same denoiser in its probability-flow ODE, with other ``params`` if given."""
         return DiffusionPrior(
             Denoiser(self.fn),
             self.schedule,
             self.event_shape,
-            params=self.params,
+            params=self.params if params is None else params,
             base=unit_base(self.schedule, self.event_shape),
             solver=self.solver,
         )

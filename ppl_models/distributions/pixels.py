@@ -31,6 +31,13 @@ def _logit(mean: Array) -> Array:
     return jnp.log(mean) - jnp.log1p(-mean)
 
 
+def _own_uniform(grey: Shaped[Array, "..."]) -> Float[Array, "..."]:
+    """Uniform numbers in [0, 1) of the shape of one datum, from a key made of its own grey levels."""
+    levels = grey.astype("uint32").ravel()
+    odd = 2 * jax.random.bits(jax.random.key(0), levels.shape, "uint32") + 1  # multiply-shift hash, modulo 2^32
+    return jax.random.uniform(jax.random.fold_in(jax.random.key(1), (levels * odd).sum()), grey.shape)
+
+
 class Pixels:
     """What most laws of pixels share."""
 
@@ -60,6 +67,10 @@ class Bernoulli(Pixels):
     ``threshold``  fraction of the brightest grey level, in (0, 1).
     ``noise``      standard deviation, in grey levels, of Gaussian noise added before the threshold and drawn anew at
                    every training step; evaluation has none, so its observation is fixed.
+    ``stochastic`` in place of both: a pixel is 1 with probability ``grey / (levels - 1)``, drawn anew at every training
+                   step (Burda, Grosse & Salakhutdinov 2016, arXiv 1509.00519, sec. 5.1, who score new draws, too).
+                   Evaluation draws each datum once, from a key that is a hash of its grey levels: the same image gives
+                   the same bits in any batch.
 
     Scikit-learn's digits: ``Bernoulli(threshold=7.5 / 16, noise=1.0)``.  Scores are probability masses (nats).
     """
@@ -67,9 +78,15 @@ class Bernoulli(Pixels):
     kind: Literal["bernoulli"] = field(default="bernoulli", kw_only=True)
     threshold: float = 0.5
     noise: float = 0.0
+    stochastic: bool = False
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
+        if self.stochastic and (self.threshold, self.noise) != (0.5, 0.0):
+            raise ValueError(
+                f"stochastic=True draws each pixel by its grey level, got threshold={self.threshold} and "
+                f"noise={self.noise} beside it; leave them out"
+            )
         if not 0 < self.threshold < 1:
             raise ValueError(
                 f"threshold is a fraction of the brightest level, expected 0 < threshold < 1, got {self.threshold}; "
@@ -81,8 +98,11 @@ class Bernoulli(Pixels):
     def prepare(
         self, x: Shaped[Array, "batch ..."], key: Key[Array, ""], training: bool, levels: int
     ) -> Float[Array, "batch ..."]:
-        """Threshold grey levels to 0. and 1."""
+        """Threshold grey levels to 0. and 1., or draw them."""
         grey = x.astype("float32")
+        if self.stochastic:
+            u = jax.random.uniform(key, grey.shape) if training else jax.vmap(_own_uniform)(x)
+            return (u * (levels - 1) < grey).astype("float32")
         if training and self.noise > 0:
             grey = grey + self.noise * jax.random.normal(key, grey.shape)
         return (grey > self.threshold * (levels - 1)).astype("float32")
@@ -101,6 +121,8 @@ class Bernoulli(Pixels):
 
     def observation(self, shape: tuple[int, ...], levels: int) -> str:
         """What is scored, in one line."""
+        if self.stochastic:
+            return f"binary {pixel_count(shape)}, 1 with probability grey / {levels - 1}; probability mass, nats"
         cut = f"{self.threshold * (levels - 1):g} of {levels - 1}"
         return f"binary {pixel_count(shape)}, grey > {cut}; probability mass, nats"
 

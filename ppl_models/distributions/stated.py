@@ -181,32 +181,30 @@ def _divergence(
 ) -> tuple[Array, Array, Array]:
     """Drift at ``x``, mean of ``count`` estimates of its divergence, and the variance of one."""
 
-    def contracted(vectors: Array) -> tuple[Array, Array]:
-        def along(v: Array) -> tuple[Array, Array]:
-            velocity, change = jax.jvp(lambda x: law.drift(x, t), (x,), (v,))
-            return velocity, jnp.vdot(v, change)
+    # Linearised once: what the network is at x is not computed again for each probe.
+    velocity, along = jax.linearize(lambda x: law.drift(x, t), x)
 
-        velocity, each = jax.vmap(along, out_axes=(None, 0))(vectors)
-        return velocity, each.sum()
+    def contracted(vectors: Array) -> Array:
+        return jax.vmap(lambda v: jnp.vdot(v, along(v)))(vectors).sum()
 
     if x.size <= SMALL:
-        velocity, trace = contracted(jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape))
+        trace = contracted(jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape))
         return velocity, trace, jnp.zeros((), x.dtype)
     parts = jnp.where(wide, 4, 1)
 
     def add(given: Any) -> Any:
-        j, _, first, this, total, squares = given
+        j, first, this, total, squares = given
         signs = jax.random.rademacher(jax.random.fold_in(key, j), (PROBES, *x.shape), x.dtype)
-        velocity, found = contracted(signs * _lattice(x.shape, wide, j % parts))
+        found = contracted(signs * _lattice(x.shape, wide, j % parts))
         this = found + jnp.where(j % parts == 0, 0.0, this)
         done = (j + 1) % parts == 0
         first = jnp.where(done & (j < parts), this, first)
         more = jnp.where(done, this - first, 0.0)  # less the first: no cancellation in the variance
-        return j + 1, velocity, first, this, total + more, squares + more**2
+        return j + 1, first, this, total + more, squares + more**2
 
     zero = jnp.zeros((), x.dtype)
-    begin = (jnp.asarray(0), jnp.zeros_like(x), zero, zero, zero, zero)
-    _, velocity, first, _, total, squares = jax.lax.while_loop(lambda given: given[0] < count * parts, add, begin)
+    begin = (jnp.asarray(0), zero, zero, zero, zero)
+    _, first, _, total, squares = jax.lax.while_loop(lambda given: given[0] < count * parts, add, begin)
     return velocity, first + total / count, (squares - total**2 / count) / jnp.maximum(count - 1, 1)
 
 

@@ -1,11 +1,14 @@
 """Hierarchical VAE: very deep pyramids of latent images, each level a sample site that reads the state above it."""
 
 from ppl_models.distributions import Bernoulli, Categorical, Columns, LogisticMixture, Normal
+from ppl_models.hvae.partly_seen import partly_seen
 from ppl_models.hvae.program import program
 from ppl_models.hvae.spec import HVAE, PRESETS, finer_steps
 from ppl_models.program import register
 
-__all__ = ["HVAE", "PRESETS", "Bernoulli", "Categorical", "Columns", "LogisticMixture", "Normal", "finer_steps"]
+__all__ = [
+    "HVAE", "PRESETS", "Bernoulli", "Categorical", "Columns", "LogisticMixture", "Normal", "finer_steps", "partly_seen",
+]  # fmt: skip
 
 register(
     "hvae",

@@ -1,8 +1,9 @@
 """Which levels of a hierarchy say nothing, read off the posterior draws.
 
 ``tree`` is the ArviZ DataTree of ``inference.posterior``; its ``posterior`` group holds ``z_<i>`` (chain, draw, datum,
-height, width, channel) and ``rate_z_<i>`` (chain, draw, datum).  Rates and active units of the single levels are lines
-of ``inference.diagnose`` for any program; here stands the verdict on the hierarchy.
+height, width, channel), its ``sample_stats`` ``rate_z_<i>`` (chain, draw, datum), log q - log p of the level's draw, in
+earlier files ``posterior`` did.  Rates and active units of the single levels are lines of ``inference.diagnose`` for
+any program; here stands the verdict on the hierarchy.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from jaxtyping import Shaped
 from ppl_models.program import Check
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ppl_models.hvae.spec import HVAE
 
 SILENT = 0.01
@@ -48,11 +51,41 @@ def levels(tree: Any, spec: HVAE) -> list[Level]:
     """Rate and active units of every level, top-down."""
     posterior, found = tree["posterior"], []
     for site, cell in zip(spec.latents, spec.decoder_cells, strict=True):
-        rates = np.asarray(posterior[f"rate_{site}"].values, float)
+        name = f"rate_{site}"
+        stated = tree["sample_stats"] if "sample_stats" in tree.children else {}
+        rates = np.asarray((stated if name in stated else posterior)[name].values, float)
         z = np.asarray(posterior[site].values)
         z = z.reshape(z.shape[0] * z.shape[1], z.shape[2], -1)  # (S, N, units)
         found.append(Level(site, float(rates.mean()), _active(z), z.shape[2], cell.res))
     return found
+
+
+def level_table(tree: Any, spec: HVAE) -> pd.DataFrame:
+    """One row a level, top-down, of the DataTree of ``inference.posterior``.
+
+    ===============================  ==================================================================================
+    ``site``                         its latent site
+    ``resolution``, ``step``         side of its grid, and which of the cells there it is, from 0
+    ``rate``                         nats per datum
+    ``active``, ``units``            units that vary with the datum, of how many
+    ``collapsed``, ``follows``       rate below .01 and none active; below .01 and some, which follow the levels above
+    ``norm``, ``norm_5``, ``norm_95``  RMS of the state after it: median, 5 % and 95 % quantiles over data and draws
+    ===============================  ==================================================================================
+
+    >>> level_table(inference.posterior(fit, x, key=key), fit.program.spec).groupby("resolution")["rate"].sum()
+    """
+    import pandas as pd
+
+    norms = np.asarray(tree["posterior"]["state_norm"].values, float).reshape(-1, len(spec.latents))
+    sides = [cell.res for cell in spec.decoder_cells]
+    return pd.DataFrame(
+        {
+            "site": level.site, "resolution": level.res, "step": sides[:i].count(level.res), "rate": level.rate,
+            "active": level.active, "units": level.units, "collapsed": level.collapsed, "follows": level.follows,
+            **dict(zip(("norm_5", "norm", "norm_95"), np.quantile(norms[:, i], [0.05, 0.5, 0.95]), strict=True)),
+        }
+        for i, level in enumerate(levels(tree, spec))
+    )  # fmt: skip
 
 
 def _active(z: Shaped[np.ndarray, "draws data units"]) -> int:

@@ -8,19 +8,19 @@ the branches that add up along the depth scaled by 1/sqrt(number of cells).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from ppl_models.distributions import Columns
-from ppl_models.networks.activations import gelu
+from ppl_models.hvae.execution import loop, looped, rematerialised, runs
+from ppl_models.hvae.parts import Block, Conv, Source, Traced, constant, normalised, pool, upsample
+from ppl_models.networks.dropout import Drop, drop_at, no_drop
 from ppl_models.networks.flow import CONTEXT, CouplingFlow
-from ppl_models.networks.separable import separable_convolution
 
 if TYPE_CHECKING:
     from ppl_models.hvae.spec import HVAE
@@ -28,107 +28,19 @@ if TYPE_CHECKING:
 Image = Float[Array, "batch height width channel"]
 Part = Float[Array, "batch height width _"]
 Mapped = Float[Array, "batch height width c_out"]
-Resized = Float[Array, "batch new_height new_width channel"]
-Drop = Callable[[Array], Array]
 LOG_SD_BOUND = 20.0
 """Log standard deviations are cut here, far outside anything useful: beyond, exp() of their differences overflows."""
 NO_BIAS_ABOVE = 64
 """The top-down state starts at a learned constant up to this resolution, at zero above it."""
 
 
-# ----------------------------------------------------------------------------------------------- elements
-def pool(x: Image, k: int) -> Resized:
-    """Mean over k x k blocks: the L2 projection on images that are constant on them."""
-    B, H, W, C = x.shape
-    return x if k == 1 else x.reshape(B, H // k, k, W // k, k, C).mean((2, 4))
-
-
-def upsample(x: Image, k: int) -> Resized:
-    """Each pixel repeated in a k x k block (nearest neighbour): keeps the root mean square over pixels."""
-    B, H, W, C = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None], (B, H, k, W, k, C)).reshape(B, k * H, k * W, C)
-
-
-def rms(x: Image) -> Float[Array, " batch"]:
-    """Root mean square over pixels and channels: the state as a function on the unit square, whatever the grid."""
-    return jnp.sqrt(jnp.mean(x * x, axis=(1, 2, 3)))
-
-
-def normalised(x: Image) -> Image:
-    """``x / RMS(x)`` over pixels and channels; 0 stays 0, and its gradient finite."""
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=(1, 2, 3), keepdims=True) + 1e-6)
-
-
-class Dropout:
-    """Zero units with probability ``rate`` and scale up the rest; another mask at each call, all from one key."""
-
-    def __init__(self, rate: Float[Array, ""] | float, key: Key[Array, ""]) -> None:
-        self.keep, self.key, self.calls = 1.0 - rate, key, 0
-
-    def __call__(self, h: Float[Array, "..."]) -> Float[Array, "..."]:
-        self.calls += 1
-        # 16 random bits a unit: half the cost of a uniform number.
-        bits = jax.random.bits(jax.random.fold_in(self.key, self.calls), h.shape, jnp.uint16)
-        kept = bits.astype(jnp.float32) < 65536.0 * self.keep
-        return jnp.where(kept, h * jnp.asarray(1.0 / self.keep, h.dtype), jnp.zeros((), h.dtype))
-
-
-def no_drop(h: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The dropout of evaluation."""
-    return h
-
-
-def _constant(value: float, *shape: int) -> nnx.Param:
-    return nnx.Param(jnp.asarray(np.full(shape, value, "float32")))
-
-
-class Conv(nnx.Module):
-    """``k x k`` convolution with bias; ``inputs`` are stacked along the channels without being copied."""
-
-    def __init__(self, c_in: int, c_out: int, k: int, *, scale: float = 1.0, rng: np.random.Generator) -> None:
-        bound = scale / math.sqrt(k * k * c_in)
-        shape = (k, k, c_in, c_out)
-        # Drawn by NumPy: JAX would compile a program for every shape, which takes longer than the first fit.
-        self.kernel = nnx.Param(jnp.asarray(rng.uniform(-bound, bound, shape) if scale else np.zeros(shape), "float32"))
-        self.bias = _constant(0.0, c_out)
-
-    def __call__(self, *inputs: Part) -> Mapped:
-        kernel, bias, at = self.kernel[...], self.bias[...], 0
-        parts = []
-        for x in inputs:
-            parts.append(separable_convolution(x, kernel[:, :, at : at + x.shape[-1]]))
-            at += x.shape[-1]
-        return sum(parts[1:], parts[0]) + bias[None, None, None]
-
-
-class Block(nnx.Module):
-    """``c4(g(c3(g(c2(g(c1(g(x))))))))``, g = GELU: 1x1, two of 3x3 (1x1 where the grid is 2x2 or less), 1x1.
-
-    ``scale`` multiplies the last layer's initial weights; ``drop`` acts on its input.
-    """
-
-    def __init__(
-        self, c_in: int, mid: int, c_out: int, res: int, *, scale: float = 1.0, rng: np.random.Generator
-    ) -> None:
-        k = 3 if res > 2 else 1
-        self.c1 = Conv(c_in, mid, 1, rng=rng)
-        self.c2 = Conv(mid, mid, k, rng=rng)
-        self.c3 = Conv(mid, mid, k, rng=rng)
-        self.c4 = Conv(mid, c_out, 1, scale=scale, rng=rng)
-
-    def __call__(self, *inputs: Part, drop: Drop = no_drop) -> Mapped:
-        h = self.c1(*(gelu(x) for x in inputs))
-        h = self.c3(gelu(self.c2(gelu(h))))
-        return self.c4(drop(gelu(h)))
-
-
 class Direct(nnx.Module):
     """The linear path ``x A + b`` of a hierarchy of tables, at one position: it can hold a classical fit."""
 
-    def __init__(self, c_in: int, c_out: int, *, rng: np.random.Generator) -> None:
+    def __init__(self, c_in: int, c_out: int, *, rng: Source) -> None:
         bound = 1 / math.sqrt(c_in)
         self.kernel = nnx.Param(jnp.asarray(rng.uniform(-bound, bound, (c_in, c_out)), "float32"))
-        self.bias = _constant(0.0, c_out)
+        self.bias = constant(0.0, c_out)
 
     def __call__(self, x: Float[Array, "batch c_in"]) -> Float[Array, "batch c_out"]:
         return x @ self.kernel[...] + self.bias[...]
@@ -156,7 +68,7 @@ class Encoder(nnx.Module):
     starts at zero: ``qm = block + A h + b``, ``qv = block + l``.
     """
 
-    def __init__(self, spec: HVAE, *, rng: np.random.Generator) -> None:
+    def __init__(self, spec: HVAE, *, rng: Source) -> None:
         self.spec = spec
         w, mid, cells = spec.width, spec.mid, spec.encoder_cells
         learned, bare = spec.encoder == "learned", spec.encoder == "haar"
@@ -176,7 +88,7 @@ class Encoder(nnx.Module):
         )
         if is_table(spec):
             self.direct = nnx.List([Direct(spec.channels, spec.zdim, rng=rng) for _ in spec.latents])
-            self.log_sd = nnx.List([_constant(0.0, spec.zdim) for _ in spec.latents])
+            self.log_sd = nnx.List([constant(0.0, spec.zdim) for _ in spec.latents])
         self.entries = spec.zdim * (spec.zdim - 1) // 2
         if spec.posterior != "normal":
             flow = spec.posterior == "flow"
@@ -186,7 +98,7 @@ class Encoder(nnx.Module):
                 block.c4.kernel[...] = block.c4.kernel[...].at[..., : self.entries].set(0.0)
             self.richer = nnx.Dict(blocks)
             if flow:
-                rngs = nnx.Rngs(int(rng.integers(2**31)))
+                rngs = nnx.Rngs(rng.integers(2**31) if isinstance(rng, Traced) else int(rng.integers(2**31)))
                 self.flows = nnx.Dict({name: CouplingFlow(spec.zdim, CONTEXT, rngs=rngs) for name in blocks})
 
     def __call__(self, x: Float[Array, "batch ..."], drop: Drop = no_drop) -> dict[int, Array]:
@@ -195,27 +107,51 @@ class Encoder(nnx.Module):
         x = x.reshape(x.shape[0], side, side, self.spec.channels)
         h = x if is_table(self.spec) else 2.0 * x - 1.0
         h = h if self.in_conv is None else self.in_conv(h)
-        found = {side: h}
-        for cell, group in zip(self.spec.encoder_cells, self.spec.encoder_groups, strict=True):
-            if self.blocks:
-                h = h + self.blocks[group](h, drop=drop)
-            h = pool(h, cell.down)
-            found[cell.res // cell.down] = h
+        found, cells, groups = {side: h}, self.spec.encoder_cells, self.spec.encoder_groups
+
+        def residual(h: Array, block: Block, cell: Any) -> tuple[Array, None]:
+            return h + block(h, drop=drop_at(drop, cell)), None
+
+        for run in runs(cells, groups, looped(self.spec)):
+            i = run.start
+            blocks = [self.blocks[groups[j]] for j in run.first_cells] if self.blocks else []
+            if blocks and len(run.cells) > 1:
+                h, _ = loop(residual, h, run, blocks, np.asarray(run.cells), self.spec)
+            elif blocks:
+                h = rematerialised(lambda h, i=i, block=blocks[0]: residual(h, block, i)[0], self.spec)(h)
+            h = pool(h, cells[i].down)
+            found[cells[i].res // cells[i].down] = h
         return found
 
+    def posterior_block(self, level: int) -> Block:
+        """The block that reads ``[Z, a]`` at a level; tied levels share it."""
+        return self.posteriors[self.spec.decoder_groups[level]]
+
     def posterior(
-        self, level: int, Z: Image, a: Part, drop: Drop = no_drop, prior: tuple[Array, Array] | None = None
+        self,
+        level: int,
+        Z: Image,
+        a: Part,
+        drop: Drop = no_drop,
+        prior: tuple[Array, Array] | None = None,
+        *,
+        block: Block | None = None,
     ) -> tuple[Mapped, Mapped]:
         """``(qm, qv)``: mean and log standard deviation of q(z_level | Z, x).
 
-        With explicit steps ``(pm + exp(pv) sqrt(h) u, pv)`` of the prior's, u the output of the block.
+        With explicit steps ``(pm + exp(pv) sqrt(h) u, pv)`` of the prior's, u the output of the block; residual,
+        ``(pm + dm, pv + dv)``.  ``block`` stands for the level's own in a loop over levels of its resolution.
         """
-        out = self.posteriors[self.spec.decoder_groups[level]](Z, a, drop=drop)
+        out = (block or self.posterior_block(level))(Z, a, drop=drop)
         if self.spec.step == "euler":
             assert prior is not None
             pm, pv = prior
             return pm + jnp.exp(pv) * math.sqrt(self.spec.steps[level]) * out, pv
-        return out[..., : self.spec.zdim], _bounded(out[..., self.spec.zdim :])
+        qm, qv = out[..., : self.spec.zdim], out[..., self.spec.zdim :]
+        if self.spec.posterior_residual:
+            assert prior is not None
+            qm, qv = prior[0] + qm, prior[1] + qv
+        return qm, _bounded(qv)
 
     def rich(
         self, level: int, Z: Image, a: Part, drop: Drop = no_drop
@@ -244,7 +180,7 @@ class Cell(nnx.Module):
     ``Z+ = Z + drift(Z) + W z + b``, then ``Z' = Z+ + resnet(Z+)``.
     """
 
-    def __init__(self, spec: HVAE, res: int, *, rng: np.random.Generator) -> None:
+    def __init__(self, spec: HVAE, res: int, *, rng: Source) -> None:
         w, mid, z = spec.width, spec.mid, spec.zdim
         # An explicit step is a factor of its own; the original's is in the initial weights.
         scale = 1.0 if spec.step == "euler" else 1 / math.sqrt(len(spec.decoder_cells))
@@ -259,17 +195,17 @@ class Decoder(nnx.Module):
     Of a table, the read-out is ``b + sum_i W_i z_i + head(Z_L)``, the head at first zero.
     """
 
-    def __init__(self, spec: HVAE, *, rng: np.random.Generator) -> None:
+    def __init__(self, spec: HVAE, *, rng: Source) -> None:
         self.spec = spec
         w, cells = spec.width, spec.decoder_cells
         self.start = nnx.Dict(
-            {f"at_{r}": _constant(0.0, r, r, w) for r in sorted({c.res for c in cells}) if r <= NO_BIAS_ABOVE}
+            {f"at_{r}": constant(0.0, r, r, w) for r in sorted({c.res for c in cells}) if r <= NO_BIAS_ABOVE}
         )
         self.cells = nnx.List([Cell(spec, cells[i].res, rng=rng) for i in _first(spec.decoder_groups)])
         if spec.clock == "step":
-            self.clock = nnx.Dict({f"at_{r}": _constant(0.0, w) for r in sorted({c.res for c in cells})})
-        self.gain = _constant(1.0, w)
-        self.shift = _constant(0.0, w)
+            self.clock = nnx.Dict({f"at_{r}": constant(0.0, w) for r in sorted({c.res for c in cells})})
+        self.gain = constant(1.0, w)
+        self.shift = constant(0.0, w)
         outputs = math.prod(spec.decoded_shape) // spec.grid**2
         self.head = Conv(w, outputs, 1, scale=float(not is_table(spec)), rng=rng)
         if is_table(spec):
@@ -292,36 +228,51 @@ class Decoder(nnx.Module):
             )
         return Z + upsample(states[mixin], res // mixin) if mixin else Z
 
-    def seen(self, level: int, Z: Image, part: float = 0.0) -> Image:
-        """What the blocks of a level read of the state, ``part`` of its step on: the clock is here."""
+    def seen(self, level: int, Z: Image, part: float = 0.0, time: Any = None) -> Image:
+        """What the blocks of a level read of the state, ``part`` of its step on: the clock is here.
+
+        ``time`` stands for the level's own in a loop over levels of its resolution.
+        """
         spec = self.spec
         if spec.clock == "step":
-            time = spec.times[level] + part * spec.steps[level]
+            time = (spec.times[level] if time is None else time) + part * spec.steps[level]
             return Z + time * self.clock[f"at_{spec.decoder_cells[level].res}"][...][None, None, None]
         return normalised(Z) if spec.clock == "normalise" else Z
 
-    def prior(self, level: int, seen: Image, drop: Drop = no_drop) -> tuple[Mapped, Mapped, Image]:
+    def prior(
+        self, level: int, seen: Image, drop: Drop = no_drop, *, cell: Cell | None = None
+    ) -> tuple[Mapped, Mapped, Image]:
         """``(pm, pv, drift)``: mean and log standard deviation of p(z_level | Z), and the state's own movement.
 
-        ``seen`` is what :meth:`seen` makes of Z.
+        ``seen`` is what :meth:`seen` makes of Z; ``cell`` stands for the level's own in a loop.
         """
         z = self.spec.zdim
-        out = self.cell(level).prior(seen, drop=drop)
+        out = (cell or self.cell(level)).prior(seen, drop=drop)
         pm = out[..., :z]
         if self.spec.step == "euler":
             pm = math.sqrt(self.spec.steps[level]) * pm
         return pm, _bounded(out[..., z : 2 * z]), out[..., 2 * z :]
 
-    def step(self, level: int, Z: Image, drift: Image, z: Mapped, drop: Drop = no_drop) -> Image:
-        """The state after the level: both half steps."""
-        cell = self.cell(level)
+    def step(
+        self,
+        level: int,
+        Z: Image,
+        drift: Image,
+        z: Mapped,
+        drop: Drop = no_drop,
+        *,
+        cell: Cell | None = None,
+        time: Any = None,
+    ) -> Image:
+        """The state after the level: both half steps; ``cell`` and ``time`` stand for its own in a loop."""
+        cell = cell or self.cell(level)
         if self.spec.step == "vdvae":
             Z = Z + drift + cell.z_proj(z)
-            return Z + cell.resnet(self.seen(level, Z, 0.5), drop=drop)
+            return Z + cell.resnet(self.seen(level, Z, 0.5, time), drop=drop)
         h = self.spec.steps[level]
         b = cell.z_proj.bias[...][None, None, None]
         Z = Z + h * (drift + b) + math.sqrt(h) * (cell.z_proj(z) - b)
-        return Z + h * cell.resnet(self.seen(level, Z, 0.5), drop=drop)
+        return Z + h * cell.resnet(self.seen(level, Z, 0.5, time), drop=drop)
 
     def read_out(self, Z: Image, zs: Sequence[Array] = ()) -> Float[Array, "batch ..."]:
         """The likelihood's input (batch, *decoded_shape) from the finest state; of a table, also from all levels."""

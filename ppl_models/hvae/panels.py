@@ -6,21 +6,21 @@ A ``fit`` is anything with ``model`` (the program's model with the trained weigh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
-from numpyro.handlers import seed, substitute, trace
+from jaxtyping import Float
 
+from ppl_models.hvae.use import shared as shared, truncated as truncated
 from ppl_models.program import Panel
 
 if TYPE_CHECKING:
     from ppl_models.hvae.spec import HVAE
 
 ROWS, COLUMNS = 10, 12
+NAMED = 16
+"""Levels up to which each is named by its resolution and step; beyond, by its number."""
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")  # told apart by everyone
 
 
@@ -93,8 +93,16 @@ def _draw_norms(spec: HVAE, norms: Float[np.ndarray, "n levels"]) -> Any:
         at = np.flatnonzero(resolutions == res)
         axes.errorbar(at, middle[at], (middle[at] - low[at], high[at] - middle[at]), fmt="o-", color=colour, capsize=2,
                       label=f"{res}x{res}")  # fmt: skip
-    axes.locator_params(axis="x", integer=True)
-    axes.set(xlabel="level", ylabel="root mean square of the state", ylim=(0, None))
+    if len(resolutions) <= NAMED:
+        steps = [int((resolutions[:i] == res).sum()) for i, res in enumerate(resolutions)]
+        axes.set_xticks(
+            range(len(steps)), [f"{res}x{res}\n{i}" for res, i in zip(resolutions, steps, strict=True)], fontsize=8
+        )
+        axes.set_xlabel("resolution, and step there")
+    else:
+        axes.locator_params(axis="x", integer=True)
+        axes.set_xlabel("level")
+    axes.set(ylabel="root mean square of the state", ylim=(0, None))
     axes.set_title("state after each level", fontsize=10, loc="left")
     axes.legend(fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -102,45 +110,6 @@ def _draw_norms(spec: HVAE, norms: Float[np.ndarray, "n levels"]) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------- images
-def _expected(spec: HVAE, fit: Any, choose: Any, batch: int) -> Array:
-    """``E[x | z]`` (batch, *shape) with each level's z from ``choose(level, its prior given those above)``."""
-    order = {name: level for level, name in enumerate(spec.latents)}
-
-    def values(site: dict[str, Any]) -> Any:
-        return choose(order[site["name"]], site["fn"]) if site["name"] in order else None
-
-    model = seed(substitute(fit.model, substitute_fn=values), jax.random.key(0))  # the noise of x, unused
-    return trace(model).get_trace(size=batch)["x"]["fn"].mean
-
-
-def truncated(spec: HVAE, fit: Any, z: Mapping[str, Any], cuts: list[int]) -> Float[np.ndarray, "cuts n ..."]:
-    """``E[x | z]`` with the first ``cut`` levels of ``z`` as given and the others at their mean, for each cut."""
-    held = [jnp.asarray(z[name]) for name in spec.latents]
-
-    @jax.jit
-    @jax.vmap
-    def images(cut: Array) -> Array:
-        return _expected(spec, fit, lambda level, p: jnp.where(level < cut, held[level], p.mean), len(held[0]))
-
-    return np.asarray(images(jnp.asarray(cuts)))
-
-
-def shared(spec: HVAE, fit: Any, cuts: list[int], n: int, *, key: Key[Array, ""]) -> Float[np.ndarray, "cuts n ..."]:
-    """``E[x | z]`` of prior draws of which, in row ``cut``, all ``n`` share the first ``cut`` levels."""
-
-    @jax.jit
-    @jax.vmap
-    def images(cut: Array) -> Array:
-        def choose(level: int, prior: Any) -> Array:
-            noise = jax.random.normal(jax.random.fold_in(key, level), prior.shape())
-            noise = jnp.where(level < cut, noise[:1], noise)
-            return prior.mean + jnp.sqrt(prior.variance) * noise
-
-        return _expected(spec, fit, choose, n)
-
-    return np.asarray(images(jnp.asarray(cuts)))
-
-
 def _draw_truncated(spec: HVAE, fit: Any, tree: Any, cuts: list[int]) -> Any:
     data = np.asarray(tree["observed_data"]["x"].values)[:COLUMNS]
     z = {name: tree["posterior"][name].values[0, 0, :COLUMNS] for name in spec.latents}

@@ -17,55 +17,35 @@ the context of the site, so one trace of the model holds both densities.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro
-import numpyro.distributions as dist
-from jaxtyping import Array, Float, Key
-from numpyro.distributions.kl import kl_divergence
-from numpyro.distributions.transforms import ReshapeTransform
+from jaxtyping import Array, Key
 
-from ppl_models.distributions import Columns, ConditionalFlow, ShapedGaussian
-from ppl_models.distributions.conditional_flow import unit_lower
+from ppl_models.distributions import Columns
 from ppl_models.hvae import checks, panels
-from ppl_models.hvae.networks import Decoder, Drop, Dropout, Encoder, is_table, no_drop, rms
+from ppl_models.hvae.levels import LevelPosterior, top_down
+from ppl_models.hvae.networks import Decoder, Encoder, is_table
 from ppl_models.hvae.observed import encoder_input, observation
+from ppl_models.hvae.parts import weights_from
 from ppl_models.hvae.table_start import START_SIZE, table_start
+from ppl_models.networks.dropout import Drop, Dropout, no_drop
 from ppl_models.program import Event, Posterior, Program, Training, Views, bind, knob, rows
 
 if TYPE_CHECKING:
     from flax import nnx
 
     from ppl_models.hvae.spec import HVAE
-    from ppl_models.networks.flow import CouplingFlow
 
 NORM = "state_norm"
 """Site with the root mean square of the state after each level, (batch, levels)."""
 
 
-class Above(NamedTuple):
-    """What the posterior of a level may read of the generative side.
-
-    ``state``   what the level's own blocks read of the state that it starts from.
-    ``prior``   p(z | Z), and its mean and log standard deviation ``moments``.
-    """
-
-    state: Float[Array, "batch height width channel"]
-    prior: dist.Distribution
-    moments: tuple[Array, Array]
-
-
-def rate(site: str) -> str:
-    """Name of the site with KL(q(z | Z, x) || p(z | Z)) of a latent site, nats, one value a datum."""
-    return f"rate_{site}"
-
-
 def program(spec: HVAE, key: Key[Array, ""]) -> Program:
     """Build the networks of ``spec`` from ``key`` and put the program together."""
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    rng = weights_from(key)
     encoder, decoder = Encoder(spec, rng=rng), Decoder(spec, rng=rng)
     return Program(
         spec=spec,
@@ -97,29 +77,6 @@ def _dropout(spec: HVAE) -> Drop:
     return no_drop if key is None else Dropout(share, key)
 
 
-def _gaussian(loc: Array, log_sd: Array) -> dist.Distribution:
-    return dist.Normal(loc, jnp.exp(log_sd)).to_event(3)
-
-
-def _richer(loc: Array, log_sd: Array, entries: Array, context: Array, flow: CouplingFlow | None) -> dist.Distribution:
-    """A level (batch, 1, 1, zdim) with a full covariance, or a flow, from vectors (batch, zdim)."""
-    lower, scale = unit_lower(entries, loc.shape[-1]), jnp.exp(log_sd)
-    shape = (1, 1, loc.shape[-1])
-    if flow is None:
-        return ShapedGaussian(dist.MultivariateNormal(loc, scale_tril=scale[..., None] * lower), shape)
-    return ConditionalFlow(flow, context, loc, scale, lower, [ReshapeTransform(shape, loc.shape[-1:])])
-
-
-def _divergence(q: dist.Distribution, p: dist.Distribution) -> Array:
-    """KL(q || p) in nats, exact where it is closed, else at one draw of q: right on average over draws."""
-    try:
-        return kl_divergence(q, p)
-    except NotImplementedError:
-        key = numpyro.prng_key()
-        z = q.sample(jax.random.key(0) if key is None else key)
-        return q.log_prob(z) - p.log_prob(z)
-
-
 def generative(spec: HVAE, decoder: nnx.Module) -> Any:
     """``p(x, z)`` of a spec with the weights of ``decoder``.
 
@@ -138,20 +95,10 @@ def generative(spec: HVAE, decoder: nnx.Module) -> Any:
         start = likelihood.parameters() if isinstance(likelihood, Columns) else likelihood.parameters(spec.shape)
         parameters = numpyro.param("likelihood", start) if start else start
         drop, temperature = _dropout(spec), knob("temperature", 1.0)
-        states: dict[int, Array] = {}
-        zs, norms = [], []
         with numpyro.plate("data", batch):
-            for level, (name, cell) in enumerate(zip(spec.latents, spec.decoder_cells, strict=True)):
-                Z = net.enter(level, states, batch)
-                seen = net.seen(level, Z)
-                pm, pv, drift = net.prior(level, seen, drop)
-                prior = dist.Normal(pm, jnp.exp(pv) * temperature).to_event(3)
-                z = numpyro.sample(name, prior, infer={"ctx": Above(seen, prior, (pm, pv))})
-                states[cell.res] = net.step(level, Z, drift, z, drop)
-                zs.append(z)
-                norms.append(rms(states[cell.res]))
+            Z, zs, norms = top_down(spec, net, batch, drop, temperature)
             numpyro.deterministic(NORM, jnp.stack(norms, axis=-1))
-            decoded = net.read_out(states[spec.grid], zs)
+            decoded = net.read_out(Z, zs)
             if isinstance(likelihood, Columns):
                 law = likelihood.distribution(decoded, parameters, None if x is None else x["there"])
                 return numpyro.sample("x", law, obs=None if x is None else x["x"])
@@ -162,7 +109,6 @@ def generative(spec: HVAE, decoder: nnx.Module) -> Any:
 
 def amortised(spec: HVAE, encoder: nnx.Module) -> Any:
     """``q(z | x)`` of a spec with the weights of ``encoder``; records each level's rate beside it."""
-    level_of = {name: level for level, name in enumerate(spec.latents)}
 
     def posterior(x: Any = None, *, size: int | None = None) -> Posterior:
         del size
@@ -171,23 +117,7 @@ def amortised(spec: HVAE, encoder: nnx.Module) -> Any:
         net: Encoder = bind("encoder", encoder)
         drop = _dropout(spec)
         given = encoder_input(spec, jax.tree.map(jnp.asarray, x))
-        activations = net(given, drop)
-
-        def q(site: str, ctx: Above) -> dist.Distribution:
-            level = level_of[site]
-            a = activations[spec.decoder_cells[level].res]
-            loc, log_sd = net.posterior(level, ctx.state, a, drop, ctx.moments)
-            if is_table(spec):
-                more_loc, more_log_sd = net.linear(level, given)
-                loc, log_sd = loc + more_loc, log_sd + more_log_sd
-            found = _gaussian(loc, log_sd)
-            if spec.posterior != "normal" and level in spec.dense:
-                found = _richer(loc[:, 0, 0], log_sd[:, 0, 0], *net.rich(level, ctx.state, a, drop))
-            # Unused in training, where it costs nothing; in a posterior it is the KL at the sampled state.
-            numpyro.deterministic(rate(site), _divergence(found, ctx.prior))
-            return found
-
-        return q
+        return LevelPosterior(spec, net, net(given, drop), given, drop)
 
     return posterior
 

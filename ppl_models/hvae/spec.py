@@ -24,6 +24,7 @@ CHOICES = {
     "encoder": ("learned", "pool", "haar"),
     "step": ("vdvae", "euler"),
     "clock": ("none", "step", "normalise"),
+    "execution": ("auto", "unroll", "scan"),
 }
 
 
@@ -59,6 +60,15 @@ class HVAE:
                     a Cholesky factor, ``N(qm_i, (diag exp(qv_i) T_i) (diag exp(qv_i) T_i)^T)``, T_i(Z_i, a) unit lower
                     triangular; ``"flow"``: the noise of that Gaussian bent by spline couplings that read (Z_i, a).
                     Finer levels stay normal.
+    ``posterior_residual``  ``True``: the encoder says how q differs from the prior it meets, ``qm = pm + dm``,
+                    ``qv = pv + dv`` with (dm, dv) the output of the level's block (Vahdat & Kautz 2020, NVAE, arXiv
+                    2007.03898, sec. 3.2): a block that says 0 costs 0 nats, whatever the prior has learned.
+    ``execution``   how cells run, whatever weights they share: ``"unroll"``, each written out; ``"scan"``, plain cells
+                    of a resolution as loops, whose compilation does not grow with their number; ``"auto"``: scan on an
+                    accelerator, and on a CPU from 16 decoder cells on.  Equal in value and gradient, with the same
+                    parameters.  Of tables, and at resolution 1 under a richer posterior, cells are always written out.
+    ``remat``       compute the inner values of cells again in the backward pass instead of keeping them: less memory,
+                    more time.
     ``dropout``     share of hidden units dropped in each block while training; none in evaluation or stock ``SVI``.
 
     A table: ``likelihood=Columns(...)`` as ``datasets.table`` makes it, ``shape`` (columns,), ``enc`` and ``dec`` at 1,
@@ -82,8 +92,11 @@ class HVAE:
     encoder: Literal["learned", "pool", "haar"] = "learned"
     dropout: float = 0.0
     posterior: Literal["normal", "full", "flow"] = "normal"
+    posterior_residual: bool = False
     step: Literal["vdvae", "euler"] = "vdvae"
     clock: Literal["none", "step", "normalise"] = "none"
+    execution: Literal["auto", "unroll", "scan"] = "auto"
+    remat: bool = False
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
@@ -106,6 +119,8 @@ class HVAE:
                 raise ValueError(
                     f"{field} must be one of {', '.join(known)}, got {value!r}{did_you_mean(str(value), known)}"
                 )
+        if not isinstance(self.remat, bool):
+            raise ValueError(f"remat must be True or False, got {self.remat!r}")
         if not isinstance(self.levels, int) or self.levels < 2:
             raise ValueError(f"levels counts the grey levels of the stored data, expected >= 2, got {self.levels}")
         self._check_table()
@@ -160,6 +175,12 @@ class HVAE:
         if self.posterior != "normal" and self.step == "euler":
             raise ValueError(
                 f"step 'euler' gives q the scale of the prior, so posterior must be 'normal', got {self.posterior!r}"
+            )
+        if self.posterior_residual and (self.step == "euler" or isinstance(self.likelihood, Columns)):
+            raise ValueError(
+                "posterior_residual=True moves the prior's mean and scale, but "
+                + ("step 'euler' moves its mean already" if self.step == "euler" else "a table starts at linear maps")
+                + "; leave it out"
             )
         if self.posterior != "normal" and not self.dense:
             raise ValueError(
@@ -270,6 +291,9 @@ DIGITS_GREY = replace(DIGITS, likelihood=LogisticMixture(components=5), dropout=
 DIGITS8 = HVAE(
     enc="8x2,8d2,4x2,4d4,1x1", dec="1x1,4m1,4x2,8m4,8x2", shape=(8, 8), levels=17, width=64, zdim=8, likelihood=_DIGITS
 )
+MNIST = HVAE(
+    enc="1x1", dec="1x4", shape=(28, 28), width=384, zdim=16, mid_ratio=0.5, likelihood=Bernoulli(stochastic=True)
+)
 SMALL28 = HVAE(
     enc="28x2,28d2,14x2,14d2,7x2,7d7,1x1", dec="1x1,7m1,7x2,14m7,14x2,28m14,28x2", shape=(28, 28), width=64, zdim=16
 )
@@ -299,6 +323,7 @@ PRESETS = {
     "digits_grey": DIGITS_GREY,
     "digits8": DIGITS8,
     "digits8_haar": replace(DIGITS8, encoder="haar"),
+    "mnist": MNIST,
     "small28": SMALL28,
     "small28_tied": replace(SMALL28, share="resolution"),
     "deep28": DEEP28,

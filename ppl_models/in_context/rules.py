@@ -18,6 +18,7 @@ Each wraps or replaces the Laplace rule ``p(k) = (alpha_k + n_k) / (sum alpha + 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -288,6 +289,9 @@ RULES: Mapping[str, tuple[Callable[..., Predictor], str]] = MappingProxyType(
 """Name -> (rule, how to write it) of the binary rules that a command line can ask for."""
 
 
+_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
+
+
 def parse_rule(text: str) -> Predictor:
     """Return the binary rule written ``NAME`` or ``NAME:NUMBER[,NUMBER]``, for example ``"tempered:1.2"``.
 
@@ -300,8 +304,11 @@ def parse_rule(text: str) -> Predictor:
     if name not in RULES:
         raise ValueError(f"unknown rule {name!r}{did_you_mean(name, RULES)}; known: {', '.join(RULES)}")
     make, how = RULES[name]
+    values = [part.strip() for part in rest.split(",") if part.strip()]
+    if not all(_NUMBER.fullmatch(value) for value in values) or not all(abs(float(v)) < 1e30 for v in values):
+        raise ValueError(f"rule {text!r}: a value is a finite number; write {how}")
     try:
-        return make(*(float(part) for part in rest.split(",") if part.strip()))
+        return make(*map(float, values))
     except TypeError as error:
         raise ValueError(f"rule {text!r} has the wrong number of values; write {how}") from error
     except ValueError as error:

@@ -17,9 +17,9 @@ class Apply:
 
     graph: Any
 
-    def __call__(self, params: Any, *args: Any) -> Any:
+    def __call__(self, params: Any, *args: Any, **kwargs: Any) -> Any:
         """Call the module with the weights ``params``."""
-        return nnx.merge(self.graph, params)(*args)
+        return nnx.merge(self.graph, params)(*args, **kwargs)
 
 
 def pure(module: nnx.Module) -> tuple[Apply, Any]:

@@ -1,4 +1,4 @@
-"""How a network is told the noise level."""
+"""How a network is told the noise level, and a class."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 LARGEST = 8.0
 """Log noise-to-signal ratios are clipped to +-8: beyond them x is the datum, or noise, to three digits."""
@@ -33,3 +33,27 @@ class TimeEmbedding(nnx.Module):
     def __call__(self, level: Float[Array, " batch"]) -> Float[Array, "batch width"]:
         clipped = jnp.clip(level, -LARGEST, LARGEST)
         return jax.nn.silu(self.second(jax.nn.silu(self.first(fourier_features(clipped, self.features)))))
+
+
+class ClassEmbedding(nnx.Module):
+    """A vector for each of ``classes`` classes, and a last one for none: (batch,) -> (batch, width).
+
+    Label -1 stands for no class.  All start at zero: a new network does not know of classes.
+    """
+
+    def __init__(self, classes: int, width: int, *, rngs: nnx.Rngs) -> None:
+        del rngs
+        self.table = nnx.Param(jnp.zeros((classes + 1, width)))
+
+    def __call__(self, label: Int[Array, " batch"]) -> Float[Array, "batch width"]:
+        return self.table[...][label]
+
+
+def embed(time: TimeEmbedding, classes: ClassEmbedding | None, level: Array, label: Array | None) -> Array:
+    """What a network reads of noise level and class; without a ``label`` that of no class."""
+    e = time(level)
+    if classes is None:
+        if label is not None:
+            raise ValueError("this network was built without classes and takes no label; build it with classes=N")
+        return e
+    return e + classes(jnp.full(level.shape, -1) if label is None else label)

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 
 from ppl_models.in_context.language.endpoint import EndpointError
 from ppl_models.in_context.language.formats import Format
+from ppl_models.program import HostPaths
 
 SLACK = 1e-3
 """Probabilities may sum to so much more than one (rounding of the server), and an outcome left out of its list may have
@@ -73,7 +74,7 @@ def read(choice: Mapping[str, Any], form: Format, *, samples_only: bool) -> Read
         word = form.word(token)
         if word is None:
             break
-        listed = dict(top or {})
+        listed = _listed(top)
         if not any(form.word(other) == word for other in listed):
             listed[token] = value
         chances, whole = word_probabilities(listed, form)
@@ -88,9 +89,33 @@ def first(choice: Mapping[str, Any], form: Format) -> tuple[Float[np.ndarray, " 
     tokens, values, tops = _logprobs(choice)
     if not tokens:
         raise EndpointError("the server drew no token after the prompt; ask for at least one")
-    listed = dict(tops[0] or {})
+    listed = _listed(tops[0])
     listed.setdefault(tokens[0], values[0])
     return word_probabilities(listed, form)
+
+
+def host_paths(
+    z: Num[np.ndarray, "path step"],
+    each: Float[np.ndarray, "path step_1 slot word"],
+    first: Int[np.ndarray, "path place"],
+    form: Format,
+) -> HostPaths:
+    """Paths of symbols from the probabilities of the words in each slot, before each symbol and after the last.
+
+    With two slots those of the second word are known only after the first one drawn, ``first``, of each symbol and of
+    one symbol more; the rest is NaN.
+    """
+    J, places, slots, words = each.shape
+    if slots == 1:
+        full = each[:, :, 0]
+    else:
+        full = np.full((J, places, words, words), np.nan)
+        path, place = np.indices((J, places))
+        full[path, place, first] = each[path, place, 0, first][..., None] * each[:, :, 1]
+        full = full.reshape(J, places, words**2)
+    with np.errstate(divide="ignore"):
+        log_p = np.log(np.take_along_axis(full[:, :-1], z[..., None].astype(int), -1)[..., 0])
+    return HostPaths(z, full[..., 1:] if len(form.names) == 1 else full, log_p)
 
 
 def _words(text: str, form: Format) -> list[int]:
@@ -119,4 +144,19 @@ def _logprobs(choice: Mapping[str, Any]) -> tuple[Sequence[str], Sequence[float 
         raise EndpointError(
             f"logprobs of {len(tokens)} tokens, {len(values)} values and {len(tops)} lists: not the same"
         )
+    if not all(isinstance(token, str) for token in tokens) or not all(map(_is_value, values)):
+        raise EndpointError("logprobs whose tokens are no texts, or whose values are no numbers; use samples_only=True")
     return tokens, values, tops
+
+
+def _listed(top: Any) -> dict[str, float | None]:
+    """The likeliest tokens at one place and their log-probabilities; none where the server lists none."""
+    if top is None:
+        return {}
+    if not isinstance(top, dict) or not all(map(_is_value, top.values())):
+        raise EndpointError("top_logprobs that are no object of token and number; use samples_only=True")
+    return dict(top)
+
+
+def _is_value(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))

@@ -6,9 +6,12 @@ message of ours, and it is sent to no address that is not encrypted but this mac
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
+import socket
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -21,6 +24,8 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 AGAIN = (408, 409, 429, 500, 502, 503, 504)
 """Answers after which a request is made again."""
 LONGEST_WAIT = 30.0
+LARGEST = 2**28
+"""Bytes of one answer at most."""
 
 
 class EndpointError(OSError):
@@ -34,13 +39,66 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
+class _Deadline:
+    """End a request for good after so many seconds.
+
+    A socket's own timeout begins anew with every byte: a server that sends one now and then would hold it for ever.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.late, self._sockets = False, list[socket.socket]()
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> _Deadline:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._timer.cancel()
+
+    def _end(self) -> None:
+        self.late = True
+        for held in self._sockets:
+            with contextlib.suppress(OSError):  # closed meanwhile
+                held.shutdown(socket.SHUT_RDWR)
+
+    def handlers(self) -> list[urllib.request.BaseHandler]:
+        """Handlers of a request whose sockets are ended in time."""
+        sockets, end = self._sockets, self
+
+        class Plain(http.client.HTTPConnection):
+            def connect(self) -> None:
+                super().connect()
+                sockets.append(self.sock)
+                if end.late:
+                    end._end()
+
+        class Secure(http.client.HTTPSConnection):
+            def connect(self) -> None:
+                super().connect()
+                sockets.append(self.sock)
+                if end.late:
+                    end._end()
+
+        class OpenPlain(urllib.request.HTTPHandler):
+            def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+                return self.do_open(Plain, request)
+
+        class OpenSecure(urllib.request.HTTPSHandler):
+            def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+                return self.do_open(Secure, request)
+
+        return [OpenPlain(), OpenSecure()]
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """Where a language model is served.
 
     ``url``           up to the version, ``http://127.0.0.1:8000/v1``; ``/completions`` is added.
     ``model``         its name there.
-    ``timeout``       seconds for one answer; ``retries`` further tries, the first after ``wait`` seconds and each
+    ``timeout``       seconds for one whole answer; ``retries`` further tries, the first after ``wait`` seconds and each
                       after twice as long, or as long as the server asks for, at most 30 s.
     ``concurrency``   requests at once.
     ``key_variable``  environment variable of the key; none is sent where it is not set.
@@ -83,20 +141,22 @@ class Endpoint:
             if attempt:
                 time.sleep(min(LONGEST_WAIT, max(self.wait * 2 ** (attempt - 1), asked)))
             asked = 0.0
-            try:
-                with self._opener().open(self._request(sent), timeout=self.timeout) as answer:
-                    return _object(answer.read())
-            except urllib.error.HTTPError as error:
-                told = self._without_key(error.read(2000).decode("utf-8", "replace"))
-                last = f"HTTP {error.code} {error.reason}: {_message(told)}"
-                if error.code not in AGAIN:
-                    raise EndpointError(f"{self.url} refuses the request, {last}{_remedy(error.code, self)}") from None
-                asked = _seconds(error.headers.get("Retry-After"))
-            except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-                reason = getattr(error, "reason", error)
-                last = "no answer in time" if isinstance(reason, TimeoutError) else f"{type(error).__name__}: {reason}"
-            except _Malformed as error:
-                last = str(error)
+            with _Deadline(self.timeout) as deadline:
+                try:
+                    with self._opener(deadline).open(self._request(sent), timeout=self.timeout) as answer:
+                        return _object(_whole(answer))
+                except urllib.error.HTTPError as error:
+                    last = f"HTTP {error.code} {error.reason}: {_message(self._without_key(_told(error)))}"
+                    if error.code not in AGAIN:
+                        remedy = _remedy(error.code, self)
+                        raise EndpointError(f"{self.url} refuses the request, {last}{remedy}") from None
+                    asked = _seconds(error.headers.get("Retry-After"))
+                except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+                    reason = getattr(error, "reason", error)
+                    late = deadline.late or isinstance(reason, TimeoutError)
+                    last = "no whole answer in time" if late else f"{type(error).__name__}: {reason}"
+                except _Malformed as error:
+                    last = "no whole answer in time" if deadline.late else str(error)
         raise EndpointError(
             f"{self.url} failed {self.retries + 1} times, last {last}; check that the server runs, or give a longer "
             "timeout, more retries or fewer paths a request"
@@ -114,9 +174,9 @@ class Endpoint:
             headers["Authorization"] = f"Bearer {key}"
         return urllib.request.Request(self.url.rstrip("/") + "/completions", data=sent, headers=headers)
 
-    def _opener(self) -> urllib.request.OpenerDirector:
+    def _opener(self, deadline: _Deadline) -> urllib.request.OpenerDirector:
         proxies = [urllib.request.ProxyHandler({})] if self.local else []
-        return urllib.request.build_opener(_NoRedirect, *proxies)
+        return urllib.request.build_opener(_NoRedirect, *deadline.handlers(), *proxies)
 
     def _without_key(self, text: str) -> str:
         key = os.environ.get(self.key_variable)
@@ -127,10 +187,27 @@ class _Malformed(Exception):
     """An answer that is not a JSON object."""
 
 
+def _whole(answer: http.client.HTTPResponse) -> bytes:
+    raw = answer.read(LARGEST + 1)
+    if len(raw) > LARGEST:
+        raise _Malformed(f"an answer of more than {LARGEST:,} bytes")
+    if answer.length:
+        raise http.client.IncompleteRead(raw, answer.length)
+    return raw
+
+
+def _told(error: urllib.error.HTTPError) -> str:
+    """The first words of a refusal; empty where they cannot be read."""
+    try:
+        return error.read(2000).decode("utf-8", "replace")
+    except (http.client.HTTPException, OSError):
+        return ""
+
+
 def _object(raw: bytes) -> dict[str, Any]:
     try:
         found = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _Malformed(f"an answer that is not JSON ({len(raw)} bytes)") from error
     if not isinstance(found, dict):
         raise _Malformed(f"an answer that is no JSON object but {type(found).__name__}")
@@ -142,7 +219,7 @@ def _message(text: str) -> str:
     try:
         error = json.loads(text)["error"]
         text = error["message"] if isinstance(error, dict) else str(error)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     return " ".join(str(text).split())[:300]
 

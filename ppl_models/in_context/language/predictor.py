@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,35 +15,15 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Num
 
-from ppl_models.in_context.language.completions import Read, first, read
+from ppl_models.in_context.language.completions import Read, first, host_paths, read
 from ppl_models.in_context.language.endpoint import Endpoint, EndpointError
 from ppl_models.in_context.language.formats import BERNOULLI, Format
+from ppl_models.in_context.language.tally import Tally
 from ppl_models.program import HostPaths
 
 PROMPTS = 64
 """Prompts in one request for scores."""
 SEEDS = 2**31
-
-
-@dataclass
-class Tally:
-    """What was seen on the way: requests, paths drawn again, and the mass of the outcomes before renormalising.
-
-    A small mass means that the rule tested is not what the model would write.
-    """
-
-    requests: int = 0
-    drawn: int = 0
-    redrawn: int = 0
-    masses: list[float] = field(default_factory=list)
-
-    def row(self) -> dict[str, int | float]:
-        """In one row; the mass NaN where none was told."""
-        mass = np.asarray(self.masses or [np.nan])
-        return {
-            "requests": self.requests, "paths": self.drawn, "redrawn": self.redrawn,
-            "mass_mean": float(mass.mean()), "mass_least": float(mass.min()),
-        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -140,18 +121,8 @@ class LanguageModel:
         each = np.stack([found.p[: (steps + 1) * slots] for found in finished])
         each = each.reshape(len(z), steps + 1, slots, words)
         self.tally.masses += [float(m) for found in finished for m in found.mass[: (steps + 1) * slots]]
-        if slots == 1:
-            full = each[:, :, 0]
-        else:  # of the second word only given the first one drawn: the rest is unknown
-            full = np.full((len(z), steps + 1, words, words), np.nan)
-            longer = np.stack([found.z[: steps + 1] for found in finished])
-            path, step = np.indices(longer.shape)
-            top = longer // words
-            full[path, step, top] = each[path, step, 0, top][..., None] * each[:, :, 1]
-            full = full.reshape(len(z), steps + 1, words**2)
-        with np.errstate(divide="ignore"):
-            log_p = np.log(np.take_along_axis(full[:, :steps], z[..., None].astype(int), -1)[..., 0])
-        return HostPaths(z, full[..., 1:] if F == 1 else full, log_p)
+        longer = np.stack([found.z[: steps + 1] for found in finished]) if slots > 1 else z
+        return host_paths(z, each, longer // words, self.format)
 
     # ------------------------------------------------------------------------------------------------ scores
     def score(self, sequences: Sequence[Num[np.ndarray, " _"]]) -> Float[np.ndarray, "sequence feature"]:
@@ -187,8 +158,14 @@ class LanguageModel:
         return [read(choice, self.format, samples_only=self.samples_only) for choice in _choices(answer)]
 
     def _first(self, answer: Mapping[str, Any]) -> list[Any]:
-        choices = sorted(_choices(answer), key=lambda choice: choice.get("index", 0))
-        return [first(choice, self.format) for choice in choices]
+        choices = _choices(answer)
+        order = [choice.get("index", i) for i, choice in enumerate(choices)]
+        if any(type(i) is not int for i in order) or sorted(order) != list(range(len(order))):
+            raise EndpointError(
+                f"{len(order)} completions with the indexes {str(order)[:60]}: not one for each prompt, so that it is "
+                "not known whose they are"
+            )
+        return [first(choices[at], self.format) for at in np.argsort(order)]
 
     def _ask(
         self, bodies: Sequence[Mapping[str, Any]], parse: Callable[[Mapping[str, Any]], list[Any]]
@@ -204,7 +181,8 @@ class LanguageModel:
             asked = json.dumps({"url": self.endpoint.url, "model": self.endpoint.model, **body}, sort_keys=True)
             path = self.cache / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.json"
             if path.is_file():
-                return parse(json.loads(path.read_text(encoding="utf-8")))
+                with contextlib.suppress(EndpointError, ValueError):  # torn: asked for again
+                    return parse(_kept(path))
         answer = self.endpoint.complete(body)
         self.tally.requests += 1
         found = parse(answer)  # before it is kept: an answer that cannot be read is asked for again
@@ -214,6 +192,14 @@ class LanguageModel:
             fresh.write_text(json.dumps({"choices": answer["choices"]}), encoding="utf-8")
             os.replace(fresh, path)
         return found
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """A finished answer of the cache; ``ValueError`` where it is torn."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no answer")
+    return found
 
 
 def _choices(answer: Mapping[str, Any]) -> list[dict[str, Any]]:

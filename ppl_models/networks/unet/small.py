@@ -13,10 +13,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from ppl_models.networks.dropout import Drop, no_drop
 from ppl_models.networks.separable import Image, SeparableConv, rms_norm
-from ppl_models.networks.time_embedding import TimeEmbedding
+from ppl_models.networks.time_embedding import ClassEmbedding, TimeEmbedding, embed
 from ppl_models.networks.unet.operator import Identity, Space, UNetOperator
 from ppl_models.networks.unet.parts import Blocks, Join, Pool
 
@@ -25,7 +26,8 @@ class ResidualBlock(nnx.Module):
     """``skip(h) + conv_2 silu((1 + a(l)) * rms_norm(conv_1 silu(rms_norm h)) + b(l))``, 3 x 3 convolutions.
 
     ``skip`` is the identity, or a 1 x 1 convolution where the number of channels changes.  The second convolution
-    starts at zero: a new block is its skip.
+    starts at zero: a new block is its skip.  The condition is the embedding e of the level and the dropout before the
+    second convolution.
     """
 
     def __init__(self, c_in: int, c_out: int, embedding: int, *, rngs: nnx.Rngs) -> None:
@@ -35,10 +37,13 @@ class ResidualBlock(nnx.Module):
         self.second = SeparableConv(c_out, c_out, scale=0.0, rngs=rngs)
         self.skip = None if c_in == c_out else SeparableConv(c_in, c_out, 1, rngs=rngs)
 
-    def __call__(self, h: Image, e: Float[Array, "batch embedding"]) -> Float[Array, "batch height width c_out"]:
+    def __call__(
+        self, h: Image, condition: tuple[Float[Array, "batch embedding"], Drop]
+    ) -> Float[Array, "batch height width c_out"]:
+        e, drop = condition
         a, b = jnp.split(self.modulate(e)[:, None, None, :], 2, axis=-1)
         r = self.first(jax.nn.silu(rms_norm(h, self.first_gain[...])))
-        r = self.second(jax.nn.silu((1 + a) * rms_norm(r, self.second_gain[...]) + b))
+        r = self.second(drop(jax.nn.silu((1 + a) * rms_norm(r, self.second_gain[...]) + b)))
         return (h if self.skip is None else self.skip(h)) + r
 
 
@@ -49,6 +54,7 @@ class UNet(nnx.Module):
     ``blocks``   residual blocks on each side of a level (the coarsest level has that many in all).
     A learnt map over positions is added after the first convolution: pixels of centred images are not alike.
     The last layer starts at zero, so the output does.
+    ``classes``  number of classes, if it is to read a label of each image, (batch,); -1 or none for no class.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class UNet(nnx.Module):
         widths: Sequence[int] = (24, 72),
         blocks: int = 1,
         embedding: int = 64,
+        classes: int | None = None,
         rngs: nnx.Rngs,
     ) -> None:
         height, width, c_in = shape
@@ -70,6 +77,7 @@ class UNet(nnx.Module):
             )
         self.widths = tuple(widths)
         self.time = TimeEmbedding(embedding, rngs=rngs)
+        self.classes = None if classes is None else ClassEmbedding(classes, embedding, rngs=rngs)
         self.lift = SeparableConv(c_in, widths[0], rngs=rngs)
         self.position = nnx.Param(jnp.zeros((height, width, widths[0])))
 
@@ -100,7 +108,23 @@ class UNet(nnx.Module):
             Blocks(self.middle),
         )
 
-    def __call__(self, x: Image, level: Float[Array, " batch"]) -> Float[Array, "batch height width outputs"]:
+    def __call__(
+        self,
+        x: Image,
+        level: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None = None,
+        drop: Drop = no_drop,
+    ) -> Float[Array, "batch height width outputs"]:
+        return self.head(self.features(x, level, label, drop))
+
+    def features(
+        self,
+        x: Image,
+        level: Float[Array, " batch"],
+        label: Int[Array, " batch"] | None = None,
+        drop: Drop = no_drop,
+    ) -> Float[Array, "batch height width width_0"]:
+        """What the last layer, a matrix at each pixel, reads."""
         h = self.lift(x) + self.position[...][None]
-        h = self.operator(h, self.time(level))
-        return self.head(jax.nn.silu(rms_norm(h, self.gain[...])))
+        h = self.operator(h, (embed(self.time, self.classes, level, label), drop))
+        return jax.nn.silu(rms_norm(h, self.gain[...]))

@@ -34,7 +34,7 @@ def test_groups_and_dimensions(drawn):
     samples = {"chain": 1, "draw": DRAWS, "datum": DATA}
     assert dict(tree["posterior"]["z"].sizes) == {**samples, "unit_z": 3}
     assert dict(tree["posterior"]["norm"].sizes) == samples
-    for name in ("log_joint", "log_q", "log_weight"):
+    for name in ("log_joint", "log_q", "log_weight", "rate_z"):
         assert dict(tree["sample_stats"][name].sizes) == samples
     assert dict(tree["log_likelihood"]["x"].sizes) == samples
     few = {"chain": 1, "draw": 10, "datum": DATA}
@@ -57,6 +57,7 @@ def test_densities_are_those_of_the_draws(drawn):
     np.testing.assert_allclose(stats["log_q"][0], q, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(stats["log_joint"][0], prior + tree["log_likelihood"]["x"][0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(stats["log_weight"], stats["log_joint"] - stats["log_q"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(stats["rate_z"][0], q - prior, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(tree["posterior"]["norm"][0], (z**2).sum(-1), rtol=1e-4)
 
 
@@ -161,6 +162,6 @@ def test_bad_arguments_are_refused_before_any_work(change, message):
 
 def test_a_tree_too_large_to_hold_is_refused(monkeypatch):
     form = linear_gaussian_program()
-    monkeypatch.setattr(importlib.import_module("inference.checking.posterior_tree"), "LARGEST", 1000)
-    with pytest.raises(ValueError, match="4 data and 30 draws.*fewer draws"):
+    monkeypatch.setattr(importlib.import_module("inference.checking.tree_store"), "LARGEST", 1000)
+    with pytest.raises(ValueError, match="for 4 data.*store=.*fewer draws"):
         posterior(form.fit, form.sample(KEY, 4), draws=30, key=KEY, progress=False)

@@ -17,7 +17,7 @@ from inference.coherence import (
 )
 from inference.coherence.martingale import limit_law
 from inference.coherence.published import t3
-from ppl_models.in_context import BetaBernoulli, DirichletCategorical, NormalNormal
+from ppl_models.in_context import BetaBernoulli, DirichletCategorical, NormalNormal, parse_rule
 
 matplotlib.use("Agg")
 CONTEXT = np.array([1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 1, 1, 0, 0, 0, 1])
@@ -39,16 +39,20 @@ def test_short_paths_give_the_normal_posterior():
 
 
 def test_variance_from_the_context_alone():
-    a = b = 1.0
-    p = [0.5]
-    for z in CONTEXT:
-        a, b = a + z, b + 1 - z
-        p.append(a / (a + b))
-    k = np.arange(1, 21)
-    expected = np.mean(k**2 * np.diff(p) ** 2) / 20
+    """Exact for rules that move by a share of each innovation: conjugate updating, and a moving average, which ends at
+    0 or 1.
+    """
     mean, variance, names = context_variance(RULE, CONTEXT)
-    assert mean[0] == pytest.approx(8 / 22, rel=1e-6) and variance == pytest.approx(expected, rel=1e-4)
-    assert 0.6 < variance / stats.beta(8, 14).var() < 1 and names == ("z=1",)
+    assert mean[0] == pytest.approx(8 / 22, rel=1e-6) and names == ("z=1",)
+    assert variance == pytest.approx(stats.beta(8, 14).var(), rel=1e-3)
+    dice = np.array([0, 0, 1, 2, 0])
+    exact = stats.dirichlet([4, 2, 2.5])
+    found = context_variance(DirichletCategorical((1.0, 1.0, 1.5)), dice)[1]
+    assert found == pytest.approx(exact.var().sum(), rel=1e-3)
+    z = np.array([0.2, 1.0, -0.5, 0.7], np.float32)
+    assert context_variance(NormalNormal(0.5, 2.0, 1.5), z)[1] == pytest.approx(1 / (1 / 4 + 4 / 2.25), rel=1e-3)
+    mean, variance, _ = context_variance(parse_rule("ewma:0.1"), CONTEXT)
+    assert variance == pytest.approx(mean[0] * (1 - mean[0]), rel=1e-3)
     host = context_variance(InProcess(RULE), CONTEXT[:6])
     assert host[1] == pytest.approx(context_variance(RULE, CONTEXT[:6])[1], rel=1e-5)
     tree = martingale_posterior(RULE, CONTEXT, key=jax.random.key(0), draws=8000, scheme="context")

@@ -10,7 +10,7 @@ from numpyro.handlers import condition, seed, substitute, trace
 from numpyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 
 from inference.fitting.objectives import fused_elbo, joint_draw, per_datum_elbo
-from ppl_models.program import Program, amortise
+from ppl_models.program import Posterior, Program, amortise
 from tests.toy import PPCA, toy_data
 
 KEY = jax.random.key(0)
@@ -52,6 +52,43 @@ def test_free_bits_are_a_floor_under_each_kl(program: Program, x: jax.Array) -> 
     bare = lambda p: -sum(fused_elbo(program, p, KEY, x)[1].log_lik.values())  # noqa: E731
     for a, b in zip(jax.tree.leaves(jax.grad(bounded)(PARAMS)), jax.tree.leaves(jax.grad(bare)(PARAMS)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+def two_sites() -> Program:
+    """``a, b ~ N(0, 1)``, ``x ~ N(a + b, 1)``; q is N(m_a, 1) and N(m_b, 1), so KL_a = m_a^2 / 2."""
+
+    def model(x: jax.Array | None = None, *, size: int | None = None) -> None:
+        with numpyro.plate("data", int(size or 0) if x is None else x.shape[0]):
+            a = numpyro.sample("a", dist.Normal(0, 1), infer={"ctx": None})
+            b = numpyro.sample("b", dist.Normal(0, 1), infer={"ctx": None})
+            numpyro.sample("x", dist.Normal(a + b, 1), obs=x)
+
+    def posterior(x: jax.Array) -> Posterior:
+        means = {name: numpyro.param(f"mean_{name}", jnp.asarray(start)) for name, start in (("a", 2.0), ("b", 1.0))}
+        return lambda site, ctx: dist.Normal(jnp.broadcast_to(means[site], x.shape), 1)
+
+    return Program(None, model, posterior, ("a", "b"), ())
+
+
+def test_free_bits_of_one_site_and_balanced_prices() -> None:
+    """KL_a = 2, KL_b = 1/2: the floor of one site leaves the other alone; prices are proportional to KL + .01."""
+    program, x, params = two_sites(), jnp.zeros(3), {"mean_a": jnp.asarray(2.0), "mean_b": jnp.asarray(1.0)}
+
+    def loss(weights: dict[str, float], params: dict[str, jax.Array] = params) -> jax.Array:
+        value, terms = fused_elbo(program, params, KEY, x, weights=weights)
+        return value + terms.log_lik["x"]  # what is paid for the latents
+
+    assert float(loss({})) == pytest.approx(2.5)
+    assert float(loss({"free_bits/b": 0.7})) == pytest.approx(2.7)
+    assert float(loss({"free_bits": 1.0, "free_bits/b": 0.1})) == pytest.approx(2.5)
+    prices = np.array([2.01, 0.51]) / 1.26
+    assert prices.mean() == pytest.approx(1)
+    for gamma in (0.0, 0.3, 1.0):
+        want = (1 - gamma + gamma * prices) @ [2.0, 0.5]
+        assert float(loss({"balance": gamma})) == pytest.approx(want, rel=1e-5)
+    slope = jax.grad(lambda p: loss({"balance": 1.0}, p))(params)  # d KL / d m = m; the price is a constant
+    assert float(slope["mean_a"]) == pytest.approx(2.0 * prices[0], rel=1e-5)
+    assert float(slope["mean_b"]) == pytest.approx(1.0 * prices[1], rel=1e-5)
 
 
 def test_joint_draw_holds_the_densities_of_its_own_sample(program: Program, x: jax.Array) -> None:

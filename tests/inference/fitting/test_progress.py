@@ -32,3 +32,19 @@ def test_short_work_and_silence_print_nothing(capsys: pytest.CaptureFixture[str]
         with Progress(3, "short", show=show) as shown:
             shown.update(3)
     assert capsys.readouterr().err == ""
+
+
+def test_a_line_says_how_many_data_a_second(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with Progress(100, "fit", unit="steps", each=(128, "data")) as shown:
+        now = 20.0
+        shown.update(10)
+        now = 40.0
+        shown.update(60, {"loss": 3.25})
+    assert capsys.readouterr().err.splitlines() == [
+        "fit: 10/100 steps",
+        "fit: 60/100 steps, 2.5 steps/s, 16 s left, 320 data/s | loss 3.25",
+    ]

@@ -53,7 +53,7 @@ def test_every_source_gives_the_same_batches_of_a_dict(program, data):
 def test_columns_of_a_hugging_face_data_set_are_arrays(program, data):
     class Dataset:
         def __init__(self, columns):
-            self.columns = columns
+            self.columns, self.column_names = columns, list(columns)
 
         def with_format(self, kind):
             assert kind == "numpy"

@@ -201,6 +201,38 @@ def test_simulated_ranks_are_uniform_for_tds_and_not_for_dps():
         assert flagged(inference.sampler_verdict(tree_of("tds"), ranks=ranks)) == bad
 
 
+class Recorded:
+    """In the place of the bar: what it was told."""
+
+    said: list[int] = []
+
+    def __init__(self, total, what, *, unit, show, delay):
+        self.total, self.show, self.done = total, show, 0
+
+    def __enter__(self):
+        Recorded.said = []
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def update(self, done):
+        self.done = done
+        if self.show:
+            Recorded.said.append(done)
+
+
+@pytest.mark.parametrize(("method", "last"), [("tds", 8), ("mcgdiff", 10), ("noise_hmc", 19)])
+def test_loops_say_how_far_they_are_and_draw_the_same(method, last, monkeypatch):
+    monkeypatch.setattr("inference.sampling.shown.Progress", Recorded)
+    given = {"key": key(6), "method": method, "runs": 2, "draws": 10, "steps": 10, "warmup": 10, "spread": 1.0}
+    loud = condition(standard(2), sensor, Y, **given)
+    assert Recorded.said[-1] == last and (np.diff(Recorded.said) >= 0).all() and len(Recorded.said) > last
+    quiet = condition(standard(2), sensor, Y, **given, progress=False)
+    assert Recorded.said == []
+    np.testing.assert_allclose(loud["posterior"]["x"], quiet["posterior"]["x"], rtol=1e-4, atol=1e-5)
+
+
 def test_what_cannot_be_conditioned_is_refused():
     law, cube = standard(2), lambda x: dist.Normal(x**3, 1.0).to_event(1)
     two, counts = jnp.zeros(2), lambda x: dist.Poisson(jnp.exp(x)).to_event(1)

@@ -9,11 +9,21 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from flax import nnx
 from numpyro import handlers
 
 import inference
 from inference.fitting import Fit
-from ppl_models.diffusion import MLP, RK4, Diffusion, fit_latent_prior, with_latent_prior
+from inference.fitting.objectives import per_datum_elbo
+from ppl_models.diffusion import (
+    MLP,
+    RK4,
+    Diffusion,
+    fit_joint_latent_prior,
+    fit_latent_prior,
+    with_joint_latent_prior,
+    with_latent_prior,
+)
 from ppl_models.program import Program
 
 KEY = jax.random.key(0)
@@ -89,3 +99,56 @@ def test_what_cannot_work_is_refused(site, spec, message):
     with pytest.raises(ValueError, match=message):
         found = with_latent_prior(program(), site, spec.build(KEY))
         jax.eval_shape(lambda: handlers.seed(found.model, 0)(size=1))
+
+
+class Exact(nnx.Module):
+    """The denoiser of N(0, SD^2), with a weight that does nothing."""
+
+    def __init__(self):
+        self.weight = nnx.Param(jnp.zeros(()))
+
+    def __call__(self, x, phi):
+        a, s = jnp.cos(phi)[:, None], jnp.sin(phi)[:, None]
+        return a * SD**2 / (a**2 * SD**2 + s**2) * x + self.weight[...]
+
+
+SD = 0.6
+
+
+def test_with_an_exact_denoiser_the_joint_elbo_is_that_of_the_gaussian_prior():
+    spec = dataclasses.replace(SPEC, centre=0.5, scale=1.0, level_mean=-0.3, level_spread=1.6)
+    diffusion = spec.build(KEY)
+    diffusion = dataclasses.replace(
+        diffusion, views=dataclasses.replace(diffusion.views, modules={"denoiser": Exact()})
+    )
+    plain = program(0.5, SD)
+    joint = with_joint_latent_prior(plain, "z", diffusion)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 3)), "float32")
+    params = {"latent_prior$params": {"weight": jnp.zeros(())}}
+    elbos = np.asarray(jax.jit(jax.vmap(lambda key: per_datum_elbo(joint, params, key, x)))(jax.random.split(KEY, 300)))
+    # q is exact under N(.5, SD^2), so that the Gaussian ELBO is log p(x) itself.
+    cov = SD**2 * A @ A.T + NOISE**2 * np.eye(3)
+    exact = np.asarray(dist.MultivariateNormal(0.5 * A.sum(1), covariance_matrix=cov).log_prob(x)).mean()
+    means = elbos.mean(1)
+    assert abs(means.mean() - exact) < 4 * means.std() / np.sqrt(300) < 0.3
+    slope = jax.grad(lambda w: per_datum_elbo(joint, {"latent_prior$params": {"weight": w}}, KEY, x).mean())
+    assert np.isfinite(slope(jnp.zeros(()))) and float(slope(jnp.zeros(()))) != 0.0
+
+
+def test_a_joint_fit_is_scored_by_the_ode():
+    x = np.random.default_rng(1).normal(size=(40, 3)).astype("f4")
+    fitted = fit_joint_latent_prior(
+        inference.fit, program(0.5, 1.5), x, spec=SPEC, steps=2, batch_size=20, learning_rate=1e-9, key=KEY,
+        progress=False,
+    )  # fmt: skip
+    table = inference.evidence(fitted, x[:4], particles=32, key=KEY, progress=False)
+    cov = 1.5**2 * A @ A.T + NOISE**2 * np.eye(3)  # the silent denoiser of SPEC is N(.5, 1.5^2)
+    exact = dist.MultivariateNormal(0.5 * A.sum(1), covariance_matrix=cov).log_prob(x[:4])
+    np.testing.assert_allclose(table["log_px"], exact, atol=2e-3)
+    assert "log p(z): ODE by RK4 with 8 steps, exact trace" in table.attrs["solver"]
+    assert set(fitted.params) == {"latent_prior$params"} and len(fitted.history)
+
+
+def test_the_prior_of_a_latent_is_given_no_class():
+    with pytest.raises(ValueError, match="given no class"):
+        with_latent_prior(program(), "z", dataclasses.replace(SPEC, classes=2).build(KEY))

@@ -7,13 +7,14 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from flax import nnx
 from numpyro import handlers
 
 from inference import fit
 from ppl_models.diffusion import MLP, RK4, Diffusion, UNet, bound, prior, standard_prior
-from ppl_models.diffusion.networks import TABLE_RATE, box_mean
+from ppl_models.diffusion.networks import NARROW, TABLE_RATE, box_mean, boxes, gaussians, truncated
 from ppl_models.distributions import Exact, Normal
-from ppl_models.program import resolve, spec_from_json, spec_to_json
+from ppl_models.program import knobs, resolve, spec_from_json, spec_to_json
 
 KEY = jax.random.key(0)
 SMALL = MLP(width=8, depth=1, embedding=4)
@@ -118,6 +119,70 @@ def test_box_mean_and_its_slopes_are_finite_where_the_noise_is_next_to_nothing()
         np.testing.assert_allclose(slope[:, 1:3], 1.0, atol=1e-2)  # inside a box the datum is known
 
 
+@pytest.mark.parametrize("phi", [3e-4, 0.004, 0.02, 0.03, 1.0])
+def test_of_many_boxes_those_far_from_x_are_taken_as_points_at_no_loss(phi):
+    levels, scale = 64, 0.35
+    lower, width = (jnp.arange(levels) / levels - 0.3) / scale, 1 / (levels * scale)
+    phi = min(phi * 256 / levels, 1.2)  # as many boxes a deviation as with 256 levels
+    logits = 3 * jax.random.normal(KEY, (200, levels))
+    x_0 = jax.random.uniform(jax.random.key(1), (200,), minval=float(lower[0]) - 0.3, maxval=float(lower[-1]) + 0.3)
+    x = jnp.cos(phi) * x_0 + jnp.sin(phi) * jax.random.normal(jax.random.key(2), (200,))
+    cos, sin = jnp.full(200, jnp.cos(phi)), jnp.full(200, jnp.sin(phi))
+
+    def both(x):
+        near = box_mean(x, logits, lower, width, cos, sin)
+        # In two halves of 32 boxes each, which are few enough to be taken exactly, joined by their masses.
+        narrow = cos / sin * width / 2 < NARROW
+        parts = []
+        for part in (slice(0, 32), slice(32, None)):
+            middle = lower[part][None] + width / 2
+            rough = gaussians(x, middle, width, width**2 / 12, cos, sin)
+            exact = truncated(x, lower[part][None], width, narrow, cos, sin)
+            parts.append([jnp.where(narrow[:, None], a, b) for a, b in zip(rough, exact, strict=True)])
+        log_mass, mean = (jnp.concatenate(part, -1) for part in zip(*parts, strict=True))
+        return near, (jax.nn.softmax(logits + log_mass, -1) * mean).sum(-1)
+
+    (near, exact), (near_slope, slope) = jax.jit(lambda x: jax.jvp(both, (x,), (jnp.ones_like(x),)))(x)
+    np.testing.assert_allclose(near, exact, atol=2e-3 * float(sin[0]) + 1e-6)
+    np.testing.assert_allclose(near_slope, slope, rtol=2e-3, atol=2e-2)
+
+
+def test_the_slopes_of_a_pixel_head_are_those_of_the_whole_network():
+    spec = Diffusion((4, 4), levels=5, network=UNet(widths=(4, 6), embedding=8), centre=0.3, scale=0.4)
+    module = warmed(spec.build(KEY).views.modules["denoiser"])
+    x, v = jax.random.normal(jax.random.key(1), (2, 3, 4, 4))
+    phi = jnp.asarray([0.02, 0.5, 1.2])
+
+    def plain(x):
+        wide = phi[:, None, None]
+        edges = boxes(spec.levels, spec.centre, spec.scale, x.dtype)
+        return box_mean(x, module.logits(x, phi), *edges, jnp.cos(wide), jnp.sin(wide))
+
+    one, other = (jax.jit(lambda x, f=f: jax.jvp(f, (x,), (v,)))(x) for f in (lambda x: module(x, phi), plain))
+    np.testing.assert_allclose(one[0], other[0], atol=1e-5)
+    np.testing.assert_allclose(one[1], other[1], rtol=1e-3, atol=1e-4)
+    graph, params = nnx.split(module)
+    loss = lambda params, x: (nnx.merge(graph, params)(x, phi) ** 2).sum()  # noqa: E731
+
+    def by_hand(params, x):
+        merged = nnx.merge(graph, params)
+        wide = phi[:, None, None]
+        edges = boxes(spec.levels, spec.centre, spec.scale, x.dtype)
+        return (box_mean(x, merged.logits(x, phi), *edges, jnp.cos(wide), jnp.sin(wide)) ** 2).sum()
+
+    for a, b in zip(*(jax.tree.leaves(jax.jit(jax.grad(f))(params, x)) for f in (loss, by_hand)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def warmed(module):
+    """The module with weights that say something."""
+    graph, params = nnx.split(module)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(5), len(leaves))
+    moved = [leaf + 0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
+    return nnx.merge(graph, jax.tree.unflatten(tree, moved))
+
+
 def test_box_mean_is_finite_where_an_edge_lies_at_the_bound_on_far_boxes():
     levels, scale = 17, 0.36
     lower = (jnp.arange(levels) / levels - 0.32) / scale
@@ -180,6 +245,34 @@ def test_learning_reaches_the_frequencies_and_their_dependence():
     # Entropy log 5 once, not twice: independent pixels would reach 2 log 5 at best.
     ideal = 3 * math.log(5) - math.log(5)
     assert ideal - 0.5 < float(found.mean()) < ideal + 0.05
+
+
+def test_dropout_acts_in_training_only():
+    """The same weights with and without: equal in evaluation; in training the mask changes the bound."""
+    shape, key = (4, 4), jax.random.key(1)
+    specs = [Diffusion(shape, network=UNet(widths=(4, 8), embedding=4, dropout=share)) for share in (0.5, 0.0)]
+    programs, x = [spec.build(KEY) for spec in specs], jax.random.normal(key, (8, *shape))
+    _, params = start(specs[0])
+    params = jax.tree.map(lambda leaf: leaf + 0.3 * jax.random.normal(key, leaf.shape), params)  # blocks start as skips
+
+    def log_p(program, share):
+        with knobs({"dropout": share}), handlers.seed(rng_seed=KEY), handlers.substitute(data=params):
+            return handlers.trace(program.model).get_trace(x)["x"]["fn"].log_prob(x)
+
+    @jax.jit
+    def all_four(share):
+        return (
+            log_p(programs[0], 0.0),
+            log_p(programs[1], share),
+            log_p(programs[0], 0.0 * share),
+            log_p(programs[0], share),
+        )
+
+    off, plain, traced_off, on = all_four(0.5)
+    np.testing.assert_array_equal(off, plain)
+    np.testing.assert_allclose(traced_off, off, rtol=1e-5)
+    assert np.abs(on - off).min() > 1e-3
+    assert programs[0].training.weights["dropout"](7) == 0.5 and not programs[1].training.knobs
 
 
 def test_panels_draw():

@@ -31,6 +31,27 @@ def test_threshold_noise_is_redrawn_in_training_only():
     assert (np.asarray(other) != np.asarray(likelihood.prepare(x, KEY, True, 17))).any()
 
 
+def test_stochastic_pixels_are_on_as_often_as_they_are_bright():
+    likelihood, images = Bernoulli(stochastic=True), jnp.broadcast_to(jnp.arange(256, dtype="uint8"), (400, 256))
+    want, error = np.arange(256) / 255, 5 * np.sqrt(0.25 / 400) + 1e-9
+    drawn = likelihood.prepare(images, KEY, True, 256)
+    assert set(np.unique(drawn)) == {0, 1} and np.abs(drawn.mean(0) - want).max() < error
+    assert (np.asarray(drawn) != np.asarray(likelihood.prepare(images, jax.random.key(1), True, 256))).any()
+    np.testing.assert_array_equal(drawn[:, [0, 255]], [[0, 1]] * 400)  # never against a pixel that is sure
+
+
+def test_evaluation_draws_an_image_by_its_own_grey_levels():
+    """The same image gives the same bits in any batch and under any key; other images give independent ones."""
+    likelihood = Bernoulli(stochastic=True)
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (600, 4, 4)), "uint8").at[:, 0, 0].set(51)
+    drawn = likelihood.prepare(images, KEY, False, 256)
+    np.testing.assert_array_equal(likelihood.prepare(images[7:9], jax.random.key(3), False, 256), drawn[7:9])
+    assert abs(float(drawn[:, 0, 0].mean()) - 0.2) < 5 * np.sqrt(0.16 / 600)
+    pairs = jnp.cov(drawn.reshape(600, -1).T)[0, 1:]
+    assert float(jnp.abs(pairs).max()) < 5 * 0.2 / np.sqrt(600)
+    assert "1 with probability grey / 255" in likelihood.observation((4, 4), 256)
+
+
 def test_bernoulli_masses_sum_to_one():
     decoded = jnp.array([[0.3, -2.0, 1.5]])
     images = jnp.array(list(itertools.product([0.0, 1.0], repeat=3)))
@@ -131,6 +152,7 @@ def test_good_data_pass():
     [
         (lambda: Bernoulli(threshold=7.5), "0 < threshold < 1, got 7.5; divide"),
         (lambda: Bernoulli(noise=-1.0), "noise .* got -1.0"),
+        (lambda: Bernoulli(noise=1.0, stochastic=True), "got threshold=0.5 and noise=1.0 beside it"),
         (lambda: Normal(sigma=0.0), "sigma .* got 0.0"),
         (lambda: Normal(sigma=float("nan")), "got nan"),
         (lambda: Normal(sigma=1e-4, learned=True), "floor"),

@@ -10,7 +10,7 @@ import xarray
 from numpyro import handlers
 
 from ppl_models.hvae import HVAE
-from ppl_models.hvae.checks import levels
+from ppl_models.hvae.checks import level_table, levels
 from ppl_models.hvae.panels import clock, shared, shown_cuts, truncated
 
 KEY = jax.random.key(0)
@@ -18,17 +18,22 @@ N, S = 60, 20
 SPEC = HVAE(enc="1x1", dec="1x3", shape=(4, 4), levels=17, width=8, zdim=2)
 
 
-def tree(rates, follow=(True, True, True)):
-    """A posterior with the given rates, whose units vary with the datum where they ``follow`` it."""
+def tree(rates, follow=(True, True, True), earlier=False):
+    """A posterior with the given rates, whose units vary with the datum where they ``follow`` it.
+
+    ``earlier``: as files of earlier versions hold it.
+    """
     rng = np.random.default_rng(0)
     group = {"state_norm": (("chain", "draw", "datum", "unit"), rng.uniform(1, 2, (1, S, N, 3)).cumsum(-1))}
+    stats = group if earlier else {}
     for name, rate, does in zip(SPEC.latents, rates, follow, strict=True):
         mean = rng.normal(size=(N, 1, 1, 2)) if does else np.zeros((N, 1, 1, 2))
         dims = ("chain", "draw", "datum", *(f"unit_{name}_{i}" for i in range(3)))
         group[name] = (dims, (mean + rng.normal(size=(1, S, N, 1, 1, 2))).astype("float32"))
-        group[f"rate_{name}"] = (("chain", "draw", "datum"), np.full((1, S, N), rate, "float32"))
+        stats[f"rate_{name}"] = (("chain", "draw", "datum"), np.full((1, S, N), rate, "float32"))
     data = xarray.Dataset({"x": (("datum", "a", "b"), np.zeros((N, 4, 4), "float32"))})
-    return xarray.DataTree.from_dict({"posterior": xarray.Dataset(group), "observed_data": data})
+    more = {} if earlier else {"sample_stats": xarray.Dataset(stats)}
+    return xarray.DataTree.from_dict({"posterior": xarray.Dataset(group), "observed_data": data, **more})
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +64,27 @@ def test_a_silent_level_that_follows_its_parents_is_told_from_a_collapsed_one(pr
 def test_total_collapse_fails(program):
     line = verdict(program, (0.001, 0.0, 0.002), (False, False, False))
     assert (line.value, line.verdict) == (3, "fail") and "ignores its latents" in line.meaning
+
+
+def test_files_of_earlier_versions_are_read(program):
+    found = levels(tree((1.0, 0.001, 0.5), (True, False, True), earlier=True), SPEC)
+    assert [level.collapsed for level in found] == [False, True, False] and found[2].rate == pytest.approx(0.5)
+
+
+def test_levels_are_named_by_resolution_and_step():
+    spec = HVAE(enc="4x1,4d4,1x1", dec="1x1,4m1,4x1", shape=(4, 4), levels=17, width=8, zdim=2)
+    dims = ("chain", "draw", "datum")
+    sides = (1, 4, 4)
+    z = {
+        f"z_{i:02d}": ((*dims, *(f"{i}{c}" for c in "abc")), np.zeros((1, 4, 3, s, s, 2))) for i, s in enumerate(sides)
+    }
+    norm = {"state_norm": ((*dims, "unit"), np.broadcast_to([1.0, 2.0, 4.0], (1, 4, 3, 3)))}
+    stats = {f"rate_z_{i:02d}": (dims, np.full((1, 4, 3), 0.5 * i)) for i in range(3)}
+    groups = {"posterior": xarray.Dataset(z | norm), "sample_stats": xarray.Dataset(stats)}
+    found = level_table(xarray.DataTree.from_dict(groups), spec)
+    assert list(found["resolution"]) == [1, 4, 4] and list(found["step"]) == [0, 0, 1]
+    assert list(found["rate"]) == [0, 0.5, 1] and list(found["norm"]) == list(found["norm_95"]) == [1, 2, 4]
+    assert list(found["units"]) == [2, 32, 32] and list(found["collapsed"]) == [True, False, False]
 
 
 def test_a_quiet_level_with_a_rate_has_not_collapsed(program):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from inference.fitting.objectives import init_params, per_datum_elbo, trace_posterior
+from inference.fitting.objectives import fused_elbo, init_params, per_datum_elbo, trace_posterior
 from ppl_models.function_spaces.images import project_image
 from ppl_models.hvae import HVAE, finer_steps
 from ppl_models.hvae.blocks import groups, parse_decoder, parse_encoder, refine
@@ -102,6 +102,34 @@ def test_a_step_clock_starts_as_none():
     start = lambda spec: init_params(spec.build(KEY), KEY, X)[0]  # noqa: E731
     clocked = dataclasses.replace(SPEC, clock="step")
     np.testing.assert_allclose(elbo(clocked, start(clocked)), elbo(SPEC, start(SPEC)), rtol=1e-6)
+
+
+# -------------------------------------------------------------------------------------------- residual posterior
+def test_a_residual_posterior_that_says_nothing_costs_nothing():
+    """qm = pm + dm, qv = pv + dv: with blocks that say 0 every rate is 0 whatever the prior; with others the KL is
+    dm^2 / (2 exp(2 pv)) + (exp(2 dv) - 1) / 2 - dv."""
+    spec = dataclasses.replace(SPEC, enc="1x1", dec="1x2", posterior_residual=True)
+    program = spec.build(KEY)
+    params = moved(program)
+    silent = jax.tree.map(jnp.zeros_like, params["encoder$params"]["posteriors"])
+
+    @quick
+    def laws(params):
+        sites = trace_posterior(program, params, KEY, X)
+        return [(*moments(sites[n]["fn"]), *moments(sites[n]["infer"]["prior"])) for n in program.latents]
+
+    moments = lambda d: (d.mean, jnp.log(jnp.sqrt(d.variance)))  # noqa: E731
+    for qm, qv, pm, pv in laws({**params, "encoder$params": {**params["encoder$params"], "posteriors": silent}}):
+        assert float(jnp.abs(pm).max()) > 1e-2
+        np.testing.assert_allclose(qm, pm, atol=1e-6)
+        np.testing.assert_allclose(qv, pv, atol=1e-6)
+    found = quick(lambda p: fused_elbo(program, p, KEY, X)[1].kl)(params)
+    for name, (qm, qv, pm, pv) in zip(program.latents, laws(params), strict=True):
+        dm, dv = qm - pm, qv - pv
+        want = dm**2 / (2 * jnp.exp(2 * pv)) + (jnp.exp(2 * dv) - 1) / 2 - dv
+        assert float(found[name]) == pytest.approx(float(want.sum((1, 2, 3)).mean()), rel=1e-4)
+    with pytest.raises(ValueError, match="step 'euler' moves its mean already"):
+        dataclasses.replace(EULER, posterior_residual=True)
 
 
 # ---------------------------------------------------------------------------------------------- explicit steps

@@ -9,7 +9,10 @@ import pytest
 from flax import nnx
 
 from ppl_models.hvae import HVAE
-from ppl_models.hvae.networks import Block, Conv, Decoder, Dropout, Encoder, gelu, pool, rms, upsample
+from ppl_models.hvae.networks import Decoder, Encoder
+from ppl_models.hvae.parts import Block, Conv, pool, rms, upsample
+from ppl_models.networks.activations import gelu
+from ppl_models.networks.dropout import Dropout
 
 SPEC = HVAE(enc="4x2,4d4,1x1", dec="1x1,4m1,4x1", shape=(4, 4), levels=17, width=8, zdim=2, mid_ratio=0.5)
 
