@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from inference.fitting.forward import forward_kl as forward_kl, simulator as simulator
     from inference.fitting.run import fit as fit, resume as resume
     from inference.fitting.runtime import tune_runtime as tune_runtime
+    from inference.fitting.sweeps import Sweep as Sweep, sweep as sweep
     from inference.fitting.trackers import (
         MLflow as MLflow,
         TensorBoard as TensorBoard,
@@ -66,6 +67,7 @@ __getattr__, __dir__, __all__ = lazily(
         "Refined": "checking.refinement",
         "Imputation": "checking.imputation",
         "Sandwich": "checking.sandwich",
+        "Sweep": "fitting.sweeps",
         "baselines": "checking.classical",
         "bits_per_dim": "checking.log_evidence",
         "calibrate": "checking.calibration",
@@ -99,6 +101,7 @@ __getattr__, __dir__, __all__ = lazily(
         "simulator": "fitting.forward",
         "stability": "clustering",
         "stacking_weights": "checking.comparison",
+        "sweep": "fitting.sweeps",
         "tune_runtime": "fitting.runtime",
     },
 )

@@ -35,6 +35,7 @@ from inference.checking.per_datum import (
     locals_of,
     pairs_at_once,
     params_checksum,
+    placed,
     prepare_one,
     sweep,
 )
@@ -249,9 +250,11 @@ def _exact_log_px(fit: Any, x: Any, key: jax.Array, pairs: int, progress: bool) 
         return {name: jnp.broadcast_to(value[0], index.shape) for name, value in whole.items()}
 
     kernel, out = compiled(jax.vmap(one, in_axes=(None, None, 0, 0, None))), dict[str, np.ndarray]()
+    place, params, _ = placed(fit)
+    key = place.store(key)
     blocks = sweep(
-        lambda datum, index: kernel(fit.params, key, take(x, datum), datum, index),
-        rows(x), 1, pairs, what="evidence", progress=progress,
+        lambda datum, index: kernel(params, key, *place.rows((take(x, datum), datum)), index),
+        rows(x), 1, pairs, what="evidence", progress=progress, place=place,
     )  # fmt: skip
     for found, _, values in blocks:
         for name, value in values.items():

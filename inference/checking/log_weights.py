@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from inference.checking.per_datum import DRAW, by_rows, compiled, draw_one, once, prepare_one, sweep
+from inference.checking.per_datum import DRAW, by_rows, compiled, draw_one, once, placed, prepare_one, sweep
 from inference.checking.psis import pareto_k
 from inference.checking.semi_amortised import Local
 from ppl_models.program import Program, rows, take
@@ -88,13 +88,14 @@ class Weigher:
         self, x: Any, draws: int, key: jax.Array, local: Local | None, purpose: int, index: np.ndarray | None
     ) -> Iterator[tuple[slice, np.ndarray]]:
         index = np.arange(rows(x)) if index is None else np.asarray(index)
-        blocks = sweep(
-            lambda datum, draw: self.kernel(
-                self.fit.params, self.fit.mutable, key, np.uint32(purpose), take(x, datum),
-                index[datum].astype(np.uint32), take(local, datum), draw,
-            ),
-            rows(x), draws, self.pairs, what=self.what, progress=self.progress,
-        )  # fmt: skip
+        place, params, mutable = placed(self.fit)
+        key = place.store(key)
+
+        def block(datum: np.ndarray, draw: np.ndarray) -> Any:
+            at = place.rows((take(x, datum), index[datum].astype(np.uint32), take(local, datum)))
+            return self.kernel(params, mutable, key, np.uint32(purpose), *at, draw)
+
+        blocks = sweep(block, rows(x), draws, self.pairs, what=self.what, progress=self.progress, place=place)
         return by_rows(blocks, draws)
 
 

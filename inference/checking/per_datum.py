@@ -20,6 +20,7 @@ import numpy as np
 from inference.checking.semi_amortised import Local, refined_draw
 from inference.fitting.checkpoint import is_key
 from inference.fitting.objectives import Draw, joint_draw
+from inference.fitting.placement import OneDevice, Placement, as_placement
 from inference.fitting.progress import Progress
 from ppl_models.program import Program, numbers, rows, take
 
@@ -132,6 +133,12 @@ def locals_of(fit: Any, x: Any) -> Local | None:
     return None if found is None else found(x)
 
 
+def placed(fit: Any) -> tuple[Placement, Any, Any]:
+    """Where a fit is evaluated, and its parameters and mutable state there, whole on each device."""
+    place = as_placement(getattr(fit, "mesh", None))
+    return place, place.store(fit.params), place.store(fit.mutable)
+
+
 def sweep(
     kernel: Callable[[np.ndarray, np.ndarray], Any],
     data: int,
@@ -140,6 +147,7 @@ def sweep(
     *,
     what: str,
     progress: bool,
+    place: Placement | None = None,
     start: int = 0,
 ) -> Iterator[tuple[slice, slice, Any]]:
     """Call ``kernel(datum indices, draw indices)`` over all pairs in blocks of one shape; yield NumPy results.
@@ -148,18 +156,23 @@ def sweep(
 
     A result's leading axes are (datum, draw).  The last block repeats the last datum, or draws on beyond the
     number asked for; the surplus is cut off here, so the kernel compiles once, and not again for other data.
+
+    ``place``  where the kernel's arrays lie: a block then has a multiple of its ``rows_at_once`` data.
     """
+    place = OneDevice() if place is None else place
     blocks = math.ceil(draws / pairs)
     width = math.ceil(draws / blocks)
-    rows = min(data, max(1, pairs // width))
+    rows = math.ceil(min(data, max(1, pairs // width)) / place.rows_at_once) * place.rows_at_once
     begin = data if start >= data else start // rows * rows
-    with Progress(data * draws, what, unit="draws", show=progress, delay=2.0, start=begin * draws) as bar:
+    with Progress(
+        data * draws, what, unit="draws", show=progress and place.writes, delay=2.0, start=begin * draws
+    ) as bar:
         for first_row in range(begin, data, rows):
             stop = min(first_row + rows, data)
             datum = np.minimum(np.arange(first_row, first_row + rows), data - 1).astype(np.uint32)
             for first in range(0, draws, width):
                 last = min(first + width, draws)
-                out = kernel(datum, np.arange(first, first + width, dtype=np.uint32))
+                out = place.host(kernel(datum, np.arange(first, first + width, dtype=np.uint32)))
                 keep = (slice(0, stop - first_row), slice(0, last - first))
                 out = jax.tree.map(lambda a, k=keep: np.asarray(a)[k], out)
                 yield slice(first_row, stop), slice(first, last), out

@@ -22,6 +22,7 @@ from inference.checking.per_datum import (
     locals_of,
     once,
     pair_key,
+    placed,
     prepare_one,
     sweep,
 )
@@ -61,10 +62,13 @@ def _posterior_kernel(program: Program, draws: int) -> Any:
 def posterior_pass(fit: Any, x: Any, draws: int, key: jax.Array, pairs: int, progress: bool, start: int = 0) -> Blocks:
     """Draws of the data from ``start`` on, their densities, and ``x``, as the model scores it and its mean."""
     local, kernel = locals_of(fit, x), once(_posterior_kernel, fit.program, draws)
-    blocks = sweep(
-        lambda datum, index: kernel(fit.params, fit.mutable, key, take(x, datum), datum, take(local, datum), index),
-        rows(x), draws, pairs, what="posterior", progress=progress, start=start,
-    )  # fmt: skip
+    place, params, mutable = placed(fit)
+    key = place.store(key)
+
+    def block(datum: np.ndarray, index: np.ndarray) -> Any:
+        return kernel(params, mutable, key, *place.rows((take(x, datum), datum, take(local, datum))), index)
+
+    blocks = sweep(block, rows(x), draws, pairs, what="posterior", progress=progress, start=start, place=place)
     for found, (kept, data) in by_rows(blocks, draws):
         mean = {name: (part / draws).sum(1) for name, part in data["mean"].items()}
         yield found, {**kept, "x": jax.tree.map(lambda leaf: leaf[:, 0], data["x"]), "mean": mean}
@@ -113,9 +117,11 @@ def generate_pass(
     ``inputs(datum)``  prepared inputs (data, ...) of a conditional program.
     """
     kernel = once(_generate_kernel, fit.program)
+    place, params, mutable = placed(fit)
+    key = place.store(key)
 
     def block(datum: np.ndarray, index: np.ndarray) -> Any:
         given = {name: value[:, np.minimum(index, draws - 1)] for name, value in held(datum).items()}
-        return kernel(fit.params, fit.mutable, key, inputs(datum), given, datum, index)
+        return kernel(params, mutable, key, *place.rows((inputs(datum), given, datum)), index)
 
-    return by_rows(sweep(block, n, draws, pairs, what=what, progress=progress, start=start), draws)
+    return by_rows(sweep(block, n, draws, pairs, what=what, progress=progress, start=start, place=place), draws)

@@ -103,6 +103,10 @@ class Refined:
         return self.fit.card
 
     @property
+    def mesh(self) -> Any:
+        return getattr(self.fit, "mesh", None)
+
+    @property
     def model(self) -> Callable[..., Any]:
         return self.fit.model
 

@@ -35,13 +35,14 @@ from inference.cli.report import Report
 from inference.cli.resume import Resume
 from inference.cli.sample import Sample
 from inference.cli.swap import Swap
+from inference.cli.sweep import Sweep
 from inference.cli.traverse import Traverse
 
 COMMANDS: Mapping[str, type[Command] | Mapping[str, type[Command]]] = {
     "quickstart": Quickstart, "fit": Fit, "resume": Resume, "diagnose": Diagnose, "compare": Compare,
     "clusters": Clusters, "coherence": Coherence, "sample": Sample, "report": Report, "data": DATA,
     "families": Families, "assign": Assign, "impute": Impute, "swap": Swap, "traverse": Traverse,
-    "experiment": Experiment,
+    "experiment": Experiment, "sweep": Sweep,
 }  # fmt: skip  # fmt: skip
 """The commands in the order of ``--help``."""
 

@@ -61,6 +61,23 @@ class Tracking:
     """Also report to a tracker: tensorboard (DIR/tensorboard), mlflow or wandb, which know their own log-in."""
 
 
+@dataclass(frozen=True)
+class Devices:
+    """Which devices share the work of a fit, and which processes; docs/devices.md says how to start them."""
+
+    mesh: Annotated[str | None, opt("AXIS=N[,AXIS=N]", "one device")] = None
+    """Devices along each axis: data=8 shares every batch, data=4,model=2 large parameters too [devices]."""
+    distributed: bool = False
+    """This is one of several processes of one fit: all are started with the same command line. They find one another
+    by what SLURM, Open MPI, Kubernetes or a TPU pod tells JAX, or by the three options below."""
+    coordinator: Annotated[str | None, opt("HOST:PORT", "as the cluster says")] = None
+    """Where process 0 listens; needs --distributed."""
+    num_processes: Annotated[int | None, opt("N", "as the cluster says")] = None
+    """How many processes there are; needs --distributed [processes]."""
+    process_id: Annotated[int | None, opt("N", "as the cluster says")] = None
+    """Which of them this is, from 0; needs --distributed."""
+
+
 Run = Annotated[Positional[Path], opt("DIR")]
 
 

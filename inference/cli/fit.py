@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from inference.cli import files, runs
-from inference.cli.arguments import Common, Evaluation, Tracking, check_at_least, check_evaluation, opt
+from inference.cli import devices, files, runs
+from inference.cli.arguments import (
+    Common,
+    Devices,
+    Evaluation,
+    Tracking,
+    check_at_least,
+    check_evaluation,
+    opt,
+)
 from inference.cli.common import (
     UsageError,
     claim,
@@ -21,7 +30,7 @@ from inference.cli.common import (
 )
 from inference.cli.track import trackers
 
-_VALIDATION = "(default: 0) (of a table: a seventh)"
+VALIDATION = "(default: 0) (of a table: a seventh)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +65,7 @@ class Fit:
     """Seed of the initial weights, the minibatches and all draws; equal seeds give equal runs."""
     n: Annotated[int | None, opt("N", "all")] = None
     """Fit to a random subset of N of the training data [data]."""
-    validation: Annotated[int | None, arg(metavar="N", help_behavior_hint=_VALIDATION)] = None
+    validation: Annotated[int | None, arg(metavar="N", help_behavior_hint=VALIDATION)] = None
     """Keep the last N of the training data out of the fit, and choose the best step by them [data]."""
     validate_every: Annotated[int | None, opt("N", "chosen from --steps")] = None
     """Steps between two validations [steps]."""
@@ -90,6 +99,7 @@ class Fit:
     """Replace the run that --out already holds."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     tracking: Tracking = field(default_factory=Tracking)
+    devices: Devices = field(default_factory=Devices)
     common: Common = field(default_factory=Common)
 
     def run(self) -> None:
@@ -135,10 +145,14 @@ def check_numbers(command: Fit) -> None:
             raise UsageError(f"{name} needs validation data; add --validation N, or leave {name} out")
 
 
-def fit(command: Fit) -> None:
-    """Fit what the command names, evaluate it, and say where to look."""
-    check_numbers(command)
-    plugins = load_plugins(command.common.plugin)
+def load_for(
+    command: Fit, plugins: Sequence[Mapping[str, str]], take: Callable[[], None]
+) -> tuple[Any, dict[str, Any], runs.Data, int]:
+    """The program, its data card, the data and the size of a batch that the command names.
+
+    ``take`` makes sure of the output folder, once all names are known to be good.
+    """
+
     spec = read_spec(command.model)
     if command.clusters is not None:
         spec = runs.with_clusters(spec, command.clusters)
@@ -147,7 +161,7 @@ def fit(command: Fit) -> None:
     if command.data == runs.OWN:
         program = runs.build(spec, command.seed)
         card = runs.own_card(program, plugins=plugins, **sizes)
-        claim(command.out, overwrite=command.overwrite)
+        take()
         data = runs.load_data(card, program.observation.sampler)
     elif (file := files.of_name(command.data)) is not None:
         sizes["validation"] = command.validation
@@ -163,7 +177,7 @@ def fit(command: Fit) -> None:
             command.data, labels=command.labels, n=command.n, seed=runs.DATA_SEED, plugins=plugins, **sizes
         )
         spec = runs.fitted_to(spec, card)
-        claim(command.out, overwrite=command.overwrite)
+        take()
         program = runs.build(spec, command.seed)
         data = runs.data_of(program, card)
         if batch_size > (most := data.size):
@@ -173,29 +187,50 @@ def fit(command: Fit) -> None:
         card = runs.make_card(command.data, n=command.n, plugins=plugins, **sizes)
         spec = runs.fitted_to(spec, card)
         card = runs.labelled(card, spec)
-        claim(command.out, overwrite=command.overwrite)
+        take()
         data = runs.load_data(card, None)
         if command.batch_size > (most := data.size):
             raise UsageError(
                 f"--batch-size {command.batch_size} is more than the {most:,} data to fit; give at most {most}"
             )
         program = runs.build(spec, command.seed)
-    import jax
+    return program, card, data, batch_size
 
-    from inference.fitting import fit as run_fit
+
+def check_data(command: Fit, program: Any, data: runs.Data) -> None:
+    """Raise :class:`UsageError` for an objective or data that the program cannot have; before any long work."""
     from inference.fitting.loss import make_loss
     from inference.fitting.sources import stored
     from inference.fitting.trainer import scheduled
 
-    callbacks = trackers(command.tracking.track, command.out)
-    key = jax.random.key(command.seed)
     with usage():
         make_loss(program, command.objective, command.train_particles, command.sleep, scheduled(program, None))
         for name, x in (("training data", data.train), ("held-out data", data.test)):
             if not callable(x):
                 stored(program, x, name)
+
+
+def fit(command: Fit) -> None:
+    """Fit what the command names, evaluate it, and say where to look."""
+    check_numbers(command)
+    first = devices.begin(command.devices)
+    plugins = load_plugins(command.common.plugin)
+
+    def take() -> None:
+        if first:
+            claim(command.out, overwrite=command.overwrite)
+
+    program, card, data, batch_size = load_for(command, plugins, take)
+    import jax
+
+    from inference.fitting import fit as run_fit
+
+    key, place = jax.random.key(command.seed), devices.place(command.devices, batch_size)
+    callbacks = trackers(command.tracking.track, command.out) if first else ()
+    check_data(command, program, data)
     # Everything that can be refused has been: only now is an earlier run given up.
-    clear(command.out)
+    if first:
+        clear(command.out)
     with runs.resumable(command.out):
         fitted = run_fit(
             program, data.fitted_to, steps=command.steps, key=key, batch_size=batch_size,
@@ -203,6 +238,6 @@ def fit(command: Fit) -> None:
             objective=command.objective, particles=command.train_particles, sleep=command.sleep,
             validation=data.validation, validate_every=command.validate_every, patience=command.patience,
             out=command.out, card=card, checkpoint_every=command.checkpoint_every,
-            progress=not command.evaluation.quiet, callbacks=callbacks,
+            progress=not command.evaluation.quiet, callbacks=callbacks, mesh=place,
         )  # fmt: skip
-        runs.finish(fitted, data, command.evaluation)
+        devices.finish(command.devices, first, fitted, data, command.evaluation)

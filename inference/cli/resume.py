@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inference.cli import files, runs
-from inference.cli.arguments import Common, Evaluation, Run, Tracking, check_evaluation
+from inference.cli import devices, files, runs
+from inference.cli.arguments import Common, Devices, Evaluation, Run, Tracking, check_evaluation
 from inference.cli.common import (
     read_run,
     say,
@@ -30,6 +30,7 @@ class Resume:
     """Run folder."""
     evaluation: Evaluation = field(default_factory=Evaluation)
     tracking: Tracking = field(default_factory=Tracking)
+    devices: Devices = field(default_factory=Devices)
     common: Common = field(default_factory=Common)
 
     def run(self) -> None:
@@ -40,6 +41,7 @@ class Resume:
 def resume(command: Resume) -> None:
     """Continue a run from its last checkpoint, evaluate it, and say where to look."""
     check_evaluation(command.evaluation)
+    first = devices.begin(command.devices)
     record = read_run(command.folder)
     card = runs.run_card(command.folder, command.common.plugin)
     start()
@@ -52,14 +54,16 @@ def resume(command: Resume) -> None:
         data = runs.data_of(program, card, test_n=command.evaluation.test_n)
     else:
         data = runs.load_data(card, None, test_n=command.evaluation.test_n)
+    place = devices.place(command.devices, record["arguments"]["batch_size"])
     with runs.resumable(command.folder):
         if record["info"].get("stopped") in ("steps", "patience"):
             say(f"{command.folder} is fitted already: {record['info']['steps']:,} steps")
-            fitted = load(command.folder)
+            fitted = load(command.folder).on(place)
         else:
-            callbacks = trackers(command.tracking.track, command.folder)
-            fitted = _go_on(command.folder, record, data, progress=not command.evaluation.quiet, callbacks=callbacks)
-        runs.finish(fitted, data, command.evaluation)
+            shown = {"progress": not command.evaluation.quiet, "mesh": place}
+            shown["callbacks"] = trackers(command.tracking.track, command.folder) if first else ()
+            fitted = _go_on(command.folder, record, data, **shown)
+        devices.finish(command.devices, first, fitted, data, command.evaluation)
 
 
 def _go_on(folder: Path, record: dict[str, Any], data: runs.Data, **shown: Any) -> Any:

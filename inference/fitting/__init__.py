@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from inference.fitting.forward import forward_kl as forward_kl, simulator as simulator
     from inference.fitting.run import fit as fit, resume as resume
     from inference.fitting.runtime import tune_runtime as tune_runtime
+    from inference.fitting.sweeps import Sweep as Sweep, sweep as sweep
     from inference.fitting.trackers import (
         MLflow as MLflow,
         TensorBoard as TensorBoard,
@@ -34,6 +35,8 @@ __getattr__, __dir__, __all__ = lazily(
         "load": "fitted",
         "resume": "run",
         "simulator": "forward",
+        "Sweep": "sweeps",
+        "sweep": "sweeps",
         "tune_runtime": "runtime",
     },
 )

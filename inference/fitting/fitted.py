@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpyro.handlers import substitute
 from inference.fitting import checkpoint
 from inference.fitting.folder import History, RunFolder
 from inference.fitting.objectives import init_params
+from inference.fitting.placement import MeshLike, OneDevice, OnMesh, as_placement
 from inference.fitting.sources import stored
 from ppl_models.program import Program, zeros
 
@@ -26,6 +27,7 @@ class Fit:
 
     ``params`` are the values of the program's ``param`` sites: the best by validation if there was one, else the
     running average if there was one, else the last.  ``info`` holds steps, seconds, skipped updates, why it stopped.
+    ``mesh`` is where evaluation runs, see :meth:`on`; the parameters themselves are whole and on one device.
     """
 
     program: Program
@@ -35,6 +37,17 @@ class Fit:
     info: dict[str, Any]
     folder: Path | None = None
     card: Mapping[str, Any] = field(default_factory=dict)
+    mesh: OnMesh | None = None
+
+    def on(self, mesh: MeshLike) -> Fit:
+        """This fit, whose evidence, posterior and refinement are computed over a mesh: ``fit.on("data=8")``.
+
+        The rows of the data are shared by the devices of the axis ``data``, the parameters stay whole on each.  The
+        numbers are those of one device but for rounding.  What :func:`inference.fit` returned is on its own mesh;
+        ``on(None)`` brings it back to one device.  Raises ``ValueError`` as :func:`inference.fit` does for a mesh.
+        """
+        place = as_placement(mesh)
+        return replace(self, mesh=None if isinstance(place, OneDevice) else place)
 
     @property
     def model(self) -> Callable[..., Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,19 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
-from inference.fitting.arguments import check_arguments, check_dispatch, plain, same_run
-from inference.fitting.callbacks import Watchers
 from inference.fitting.checkpoint import CheckpointError, checkpoints
 from inference.fitting.fitted import Fit
-from inference.fitting.folder import RunFolder, versions
-from inference.fitting.loop import Loop
-from inference.fitting.loss import make_loss
+from inference.fitting.folder import RunFolder
+from inference.fitting.placement import MeshLike
+from inference.fitting.prepare import prepared
 from inference.fitting.record import key_numbers
-from inference.fitting.sources import as_source, stored
-from inference.fitting.trainer import Trainer, make_optimizer, scheduled
 from ppl_models.program import Program
 
 
@@ -51,6 +45,7 @@ def fit(
     progress: bool = True,
     steps_per_dispatch: int | str = "auto",
     callbacks: Sequence[Any] = (),
+    mesh: MeshLike = None,
 ) -> Fit:
     """Maximise the ELBO of ``program`` on ``data``, or a tighter bound, and return the fitted program.
 
@@ -89,6 +84,11 @@ def fit(
                        returning ``True``, or :class:`inference.fitting.callbacks.Watcher`: the trackers of
                        :mod:`inference.fitting.trackers`, a live plot.  One that fails is warned about, once.
     ``card``           a few facts about the data (name, split, seed), kept in run.json.
+    ``mesh``           devices to share the work: ``"data=8"`` cuts each batch into eight, ``"data=4,model=2"`` also
+                       large parameters (with their moments) into two; or a dict, or a JAX mesh with these axes.  The
+                       program and its random numbers are those of one device, and losses equal its losses but for
+                       rounding.  A run may be resumed on another mesh.  In several processes (``jax.distributed``)
+                       each makes the same call with the same data; the first writes ``out``.  See docs/devices.md.
 
     Updates with a non-finite loss or gradient are skipped, counted in the history and in ``info["skipped"]``, and
     warned about; 50 in a row raise ``FloatingPointError`` with the last good state on disk.  Ctrl-C ends the current
@@ -97,46 +97,14 @@ def fit(
     at once.  Bad arguments raise ``ValueError`` before any work.
     Same key, same machine, same arguments: the same parameters, bit for bit.
     """
-    validate_every = validate_every or max(1, steps // 20) if isinstance(steps, int) and steps > 0 else validate_every
-    check_arguments(
-        steps, key, average, patience, validation, validate_every=validate_every, checkpoint_every=checkpoint_every
-    )
-    check_dispatch(steps_per_dispatch)
-    rules = scheduled(program, weights)
-    chosen = make_optimizer(learning_rate, optimizer, clip)
-    watchers = Watchers(callbacks)
-    loss = make_loss(program, objective, particles, sleep, rules)
-    data_key, train_key, validation_key = jax.random.split(key, 3)
-    source = as_source(data, program, batch_size, data_key)
-    held_out = None if validation is None else stored(program, validation, "validation data")
-    folder = None if out is None else RunFolder(out)
-    arguments = {
-        "steps": steps, "batch_size": batch_size, "learning_rate": plain(learning_rate),
-        "optimizer": plain(optimizer), "clip": clip, "weights": {n: plain(w) for n, w in (weights or {}).items()},
-        "objective": objective, "particles": loss.particles, "sleep": plain(sleep), "average": average,
-        "validate_every": validate_every, "patience": patience, "checkpoint_every": checkpoint_every,
-        "steps_per_dispatch": steps_per_dispatch, "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "validation": held_out is not None,
-    }  # fmt: skip
-    if folder is None and resume:
-        raise ValueError("resume=True needs out=, the folder of the run to continue")
-    if folder is not None and resume:
-        same_run(folder, program, arguments)
-    elif folder is not None:
-        folder.create()
-    with contextlib.nullcontext() if folder is None else folder.held():
-        if folder is not None and not resume:
-            folder.write_spec(program.spec)
-            folder.write_run({"arguments": arguments, "card": dict(card or {}), "versions": versions(), "info": {}})
-        # A run that was killed before its first checkpoint starts again, with the same numbers.
-        begun = folder is not None and resume and bool(checkpoints(folder.checkpoint))
-        trainer = Trainer(program, source, chosen, rules, average, loss)
-        loop = Loop(trainer, folder, held_out, validation_key, arguments, dict(card or {}), progress, watchers)
-        return loop.run(train_key, begun)
+    given = {name: value for name, value in locals().items() if name not in ("program", "data")}
+    with prepared(program, data, **given) as (loop, start, begun):
+        return loop.run(start, begun)
 
 
 def resume(folder: str | Path, data: Any, *, validation: Any = None, progress: bool = True, **changes: Any) -> Fit:
-    """Continue the run of a folder with the arguments it was started with; ``changes`` may raise ``steps``.
+    """Continue the run of a folder with the arguments it was started with; ``changes`` may raise ``steps`` or name a
+    ``mesh``, which need not be that of the start.
 
     Schedules and optimisers are functions, which run.json records by name only, and ``callbacks`` are not recorded:
     pass them again.  Raises ``ValueError`` for a folder without a run, or whose run.json is torn or of a later version,

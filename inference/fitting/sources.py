@@ -82,12 +82,12 @@ class SamplerSource:
 
     def __init__(self, sampler: Callable[..., Any], batch_size: int, key: jax.Array, program: Program) -> None:
         self.sampler, self.batch_size, self.key = sampler, batch_size, key
-        self.store: tuple[()] = ()
         try:
             like = jax.eval_shape(lambda k: _device(sampler(k, batch_size)), key)
             self.traced = True
         except (jax.errors.JAXTypeError, TypeError):
             like, self.traced = _host(sampler(key, batch_size)), False
+        self.store: Any = key if self.traced else ()
         _check_batch(like, program, batch_size, f"sampler(key, {batch_size}) returned", "n data of the program's shape")
 
     def example(self) -> Any:
@@ -101,7 +101,7 @@ class SamplerSource:
 
     def batch(self, store: Any, item: Any) -> Any:
         if self.traced:
-            return _device(self.sampler(jax.random.fold_in(self.key, item), self.batch_size))
+            return _device(self.sampler(jax.random.fold_in(store, item), self.batch_size))
         return item
 
     def state(self) -> None:

@@ -15,7 +15,8 @@ import optax
 from jaxtyping import Array
 
 from inference.fitting.loss import Loss
-from inference.fitting.objectives import BALANCE, FREE_BITS, KL, init_params
+from inference.fitting.objectives import BALANCE, FREE_BITS, KL, init_params, params_of, trace_posterior
+from inference.fitting.placement import OneDevice, Placement
 from inference.fitting.sources import Source
 from ppl_models.program import Event, Program, did_you_mean
 
@@ -68,7 +69,11 @@ def make_optimizer(learning_rate: Any, optimizer: Any, clip: float | None) -> op
         raise ValueError(f"learning_rate must be a positive number or an optax schedule, got {rate!r}")
     if clip is not None and not clip > 0:
         raise ValueError(f"clip must be a positive gradient norm in nats per datum, got {clip!r}; None turns it off")
-    core = optax.adam(rate) if optimizer is None else optimizer
+    return clipped(optax.adam(rate) if optimizer is None else optimizer, clip)
+
+
+def clipped(core: Any, clip: float | None) -> optax.GradientTransformationExtraArgs:
+    """An optimizer after clipping, where there is any."""
     return optax.with_extra_args_support(core if clip is None else optax.chain(optax.clip_by_global_norm(clip), core))
 
 
@@ -95,17 +100,20 @@ class Trainer:
         weights: Mapping[str, Callable[[Any], Any]],
         average: float | None,
         loss: Loss | None = None,
+        place: Placement | None = None,
     ) -> None:
         self.program, self.source, self.optimizer = program, source, optimizer
+        self.place = OneDevice() if place is None else place
+        source.store = self.place.store(source.store)
         self.loss = Loss() if loss is None else loss
         self.weights, self.average = dict(weights), average
         self.transforms: dict[str, Any] = {}
-        self._update = jax.jit(self._steps, donate_argnums=0)
+        self._update = jax.jit(self.steps, donate_argnums=0)
         self._init = jax.jit(self._start)
 
     # ------------------------------------------------------------------------------------------ start
     def _prepared(self, key: Array, item: Any, store: Any) -> Any:
-        return self.program.observation.prepare(self.source.batch(store, item), key, True)
+        return self.program.observation.prepare(self.place.batch(self.source.batch(store, item)), key, True)
 
     def _start(self, key: Array, store: Any, item: Any) -> State:
         x = self._prepared(key, item, store)
@@ -113,7 +121,7 @@ class Trainer:
         _, terms = jax.eval_shape(lambda: self.loss(self.program, self.constrain(params), key, x, mutable=mutable))
         names = ["loss", "grad_norm", "steps", *terms.more]
         names += [f"log_lik/{name}" for name in terms.log_lik] + [f"kl/{name}" for name in terms.kl]
-        return State(
+        start = State(
             step=jnp.zeros((), jnp.int32),
             key=key,
             params=params,
@@ -124,10 +132,42 @@ class Trainer:
             streak=jnp.zeros((), jnp.int32),
             totals={name: jnp.zeros(()) for name in names},
         )
+        return self.place.state(start)
 
     def init(self, key: Array) -> State:
         """Initial state; the arrays are new, so donating them leaves the program's own modules intact."""
-        return jax.tree.map(jnp.copy, self._init(key, self.source.store, self.source.example()))
+        made = self._init(self.place.store(key), self.source.store, self.source.example())
+        return jax.tree.map(jnp.copy, made)
+
+    def init_like(self, key: Array, like: State) -> State:
+        """:meth:`init` without compiling: ``like`` is the initial state of a fit that differs in its numbers alone.
+
+        One abstract trace of the model names its parameters, whose initial values are the arrays of the program.
+        """
+        found: dict[str, Any] = {}
+
+        def look(key: Array, store: Any, item: Any) -> int:
+            sites = trace_posterior(self.program, {}, key, self._prepared(key, item, store))
+            found.update({name: site for name, site in sites.items() if site["type"] in ("param", "mutable")})
+            return 0
+
+        jax.eval_shape(look, key, self.source.store, self.source.example())
+        values = [site["value"] for site in found.values()]
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
+            return self.init(key)  # initial values that are computed from the data or the key
+        params, self.transforms, mutable = params_of(found)
+        params = jax.tree.map(jnp.copy, params)
+        return State(
+            step=jnp.zeros((), jnp.int32),
+            key=key,
+            params=params,
+            mutable=jax.tree.map(jnp.copy, mutable),
+            opt=self.optimizer.init(params),
+            average=jax.tree.map(jnp.copy, params) if self.average else None,
+            skipped=jnp.zeros((), jnp.int32),
+            streak=jnp.zeros((), jnp.int32),
+            totals={name: jnp.zeros(()) for name in like.totals},
+        )
 
     def template(self, key: Array) -> State:
         """Shapes and dtypes of the state, without compiling."""
@@ -179,11 +219,11 @@ class Trainer:
             # A branch costs nothing here; selecting leaf by leaf costs a tenth of a dense step.
             params, opt, average, mutable = jax.lax.cond(ok, apply, lambda: before)
         else:
-            after = jax.tree.map(lambda new, old: jnp.where(ok, new, old), apply(), before)
-            params, opt, average, mutable = after
+            chosen = jax.tree.map(lambda new, old: jnp.where(ok, new, old), apply(), before)
+            params, opt, average, mutable = chosen
         now = {"loss": loss, "grad_norm": norm, "steps": jnp.ones(()), **terms.more}
         now |= {f"log_lik/{n}": v for n, v in terms.log_lik.items()} | {f"kl/{n}": v for n, v in terms.kl.items()}
-        return State(
+        after = State(
             step=state.step + 1,
             key=state.key,
             params=params,
@@ -194,8 +234,10 @@ class Trainer:
             streak=jnp.where(ok, 0, state.streak + 1),
             totals={n: total + jnp.where(ok, now[n], 0.0) for n, total in state.totals.items()},
         )
+        return self.place.state(after)
 
-    def _steps(self, state: State, store: Any, items: Any) -> State:
+    def steps(self, state: State, store: Any, items: Any) -> State:
+        """As many steps as ``items`` has entries; not compiled."""
         count = jax.tree.leaves(items)[0].shape[0]
         if count == 1:
             return self._step(state, store, jax.tree.map(lambda a: a[0], items))
@@ -206,6 +248,7 @@ class Trainer:
 
         Raises ``ValueError`` for a site that the program has not, or values of another structure, shape or not finite.
         """
+        state = self.place.whole(state)  # in several processes each does the same
         key = jax.random.fold_in(jax.random.fold_in(state.key, 0x6576), state.step)  # apart from the updates' keys
         data_key, own_key = jax.random.split(key)
         params = self.constrain(state.params)
@@ -225,7 +268,7 @@ class Trainer:
                 state.params[name],
             )
         average = {**state.average, **jax.tree.map(jnp.copy, changed)} if self.average else state.average
-        return state._replace(params={**state.params, **changed}, average=average)
+        return self.place.put(state._replace(params={**state.params, **changed}, average=average))
 
     def _some(self, step: int, size: int, key: Array) -> Any:
         """About ``size`` prepared data, from the batches that the next updates will see."""
@@ -233,12 +276,14 @@ class Trainer:
         count = min(-(-size // source.batch_size), source.per_epoch or size)  # no datum twice
         prepare = jax.jit(lambda k, item, store: self.program.observation.prepare(source.batch(store, item), k, False))
         parts = [
-            prepare(jax.random.fold_in(key, i), jax.tree.map(lambda a, i=i: a[i], items), source.store)
+            prepare(
+                self.place.store(jax.random.fold_in(key, i)), jax.tree.map(lambda a, i=i: a[i], items), source.store
+            )
             for items in [source.feed(step, count)]
             for i in range(count)
         ]
-        return jax.tree.map(lambda *leaf: jnp.concatenate(leaf)[:size], *parts)
+        return jax.tree.map(lambda *leaf: jnp.concatenate(leaf)[:size], *self.place.whole(parts))
 
     def update(self, state: State, items: Any) -> State:
         """Take as many steps as ``items`` has entries; the old state's buffers are reused and must not be read."""
-        return self._update(state, self.source.store, items)
+        return self._update(state, self.source.store, self.place.feed(items, self.source.batch_size))
