@@ -65,7 +65,11 @@ def paths(meshes: list[str], names: list[str], steps: int, folder: Path) -> dict
 
     def placed(text: str) -> Any:
         # The parameters of tiny presets are small: here all that can be cut are.
-        return None if text == "none" else OnMesh(as_placement(text).mesh, 1) if "model" in text else text
+        if "model" not in text:
+            return None if text == "none" else text
+        whole = as_placement(text)
+        assert isinstance(whole, OnMesh)
+        return OnMesh(whole.mesh, 1)
 
     found: dict[str, Any] = {}
     for name in names:

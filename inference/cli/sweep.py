@@ -98,7 +98,7 @@ def sweep(command: Sweep) -> None:
     check_data(one, program, data)
     from inference.fitting.sweeps import sweep as run_sweep
 
-    arguments = {
+    arguments: dict[str, Any] = {
         "steps": command.steps, "batch_size": batch_size, "learning_rate": command.learning_rate, "clip": command.clip,
         "average": command.average, "objective": command.objective, "validate_every": command.validate_every,
         "patience": command.patience,

@@ -323,7 +323,7 @@ def _run(job: _Job, progress: bool) -> None:
         for member in job.members:
             if not going_on:  # killed before its first checkpoint
                 shutil.rmtree(job.out / member.name, ignore_errors=True)
-            shared = {"evaluate": loops[0].evaluate} if loops and job.validation is not None else {}
+            shared: dict[str, Any] = {"evaluate": loops[0].evaluate} if loops and job.validation is not None else {}
             loop, key, _ = held.enter_context(_prepared(member, job, going_on=going_on, **shared))
             if loops and not callable(job.data) and job.data is not None:
                 loop.trainer.source.store = loops[0].trainer.source.store  # one copy of the data
