@@ -44,7 +44,7 @@ def run_together(
     first, outcomes = loops[0], dict[int, Outcome]()
     source = first.trainer.source
     states = [first.start(keys[0], resume)]
-    states += [loop.start(key, resume, first.size, states[0]) for loop, key in zip(loops[1:], keys[1:], strict=True)]
+    states += [loop.start(key, resume, first.size) for loop, key in zip(loops[1:], keys[1:], strict=True)]
     if len({loop.at for loop in loops}) > 1:
         raise ValueError(f"fits that run together start at one step, got {sorted({loop.at for loop in loops})}")
     shared = isinstance(source, ArraySource)

@@ -116,15 +116,9 @@ class Loop:
             self.check_some(state)
         return self.end(state)
 
-    def start(self, key: Array, resume: bool, size: int | None = None, like: State | None = None) -> State:
-        """The state of the first update, or of the last checkpoint; ``size``: steps of a dispatch, where known.
-
-        ``like`` is the initial state of a fit that differs in its numbers alone, where there is one.
-        """
-        if resume:
-            state = self._restore(key)
-        else:
-            state = self.trainer.init(key) if like is None else self.trainer.init_like(key, like)
+    def start(self, key: Array, resume: bool, size: int | None = None) -> State:
+        """The state of the first update, or of the last checkpoint; ``size``: steps of a dispatch, where known."""
+        state = self._restore(key) if resume else self.trainer.init(key)
         arguments, self.at = self.arguments, int(state.step)
         every = {
             "log": max(1, self.steps // 100),

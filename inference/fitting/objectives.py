@@ -242,15 +242,10 @@ def init_params(program: Program, key: Key[Array, ""], x: Any) -> tuple[dict[str
 
     Parameters keep the initial values of the program's modules and ``numpyro.param`` statements.
     """
-    return params_of(trace_posterior(program, {}, key, x))
-
-
-def params_of(sites: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """What :func:`init_params` returns, from the sites of a trace of :func:`trace_posterior` without parameters."""
     from numpyro.distributions import biject_to, constraints
 
     params, transforms, state = {}, {}, {}
-    for name, site in sites.items():
+    for name, site in trace_posterior(program, {}, key, x).items():
         if site["type"] == "param":
             transform = biject_to(site["kwargs"].get("constraint", constraints.real))
             transforms[name] = transform

@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array
 
 from inference.fitting.loss import Loss
-from inference.fitting.objectives import BALANCE, FREE_BITS, KL, init_params, params_of, trace_posterior
+from inference.fitting.objectives import BALANCE, FREE_BITS, KL, init_params
 from inference.fitting.placement import OneDevice, Placement
 from inference.fitting.sources import Source
 from ppl_models.program import Event, Program, did_you_mean
@@ -138,36 +138,6 @@ class Trainer:
         """Initial state; the arrays are new, so donating them leaves the program's own modules intact."""
         made = self._init(self.place.store(key), self.source.store, self.source.example())
         return jax.tree.map(jnp.copy, made)
-
-    def init_like(self, key: Array, like: State) -> State:
-        """:meth:`init` without compiling: ``like`` is the initial state of a fit that differs in its numbers alone.
-
-        One abstract trace of the model names its parameters, whose initial values are the arrays of the program.
-        """
-        found: dict[str, Any] = {}
-
-        def look(key: Array, store: Any, item: Any) -> int:
-            sites = trace_posterior(self.program, {}, key, self._prepared(key, item, store))
-            found.update({name: site for name, site in sites.items() if site["type"] in ("param", "mutable")})
-            return 0
-
-        jax.eval_shape(look, key, self.source.store, self.source.example())
-        values = [site["value"] for site in found.values()]
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values)):
-            return self.init(key)  # initial values that are computed from the data or the key
-        params, self.transforms, mutable = params_of(found)
-        params = jax.tree.map(jnp.copy, params)
-        return State(
-            step=jnp.zeros((), jnp.int32),
-            key=key,
-            params=params,
-            mutable=jax.tree.map(jnp.copy, mutable),
-            opt=self.optimizer.init(params),
-            average=jax.tree.map(jnp.copy, params) if self.average else None,
-            skipped=jnp.zeros((), jnp.int32),
-            streak=jnp.zeros((), jnp.int32),
-            totals={name: jnp.zeros(()) for name in like.totals},
-        )
 
     def template(self, key: Array) -> State:
         """Shapes and dtypes of the state, without compiling."""
