@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +47,8 @@ class ArrayFile:
 
     def __init__(self, path: str | Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
         self.path, self.offset, self.shape, self.dtype = str(path), offset, shape, dtype
-        self.file = open(path, "rb", buffering=0)
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -66,11 +68,7 @@ class ArrayFile:
 
     def _fill(self, view: memoryview, at: int) -> None:
         while view:
-            if hasattr(os, "preadv"):
-                count = os.preadv(self.file.fileno(), [view], at)
-            else:
-                self.file.seek(at)
-                count = self.file.readinto(view)
+            count = os.preadv(self._file, [view], at)
             if not count:
                 raise ValueError(f"{self.path} ends at byte {at}: it has been cut since it was opened; restore it")
             view, at = view[count:], at + count
