@@ -63,7 +63,7 @@ def run(quick: bool) -> Iterator[Claim]:
     """Time of a step, memory, time to compile."""
     size: dict[str, Any] = {"spec": QUICK, "batch": 4} if quick else {"spec": "small28", "batch": 32}
     names = ("unrolled", "scanned", "plain") if quick else tuple(FORMS)
-    rounds, memory_steps = (2, 6) if quick else (4, MEMORY_STEPS)
+    rounds, memory_steps = (2, 8) if quick else (4, MEMORY_STEPS)
     words = "a small pyramid, batch 4" if quick else "small28, batch 32"
     workers: dict[str, Worker] = {}
     try:

@@ -30,7 +30,8 @@ from tests.toy import PPCA, register_toy, toy_data
 
 KEY = jax.random.key(0)
 SECONDS = 5.0
-EVIDENCE, POSTERIOR = sys.modules["inference.checking.log_evidence"], sys.modules["inference.checking.posterior_tree"]
+EVIDENCE = sys.modules["inference.checking.log_evidence"]
+POSTERIOR = sys.modules["inference.checking.posterior_passes"]
 
 
 @dataclass(frozen=True)
