@@ -91,7 +91,9 @@ def allowed_of_ours(name, families):
     if room == "distributions":
         return ("ppl_models.distributions", "ppl_models.networks", "ppl_models.function_spaces", "ppl_models._column")
     if room == "datasets":
-        return tuple(f"ppl_models.{part}" for part in ("datasets", "function_spaces", "program", "_column", "_rows"))
+        return tuple(
+            f"ppl_models.{part}" for part in ("datasets", "function_spaces", "program", "_column", "_folders", "_rows")
+        )
     return (
         "ppl_models.program",
         *(

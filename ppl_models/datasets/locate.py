@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from ppl_models.program import CACHE_VARIABLE as CACHE_VARIABLE, cache_dir as cache_dir
+from ppl_models._folders import CACHE_VARIABLE as CACHE_VARIABLE, cache_dir as cache_dir
 
 DATA_VARIABLE = "PPL_MODELS_DATA"
 """Environment variable: one directory, or several separated as in ``PATH``, that hold ``NAME.npz`` files."""

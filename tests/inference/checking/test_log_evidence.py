@@ -1,5 +1,6 @@
 """Evidence: closed forms, the meaning of its columns, invariance to chunking, files, and refused input."""
 
+import json
 from dataclasses import replace
 
 import jax
@@ -13,6 +14,7 @@ from scipy.special import logsumexp
 
 from inference.checking.calibration import calibrate
 from inference.checking.log_evidence import COLUMNS, evidence, read_evidence, save_evidence, summarise
+from inference.checking.per_datum import params_checksum
 from inference.checking.posterior_tree import posterior
 from inference.fitting import Fit
 from ppl_models.program import Exact, Observation, Program
@@ -61,6 +63,7 @@ def test_table_describes_itself(scored):
     form, x, table = scored
     assert tuple(table.columns) == COLUMNS
     expected = {"particles": 256, "dims": 5, "bits_offset": None, "estimator": "importance", "refine": "flagged"}
+    expected["params_crc"] = params_checksum(form.fit)
     assert table.attrs == {"observation": "x in R^5", **expected}
     assert (table["datum"] == np.arange(200)).all() and table["x_crc"].is_unique
     assert table["ess"].between(1, 256).all() and (table["khat"] < 0.7).all()
@@ -164,6 +167,9 @@ def test_files_bring_back_the_same_table_to_the_bit(scored, tmp_path):
 def test_tables_from_before_posteriors_were_refined_can_be_read(scored, tmp_path):
     path = save_evidence(scored[2], tmp_path)
     pd.read_csv(path).drop(columns="estimator").to_csv(path, index=False)
+    described = json.loads((tmp_path / "evidence.json").read_text())
+    new = ("crc", "params_crc")  # no earlier version wrote them
+    (tmp_path / "evidence.json").write_text(json.dumps({k: v for k, v in described.items() if k not in new}))
     assert (read_evidence(tmp_path)["estimator"] == "amortised").all()
 
 

@@ -132,7 +132,7 @@ def test_every_named_rule_is_written_as_its_help_says():
         ("tempered:-1", "power must be positive"),
         ("ewma:2", "rate must be between 0 and 1"),
         ("window:0", "width must be a whole number >= 1"),
-        ("sticky:x", "could not convert"),
+        ("sticky:x", "a value is a finite number"),
     ],
 )
 def test_misspelt_rules(text, message):
