@@ -191,7 +191,7 @@ def save_posterior(tree: xr.DataTree, folder: str | Path) -> Path:
         raise ValueError(f"{folder} is not a folder; create it first")
     target, partial = folder / "posterior.nc", folder / f".posterior.{os.getpid()}.partial.nc"
     summed = {
-        group.path: {name: {"fletcher32": True} for name, v in group.variables.items() if v.size > 1 and v.ndim}
+        group.path: {name: {"fletcher32": True} for name, v in group.variables.items() if _summable(v)}
         for group in tree.subtree
     }
     try:
@@ -202,6 +202,11 @@ def save_posterior(tree: xr.DataTree, folder: str | Path) -> Path:
     finally:
         partial.unlink(missing_ok=True)
     return target
+
+
+def _summable(variable: Any) -> bool:
+    """Whether HDF5 can keep a check sum of a variable's chunks: not of a scalar, nor of texts of any length."""
+    return variable.ndim > 0 and variable.size > 1 and variable.dtype.kind not in "OSU"
 
 
 def _factors(factors: Mapping[str, Any], n: int) -> dict[str, np.ndarray]:

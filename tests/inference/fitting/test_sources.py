@@ -38,7 +38,7 @@ def test_every_source_gives_the_same_batches_of_a_dict(program, data):
     fed = as_source(records, program, 8, KEY).feed(0, 2)
     jax.tree.map(np.testing.assert_array_equal, take(fed, 1), take(data, slice(8, 16)))
     drawn = as_source(program.observation.sampler, program, 8, KEY)
-    assert drawn.traced and rows(drawn.batch((), jnp.int32(3))) == 8
+    assert drawn.traced and rows(drawn.batch(drawn.store, jnp.int32(3))) == 8
 
     def sampler(key, n):
         first = int(np.asarray(jax.random.key_data(key))[-1] % 30)  # cannot be traced
