@@ -44,7 +44,7 @@ def read_ranks(path: Path | None) -> dict[str, Any] | None:
     import numpy as np
 
     try:
-        with np.load(path) as held:
+        with np.load(path, allow_pickle=False) as held:
             found = {name: held[name] for name in held.files}
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} holds no ranks; write them by numpy.savez(FILE, **ranks) ({error})") from error
