@@ -123,11 +123,20 @@ def _global_options_last(argv: Sequence[str]) -> list[str]:
 def _options(command: type) -> set[str]:
     """Return the option names of a command, those of its nested groups included."""
     names = {"--help"}
-    hints = get_type_hints(command)
+    hints, annotated = get_type_hints(command), get_type_hints(command, include_extras=True)
     for entry in dataclasses.fields(command):
+        # A word that Python keeps for itself, such as class, is the name of an option only.
+        own = [found for note in getattr(annotated[entry.name], "__metadata__", ()) if (found := _own_name(note))]
         nested = dataclasses.is_dataclass(hints[entry.name])
-        names |= _options(hints[entry.name]) if nested else {f"--{entry.name.replace('_', '-')}"}
+        name = own[0] if own else entry.name.replace("_", "-")
+        names |= _options(hints[entry.name]) if nested else {f"--{name}"}
     return names
+
+
+def _own_name(note: Any) -> str | None:
+    """The name that an annotation of tyro gives an option."""
+    name = getattr(note, "name", None)
+    return name if isinstance(name, str) else None
 
 
 def _nearest(word: str, known: Any) -> str:
