@@ -73,7 +73,7 @@ def test_healthy_runs_are_not(trees):
     for healthy in trees[:-1]:
         found = levels(healthy, SPEC)
         assert not any(level.collapsed for level in found), found
-        assert sum(level.rate for level in found) > 3
+        assert sum(level.rate for level in found) > 2  # nats, after so few steps
 
 
 def test_norms_between_420_and_450_lose_no_update():
