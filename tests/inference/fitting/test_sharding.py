@@ -133,6 +133,7 @@ def test_a_checkpoint_goes_on_over_another_mesh(alone: dict[str, Any]) -> None:
     np.testing.assert_allclose(alone["next_other"]["loss"][-1], alone["next_same"]["loss"][-1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_fit_what_one_does(alone: dict[str, Any], tmp_path: Path) -> None:
     two, one = found_by("toy", tmp_path / "found.json", processes=2), alone["one"]
     for mesh in ("data", "model"):
