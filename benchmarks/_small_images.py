@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.harness import Claim
 from benchmarks.hvae_digits import mixture
 from ppl_models import datasets
 
@@ -60,3 +61,15 @@ def said(found: dict[str, Any]) -> str:
     seeds = " ".join(f"{value:+.2f}" for value in found["by_seed"])
     error = "" if found["se_seeds"] is None else f"; s.e. over seeds {found['se_seeds']:.2f}"
     return f"by seed {seeds}{error}; over data {found['se_data']:.2f}"
+
+
+def over_mixture(
+    title: str, elbo: np.ndarray, data: tuple[np.ndarray, np.ndarray], seeds: tuple[int, ...], quick: bool
+) -> Claim:
+    """ELBOs (seeds, images) beside log p(x) of a mixture of Bernoulli images fitted to the same data."""
+    mixed = of_mixture(*data, quick)
+    gained = gain(elbo, np.broadcast_to(mixed, elbo.shape))
+    return Claim(
+        "over_mixture", f"{title} less log p(x) of a mixture of Bernoulli images", gained["gain"], "nats", seeds=seeds,
+        reference=said(gained), detail={"gain": gained, "mixture": float(mixed.mean())},
+    )  # fmt: skip

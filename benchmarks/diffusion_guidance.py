@@ -106,6 +106,6 @@ def run(quick: bool) -> Iterator[Claim]:
     yield Claim(
         "evidence_gain", "the same: log p(x given its class) less log p(x), mean of held-out digits; at most log 10",
         gain, "nats", "> 0", seeds, reference="a class that x reveals for certain is worth log 10 = 2.30 nats",
-        if_missed="6,000 steps of a large MLP overfit 1,500 digits: log p(x) differs by 20 nats from seed to seed, which "
+        if_missed="6,000 steps of a large MLP overfit 1,500 digits: log p(x) differs by 20 nats between seeds, which "
         "drowns what a class is worth",
     )  # fmt: skip

@@ -142,26 +142,20 @@ def run(quick: bool) -> Iterator[Claim]:
         done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
         small, large = found["1"], found[str((SIZES[:2] if quick else SIZES)[-1])]
-        yield Claim(
-            name=f"{name}_time",
-            claim=f"{title}: processor time",
-            value=large["seconds"] / small["seconds"],
-            unit="ratio",
-            target="" if quick else time_target,
-            seeds=(0,),
-            if_missed="a call has a fixed cost of its own, which the small one is measured with",
-            detail=found,
-        )
-        yield Claim(
-            name=f"{name}_memory",
-            claim=f"{title}: peak resident memory",
-            value=large["peak_mb"] / small["peak_mb"],
-            unit="ratio",
-            target="" if quick else memory_target,
-            seeds=(0,),
-            if_missed="inputs and results are counted with it (detail: on_top_mb)",
-            detail=found,
-        )
+        for kind, words, of, target, why in (
+            ("time", "processor time", "seconds", time_target, "a call has a fixed cost, which the small one has too"),
+            (
+                "memory",
+                "peak resident memory",
+                "peak_mb",
+                memory_target,
+                "inputs and results count (detail: on_top_mb)",
+            ),
+        ):
+            yield Claim(
+                f"{name}_{kind}", f"{title}: {words}", large[of] / small[of], "ratio", "" if quick else target, (0,),
+                if_missed=why, detail=found,
+            )  # fmt: skip
 
 
 if __name__ == "__main__":

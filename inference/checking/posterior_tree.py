@@ -164,7 +164,8 @@ def _identity(fit: Any, x: Any, key: jax.Array) -> dict[str, Any]:
     return {
         "data": rows(x),
         "data_crc": _crc(x),
-        "parameters_crc": _crc((fit.params, fit.mutable, locals_of(fit, x))),
+        "params_crc": params_checksum(fit),
+        "refined_crc": _crc(locals_of(fit, x)),
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "observation": fit.program.observation.line,
     }
