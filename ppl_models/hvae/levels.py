@@ -5,8 +5,8 @@ draws its z_i itself, from the posterior in force or from the priors, with the k
 Then each z_i is registered as a site whose law answers that very key with that very draw.  Whatever a handler does
 instead - condition, substitute, replay, mask, another law - shows in what the site returns: from the first site that
 returns something else on, the levels are written out.  So every handler sees the same sites, in the same order and with
-the same laws; a run that is given its values costs one useless loop.  Where nothing is held the values are the same, too:
-a site that is given its value takes no key where levels are written out, but a loop has taken one for it already.
+the same laws; a run that is given its values costs one useless loop.  Where nothing is held so are the values: a site
+that is given its value takes no key where levels are written out, but a loop has taken one for it already.
 """
 
 from __future__ import annotations
