@@ -10,6 +10,7 @@ import xarray as xr
 
 from inference import exact_table, save_evidence, save_posterior
 from inference.cli.runs import make_card
+from inference.fitting.record import FORMAT
 from ppl_models.datasets import load
 from ppl_models.program import Observation, resolve, spec_to_json
 from tests.inference.cli.test_cli import call, untuned  # noqa: F401 - a fixture that is used by its name
@@ -46,7 +47,8 @@ def folders(tmp_path, program, monkeypatch):
         groups = {"/posterior": xr.Dataset(tree), "/observed_data": xr.Dataset({"x": (("datum", "a", "b"), x)})}
         save_posterior(xr.DataTree.from_dict(groups), folder)
         save_evidence(exact_table(program, x, rng.normal(-100 - i, 0.1, N)), folder)
-        record = {"card": card, "arguments": {"steps": 9 if name.startswith("long") else 5, "key": [0, i]}}
+        arguments = {"steps": 9 if name.startswith("long") else 5, "key": [0, i]}
+        record = {"format": FORMAT, "card": card, "arguments": arguments, "info": {}}
         (folder / "run.json").write_text(json.dumps(record))
         (folder / "spec.json").write_text(spec_to_json(program.spec))
     return tmp_path
