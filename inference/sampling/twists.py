@@ -11,7 +11,8 @@ t if the prior is normal.  The point twist is that of DPS (Chung et al. 2023, ar
 guidance is its gradient.  In twisted sequential Monte Carlo any of them is right; a better one needs fewer particles.
 
 While alpha is below :data:`LEFT`, where a network has hardly been trained, all but the point twist take R and, in the
-place of D, the best linear guess ``mean + alpha Cov (alpha^2 Cov + sigma^2 I)^-1 (x - alpha mean)``.
+place of D, the best linear guess ``mean + alpha Cov (alpha^2 Cov + sigma^2 I)^-1 (x - alpha mean)``.  From there to
+:data:`WHOLE` the guess passes to D in proportion to alpha: changed at one step, it would leave few particles with weight.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ Kind = Literal["point", "gaussian", "tweedie", "smoothed"]
 KINDS = ("point", "gaussian", "tweedie", "smoothed")
 LEFT = 0.1
 """Share alpha of the data below which x_t tells next to nothing."""
+WHOLE = 0.5
+"""Share alpha from which the guess is D alone."""
 
 
 class Twist(NamedTuple):
@@ -146,12 +149,17 @@ class Twister:
         """The twist at ``x`` and its gradient, with one forward and one backward pass (tweedie: m of these)."""
         denoised, pull = jax.vjp(denoise, x)
         a, s = self.schedule.alpha(t), self.schedule.sigma(t)
-        small = (jnp.abs(a) < LEFT) & (self.kind != "point")
+        share = jnp.clip((jnp.abs(a) - LEFT) / (WHOLE - LEFT), 0.0, 1.0) if self.kind != "point" else jnp.ones(())
+        small = share == 0
         linear, pull_linear = jax.vjp(lambda x: self.linear(x, t), x)
-        guess = jnp.where(small, linear, denoised)
+
+        def blend(linear: Array, denoised: Array) -> Array:
+            return jnp.where(small, linear, (1 - share) * linear + share * denoised)
+
+        guess = blend(linear, denoised)
 
         def back(cotangent: Array) -> Array:
-            return jnp.where(small, pull_linear(cotangent)[0], pull(cotangent)[0])
+            return blend(pull_linear(cotangent)[0], pull(cotangent)[0])
 
         if self.kind != "tweedie":
             log, cotangent = jax.value_and_grad(self.at)(guess, t, u)
