@@ -11,7 +11,7 @@ from inference.checking.sampling_checks import flagged
 from inference.sampling import calibration_ranks, condition
 from inference.sampling.observed import Observed, gaussian_parts
 from inference.sampling.particles import systematic
-from inference.sampling.twists import Spectrum, Twister
+from inference.sampling.twists import LEFT, WHOLE, Spectrum, Twister
 from ppl_models.distributions import RK4, Denoiser, DiffusionPrior, Trigonometric, Velocity
 from ppl_models.distributions.analytic import MixtureDenoiser, linear_posterior
 from tests.ppl_models.distributions.mixtures import mixture
@@ -101,6 +101,23 @@ def test_twists_are_exact_for_a_normal_prior(kind):
     found = twist(lambda x: a * x, x, t, jnp.zeros(0))
     np.testing.assert_allclose(found.log, exact(x), rtol=1e-5)
     np.testing.assert_allclose(found.grad, jax.grad(exact)(x), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["tweedie", "gaussian"])
+def test_a_twist_passes_to_the_denoiser_without_a_jump(kind):
+    """A denoiser that is wrong by 2 everywhere: below LEFT it has no say, from WHOLE on it has all of it."""
+    y, x = jnp.asarray([0.4, -0.7]), jnp.asarray([0.2, -1.0])
+    twist = Twister(kind, Observed(lambda x: dist.Normal(x, 0.3).to_event(1), y, x), lambda x: x, TRIG)
+
+    def at(alpha, off):
+        t = jnp.arccos(jnp.asarray(alpha))
+        return twist(lambda x: jnp.cos(t) * x + off, x, t, jnp.zeros(0))
+
+    gap = [float(at(alpha, 0.0).log - at(alpha, 2.0).log) for alpha in (LEFT - 1e-3, LEFT + 1e-3, 0.3, WHOLE, 0.8)]
+    assert gap[0] == 0 and 0 < gap[1] < 0.02 and gap[1] < gap[2] < gap[3]
+    np.testing.assert_allclose(at(0.3, 2.0).guess, 0.3 * x + 0.5 * 2.0, rtol=1e-4)
+    np.testing.assert_allclose(at(WHOLE, 2.0).guess, WHOLE * x + 2.0, rtol=1e-4)
+    np.testing.assert_allclose(at(0.8, 2.0).guess, 0.8 * x + 2.0, rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", [pytest.param("tds", marks=pytest.mark.slow), "mcgdiff"])
