@@ -12,7 +12,7 @@ guidance is its gradient.  In twisted sequential Monte Carlo any of them is righ
 
 While alpha is below :data:`LEFT`, where a network has hardly been trained, all but the point twist take R and, in the
 place of D, the best linear guess ``mean + alpha Cov (alpha^2 Cov + sigma^2 I)^-1 (x - alpha mean)``.  From there to
-:data:`WHOLE` the guess passes to D in proportion to alpha: changed at one step, it would leave few particles with weight.
+:data:`WHOLE` the guess passes to D in proportion to alpha: changed at one step, it would leave few particles alive.
 """
 
 from __future__ import annotations
