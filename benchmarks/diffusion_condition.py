@@ -39,7 +39,7 @@ SHORT = (
     "the Monte Carlo errors that are the unit here are estimates from the same chains; it is not the ODE, whose "
     "density in 24 steps moves the exact means by at most 0.002 sds"
 )
-CHANCE = "the largest of many right ones; their root mean square is in the record, and 1 is that of right ones"
+CHANCE = "chance if the root mean square in the record is near 1, as for right ones; else an error of the method"
 NAMES = {"tds": "TDS", "mcgdiff": "MCGdiff", "nuts": "NUTS", "dps": "DPS"}
 
 
